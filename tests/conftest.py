@@ -1,0 +1,44 @@
+"""What every test shares: few threads, the shared real data, and GPU tests that may be made compulsory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run side by side on two cores
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def shared_dir() -> Path | None:
+    """The folder of real clips and recorded cases: AUTOGAZE_SHARED, or `shared` beside the repository."""
+    folder = Path(os.environ.get("AUTOGAZE_SHARED", ROOT.parent / "shared"))
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = shared_dir()
+    if folder is None:
+        pytest.skip("needs the shared data: set AUTOGAZE_SHARED to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if os.environ.get("AUTOGAZE_REQUIRE_GPU") == "1":
+            pytest.fail("AUTOGAZE_REQUIRE_GPU=1 but there is no CUDA device")
+        pytest.skip("needs a CUDA device")
