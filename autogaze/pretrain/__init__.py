@@ -1,0 +1,1 @@
+"""Training: reconstructor, greedy labels, next-token prediction. Needs the extra `autogaze[train]`."""
