@@ -20,7 +20,6 @@ from torch import Tensor
 
 from autogaze.files import write_json
 
-FILE_NAME = "preprocessor_config.json"
 RESAMPLE_CODES = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, used in published files
 _WEIGHT_BITS = 22  # PIL's fixed point for 8-bit images: 32 - 8 bits, and 2 to spare
 _ELEMENTS_AT_ONCE = 1 << 24  # of int32 work, 64 MiB
@@ -108,14 +107,14 @@ class Preprocessor:
                    _read_resample(data.get("resample", 2)))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Preprocessor:
-        """Read `preprocessor_config.json` of a checkpoint; the default where there is none."""
-        path = Path(folder) / FILE_NAME
+    def load(cls, path: str | Path) -> Preprocessor:
+        """Read a checkpoint's `preprocessor_config.json`; the default where there is no such file."""
+        path = Path(path)
         return cls.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else cls()
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write `preprocessor_config.json`."""
-        write_json(Path(folder) / FILE_NAME, self.to_dict())
+        write_json(path, self.to_dict())
 
 
 def check_frames(frames: np.ndarray | Tensor) -> Tensor:

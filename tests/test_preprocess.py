@@ -62,9 +62,9 @@ def test_restore_undoes_normalise() -> None:
                                           Preprocessor(size=40, mean=(0.1, 0.2, 0.3), resample="bicubic"),
                                           Preprocessor(size=(8, 9), offset=False, rescale_factor=1 / 255)])
 def test_settings_survive_the_file(preprocessor: Preprocessor, tmp_path: Path) -> None:
-    preprocessor.save_pretrained(tmp_path)
-    assert Preprocessor.from_pretrained(tmp_path) == preprocessor
-    assert Preprocessor.from_pretrained(tmp_path / "nowhere") == Preprocessor()
+    preprocessor.save(tmp_path / "preprocessor_config.json")
+    assert Preprocessor.load(tmp_path / "preprocessor_config.json") == preprocessor
+    assert Preprocessor.load(tmp_path / "nowhere.json") == Preprocessor()
 
 
 @pytest.mark.parametrize("bad", [np.zeros((2, 4, 4, 3), np.float32), np.zeros((4, 4, 3), np.uint8),
