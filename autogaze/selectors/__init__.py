@@ -1,0 +1,52 @@
+"""Selectors: what one would use instead of a trained gaze, behind the same call.
+
+    select = make_selector("difference", grid)
+    gaze = select(video, 0.1)          # (B, T, 3, H, W) float -> Gaze
+
+None of them is trained. The greedy oracle needs a reconstructor and lives in `autogaze.evaluate.oracle`.
+"""
+
+from __future__ import annotations
+
+from autogaze.grid import PatchGrid
+from autogaze.selectors.coarse import CoarseSelector
+from autogaze.selectors.difference import DifferenceSelector
+from autogaze.selectors.evs import DissimilaritySelector
+from autogaze.selectors.first_frame import FirstFrameSelector
+from autogaze.selectors.flow import FlowSelector
+from autogaze.selectors.gradient import GradientSelector
+from autogaze.selectors.pyramid import PyramidSelector
+from autogaze.selectors.quadtree import QuadTreeSelector
+from autogaze.selectors.random import RandomSelector
+from autogaze.selectors.ranking import Selector
+from autogaze.selectors.rlt import RunLengthSelector
+from autogaze.selectors.shots import ShotSelector
+from autogaze.selectors.signature import SignatureSelector
+
+SELECTORS: dict[str, type] = {
+    "random": RandomSelector,
+    "coarse": CoarseSelector,
+    "first-frame": FirstFrameSelector,
+    "difference": DifferenceSelector,
+    "flow": FlowSelector,
+    "rlt": RunLengthSelector,
+    "quadtree": QuadTreeSelector,
+    "gradient": GradientSelector,
+    "signature": SignatureSelector,
+    "evs": DissimilaritySelector,
+    "shots": ShotSelector,
+    "pyramid": PyramidSelector,
+}
+
+__all__ = ["SELECTORS", "Selector", "make_selector"]
+
+
+def make_selector(name: str, grid: PatchGrid) -> Selector:
+    """A selector by name.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in SELECTORS:
+        raise ValueError(f"no selector {name!r}; there are {', '.join(SELECTORS)}")
+    return SELECTORS[name](grid)

@@ -1,0 +1,82 @@
+"""Difference: the honest opponent of a learned gaze, what plain pixels can say about where to look.
+
+Keeps the last known pixels of every place (mid-grey before anything is known) and spends each frame's budget greedily
+on the patches, of any scale, that reduce the absolute error of that picture most. This is RGB-difference gazing
+(the baseline of arXiv:2603.12254), made as strong as it can be without a network: it compares with what was
+really seen instead of the previous frame, weighs scales against one another, and counts overlaps once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from autogaze.decoding.request import PerFrame
+from autogaze.gaze import Gaze
+from autogaze.grid import PatchGrid
+from autogaze.selectors.canvas import EMPTY, paste_levels, renditions
+from autogaze.selectors.lattice import Lattice
+from autogaze.selectors.ranking import NEVER, open_video
+
+
+@dataclass(frozen=True)
+class DifferenceSelector:
+    """Takes what reduces the paste error most; exactly the budget in every frame."""
+
+    grid: PatchGrid
+
+    @cached_property
+    def lattice(self) -> Lattice:
+        return Lattice(self.grid)
+
+    def __call__(self, video: Tensor, gazing_ratio: PerFrame, generator: torch.Generator | None = None) -> Gaze:
+        """Choose patches; deterministic, `generator` is not used."""
+        video, budget = open_video(video, self.grid, gazing_ratio)
+        return self.choose(video, budget, torch.zeros_like(budget, dtype=torch.bool))
+
+    @torch.no_grad()
+    def choose(self, video: Tensor, budget: Tensor, forget: Tensor) -> Gaze:
+        """Choose patches under given budgets.
+
+        Args:
+            video: (B, T, 3, height_px, width_px) float.
+            budget: (B, T) int64.
+            forget: (B, T) bool, frames before which everything known is forgotten (cuts).
+        """
+        canvas = torch.zeros_like(video[:, 0])
+        width = int(budget.max())
+        ids = torch.zeros(*budget.shape, width, dtype=torch.int64, device=video.device)
+        for t in range(video.shape[1]):
+            canvas = torch.where(forget[:, t, None, None, None], 0.0, canvas)
+            seen = renditions(video[:, t], self.grid)
+            ids[:, t], levels = self._choose_frame(canvas, video[:, t], seen, budget[:, t], width)
+            canvas = paste_levels(canvas, seen, self.lattice.spread(levels))
+        chosen = torch.arange(width, device=video.device) < budget[..., None]
+        return Gaze(ids.where(chosen, 0), chosen, self.grid)
+
+    def _choose_frame(self, canvas: Tensor, frame: Tensor, seen: Tensor, budget: Tensor,
+                      width: int) -> tuple[Tensor, Tensor]:
+        """Greedy choice in one frame: ids (B, width) and the scale pasted in each cell (B, rows, columns)."""
+        error = self.lattice.pool((frame - canvas).abs().mean(1))  # (B, rows, columns), of what is known now
+        seen_error = self.lattice.pool((frame[:, None] - seen).abs().mean(2))  # (B, scales, rows, columns)
+        levels = torch.full_like(error, EMPTY, dtype=torch.int64)
+        taken = torch.zeros(len(frame), self.grid.patches_per_frame, dtype=torch.bool, device=frame.device)
+        ids = []
+        for pick in range(width):
+            best = self._gains(error, seen_error, levels).masked_fill(taken, NEVER).argmax(-1)
+            scale = self.grid.locate(best)[0][:, None, None]
+            better = self.lattice.covered(best) & (levels < scale) & (pick < budget)[:, None, None]
+            new_error = seen_error.gather(1, scale[..., None].expand(-1, 1, *error.shape[1:])).squeeze(1)
+            error, levels = new_error.where(better, error), scale.where(better, levels)
+            taken.scatter_(1, best[:, None], True)
+            ids.append(best)
+        return torch.stack(ids, dim=1) if ids else taken.new_zeros(len(frame), 0, dtype=torch.int64), levels
+
+    def _gains(self, error: Tensor, seen_error: Tensor, levels: Tensor) -> Tensor:
+        """(B, patches_per_frame): how much error each patch would take away; finer patches already there stay."""
+        gains = [self.lattice.sums((error - seen_error[:, k]).where(levels < k, 0.0), k)
+                 for k in range(len(self.grid.scales))]
+        return torch.cat(gains, dim=-1)

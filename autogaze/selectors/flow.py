@@ -1,0 +1,53 @@
+"""Optical flow: look where pixels move.
+
+Dense inverse search (Kroeger et al., ECCV 2016, arXiv:1603.03590) by OpenCV, on the CPU, between neighbouring
+frames; a patch scores the mean length of the motion vectors in it. The first frame has no motion and goes coarse to
+fine, as does a frame in which nothing moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from autogaze.decoding.request import PerFrame
+from autogaze.gaze import Gaze
+from autogaze.grid import PatchGrid
+from autogaze.selectors.lattice import Lattice
+from autogaze.selectors.luminance import luminance
+from autogaze.selectors.ranking import best_first, open_video
+
+
+@dataclass(frozen=True)
+class FlowSelector:
+    """Exactly the budget in every frame."""
+
+    grid: PatchGrid
+
+    @cached_property
+    def lattice(self) -> Lattice:
+        return Lattice(self.grid)
+
+    @torch.no_grad()
+    def __call__(self, video: Tensor, gazing_ratio: PerFrame, generator: torch.Generator | None = None) -> Gaze:
+        """Choose patches; deterministic, `generator` is not used."""
+        video, budget = open_video(video, self.grid, gazing_ratio)
+        grey = luminance(video)
+        low, high = grey.amin((1, 2, 3), keepdim=True), grey.amax((1, 2, 3), keepdim=True)
+        grey = ((grey - low) / (high - low).clamp(min=1e-6) * 255).round().to(torch.uint8).cpu()
+        speed = torch.from_numpy(np.stack([_speed(clip) for clip in grey.numpy()])).to(video.device)
+        return best_first(self.lattice.means(self.lattice.pool(speed)), budget, self.grid)
+
+
+def _speed(clip: np.ndarray) -> np.ndarray:
+    """(T, H, W) uint8 to (T, H, W) float32: pixels moved since the frame before, 0 in the first frame."""
+    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    speed = np.zeros(clip.shape, np.float32)
+    for t in range(1, len(clip)):
+        speed[t] = np.linalg.norm(search.calc(clip[t - 1], clip[t], None), axis=-1)
+    return speed
