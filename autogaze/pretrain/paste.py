@@ -37,7 +37,8 @@ class Painter(nn.Module):
         for k, (k_rows, k_columns) in enumerate(grid.sides):
             cell = tile / (grid.scales[k] // patch)  # side of a patch of this scale, in frame pixels
             finest = tile / (tile // patch)
-            for axis, length, cells, fine in (("y", grid.height_px, k_rows, rows), ("x", grid.width_px, k_columns, columns)):
+            axes = (("y", grid.height_px, k_rows, rows), ("x", grid.width_px, k_columns, columns))
+            for axis, length, cells, fine in axes:
                 small = (torch.arange(fine * self.small_side[k]) + 0.5) * finest / self.small_side[k]
                 full = torch.arange(length) + 0.5
                 self._keep(f"down_{axis}{k}", _down(length, cells, cell, patch))
