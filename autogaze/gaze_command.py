@@ -1,0 +1,253 @@
+"""`autogaze gaze VIDEO... --out DIR`: look at any video file and keep what was chosen.
+
+One video leaves DIR/overlay.mp4, gaze.npz and gaze.json; several leave them in DIR/<name of the video>/. Frames stream
+through, so memory stays flat however long the video is, and files appear when a video is done or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from autogaze.files import atomic_path, write_json
+from autogaze.gaze import Gaze
+from autogaze.gaze_file import GazeFileWriter
+from autogaze.model import AutoGaze
+from autogaze.report import Overlay
+from autogaze.video import FrameChunk, VideoInfo, open_writer, probe, read_chunks
+
+DEFAULT_CHECKPOINT = "autogaze-base"
+OVERLAY, ARRAYS, SUMMARY = "overlay.mp4", "gaze.npz", "gaze.json"
+
+
+@dataclass(frozen=True)
+class GazeOptions:
+    """How to look at a video."""
+
+    gazing_ratio: float = 0.75  # largest share of a frame's patches
+    task_loss_requirement: float | None = 0.7  # predicted loss at which a frame may stop; None: never
+    tiles: bool = False  # look at full resolution, tile by tile, instead of at one small square
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gazing_ratio <= 1:
+            raise ValueError(f"gazing ratio must be in [0, 1], got {self.gazing_ratio}")
+
+
+@dataclass
+class Seconds:
+    """Where the time of one video went."""
+
+    decode: float = 0.0
+    gaze: float = 0.0
+    write: float = 0.0
+
+
+@dataclass(frozen=True)
+class GazeSummary:
+    """What `gaze.json` holds."""
+
+    video: dict[str, Any]
+    model: dict[str, Any]
+    grid: dict[str, Any]
+    patches_per_frame: int
+    frames: int
+    ratio: float  # share of all patches that was chosen
+    patches: int  # chosen in all
+    patches_per_scale: dict[str, int]  # chosen in all, by scale in pixels
+    seconds: dict[str, float]
+    counts: list[int]  # chosen in every frame
+
+    def line(self, out: Path) -> str:
+        """One line for people."""
+        speed = self.frames / max(self.seconds["gaze"], 1e-9)
+        mean = self.patches / max(1, self.frames)
+        return (f"{self.video['name']}: {self.frames} frames, {mean:.1f} of {self.patches_per_frame} patches a frame "
+                f"({self.ratio:.1%}), gazing at {speed:.0f} frames/s -> {out}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", nargs="+", type=Path, help="any file that OpenCV reads")
+    parser.add_argument("--out", type=Path, default=Path("gaze-out"), help="folder to write to (default gaze-out)")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, metavar="X",
+                        help=f"shipped name, folder, run of autogaze train or hub id (default {DEFAULT_CHECKPOINT})")
+    parser.add_argument("--gazing-ratio", type=float, metavar="R",
+                        help="largest share of a frame's patches, 0 to 1 (default: the checkpoint's)")
+    parser.add_argument("--task-loss-requirement", type=_number_or_none, default="default", metavar="L",
+                        help="reconstruction loss at which a frame may stop, or none (default: the checkpoint's)")
+    parser.add_argument("--tiles", action="store_true",
+                        help="look at full resolution in tiles (default: the whole frame in one square)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_argument("--json", action="store_true", help="print the summaries as JSON on the last line of stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    infos = [probe(path) for path in args.video]  # every file must be readable before work begins
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"{args.out} exists and is not a folder")
+    model = AutoGaze.from_pretrained(args.checkpoint, pick_device(args.device))
+    config = model.config
+    loss = config.task_loss_requirement if args.task_loss_requirement == "default" else args.task_loss_requirement
+    options = GazeOptions(config.gazing_ratio if args.gazing_ratio is None else args.gazing_ratio, loss, args.tiles)
+    summaries = []
+    for info, folder in zip(infos, output_folders(args.video, args.out), strict=True):
+        summary = gaze_video(model, info, folder, options, str(args.checkpoint))
+        print(summary.line(folder), file=sys.stderr)
+        summaries.append(asdict(summary) | {"out": str(folder)})
+    if args.json:
+        print(json.dumps(summaries if len(summaries) > 1 else summaries[0]))
+    return 0
+
+
+def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOptions, checkpoint: str = "") -> GazeSummary:
+    """Look at one video and write the three files into `folder`.
+
+    Raises:
+        VideoError: if the video turns out to be damaged on the way; nothing is left behind then.
+    """
+    spent, started, created = Seconds(), time.perf_counter(), not folder.exists()
+    overlay: Overlay | None = None
+    progress = _Progress(info)
+    try:
+        with ExitStack() as files:
+            folder.mkdir(parents=True, exist_ok=True)
+            video = files.enter_context(open_writer(folder / OVERLAY, info.fps))
+            arrays: GazeFileWriter | None = None
+            for chunk, gaze in gaze_chunks(model, _timed(read_chunks(info.path), spent), options, spent):
+                begun = time.perf_counter()
+                if overlay is None or arrays is None:
+                    overlay = Overlay(gaze.grid, (info.height, info.width))
+                    arrays = files.enter_context(closing(GazeFileWriter(gaze.grid)))
+                arrays.add(gaze, chunk.times_s)
+                video.write(_draw(overlay, chunk, gaze))
+                spent.write += time.perf_counter() - begun
+                progress.show(arrays.frames)
+            assert arrays is not None  # read_chunks gives a frame or raises
+            summary = _summary(info, model, options, checkpoint, arrays, spent, time.perf_counter() - started)
+            arrays.finish(files.enter_context(atomic_path(folder / ARRAYS)))
+            write_json(folder / SUMMARY, asdict(summary))
+        return summary
+    except BaseException:
+        (folder / SUMMARY).unlink(missing_ok=True)
+        if created and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    finally:
+        progress.end()
+
+
+def gaze_chunks(model: AutoGaze, chunks: Iterable[FrameChunk], options: GazeOptions,
+                spent: Seconds | None = None) -> Iterator[tuple[FrameChunk, Gaze]]:
+    """The gaze of every chunk of frames, with what came before carried along; memory is that of one chunk."""
+    spent = spent or Seconds()
+    stream = model.stream(options.gazing_ratio, options.task_loss_requirement)
+    for chunk in chunks:
+        begun = time.perf_counter()
+        video = model.preprocessor(torch.from_numpy(chunk.frames).to(model.device))
+        gaze = join([stream.step(video[:, t]) for t in range(video.shape[1])])
+        spent.gaze += time.perf_counter() - begun
+        yield chunk, gaze
+
+
+def join(gazes: list[Gaze]) -> Gaze:
+    """Consecutive gazes (1, t, K) as one, padded to the largest K, on the CPU."""
+    width = max(gaze.ids.shape[2] for gaze in gazes)
+
+    def pad(part: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(part.cpu(), (0, width - part.shape[2]))
+
+    losses = [gaze.task_loss for gaze in gazes]
+    loss = None if any(part is None for part in losses) else torch.cat([pad(part) for part in losses if part is not None], 1)
+    return Gaze(torch.cat([pad(g.ids) for g in gazes], 1), torch.cat([pad(g.chosen) for g in gazes], 1), gazes[0].grid, loss)
+
+
+def output_folders(videos: list[Path], out: Path) -> list[Path]:
+    """`out` itself for one video, else a folder a video, numbered where names repeat."""
+    if len(videos) == 1:
+        return [out]
+    names: list[str] = []
+    for video in videos:
+        taken = sum(name == video.stem or name.startswith(f"{video.stem}-") for name in names)
+        names.append(f"{video.stem}-{taken + 1}" if video.stem in names else video.stem)
+    return [out / name for name in names]
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is the GPU if there is one.
+
+    Raises:
+        ValueError: if the device is unknown or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}: use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"no device {name!r}: {torch.cuda.device_count()} CUDA devices are visible")
+    return device
+
+
+def _draw(overlay: Overlay, chunk: FrameChunk, gaze: Gaze) -> np.ndarray:
+    masks = gaze.patch_mask()[0].cpu().numpy()
+    total = gaze.grid.patches_per_frame
+    captions = (f"frame {chunk.first + t}  {chunk.times_s[t]:.2f} s  {mask.sum()} of {total} patches ({mask.mean():.0%})"
+                for t, mask in enumerate(masks))
+    return np.stack([overlay.draw(frame, mask, caption)
+                     for frame, mask, caption in zip(chunk.frames, masks, captions, strict=True)])
+
+
+def _summary(info: VideoInfo, model: AutoGaze, options: GazeOptions, checkpoint: str, arrays: GazeFileWriter,
+             spent: Seconds, total_s: float) -> GazeSummary:
+    grid = arrays.grid
+    video = {"name": info.path.name, "width": info.width, "height": info.height, "fps": info.fps, "codec": info.codec,
+             "frames_in_container": info.frames, "frames_decoded": arrays.frames}
+    if info.frames and abs(info.frames - arrays.frames) > 1:
+        print(f"autogaze: {info.path}: decoded {arrays.frames} frames, its container lists {info.frames}", file=sys.stderr)
+    return GazeSummary(
+        video, {"checkpoint": checkpoint, **asdict(options), "device": str(model.device)}, grid.to_dict(),
+        grid.patches_per_frame, arrays.frames, arrays.patches / max(1, arrays.frames * grid.patches_per_frame), arrays.patches,
+        {str(scale): int(count) for scale, count in zip(grid.scales, arrays.per_scale, strict=True)},
+        {name: round(value, 4) for name, value in {**asdict(spent), "total": total_s}.items()}, arrays.counts().tolist())
+
+
+def _timed(chunks: Iterator[FrameChunk], spent: Seconds) -> Iterator[FrameChunk]:
+    while True:
+        begun = time.perf_counter()
+        chunk = next(chunks, None)
+        spent.decode += time.perf_counter() - begun
+        if chunk is None:
+            return
+        yield chunk
+
+
+def _number_or_none(text: str) -> float | str | None:
+    if text in ("none", "default"):
+        return None if text == "none" else text
+    return float(text)
+
+
+class _Progress:
+    """One line on a terminal that says how far the video is."""
+
+    def __init__(self, info: VideoInfo) -> None:
+        self.shown = sys.stderr.isatty()
+        self.name, self.of = info.path.name, f"/{info.frames}" if info.frames else ""
+
+    def show(self, frames: int) -> None:
+        if self.shown:
+            print(f"\r{self.name}: {frames}{self.of} frames", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self.shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
