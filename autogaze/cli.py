@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser, with the arguments of the one verb that is named."""
-    parser = argparse.ArgumentParser(prog="autogaze", description="Chooses where in a video to look, before a ViT does.")
+    parser = argparse.ArgumentParser(prog="autogaze", description="Choose where in a video to look, before a ViT does.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     named = next((word for word in arguments if not word.startswith("-")), None)

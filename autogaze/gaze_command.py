@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autogaze.files import atomic_path, write_json
+from autogaze.files import atomic_path
 from autogaze.gaze import Gaze
 from autogaze.gaze_file import GazeFileWriter
 from autogaze.model import AutoGaze
@@ -108,7 +108,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOptions, checkpoint: str = "") -> GazeSummary:
+def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOptions,
+               checkpoint: str = "") -> GazeSummary:
     """Look at one video and write the three files into `folder`.
 
     Raises:
@@ -134,10 +135,10 @@ def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOpti
             assert arrays is not None  # read_chunks gives a frame or raises
             summary = _summary(info, model, options, checkpoint, arrays, spent, time.perf_counter() - started)
             arrays.finish(files.enter_context(atomic_path(folder / ARRAYS)))
-            write_json(folder / SUMMARY, asdict(summary))
+            text = json.dumps(asdict(summary), indent=1)
+            files.enter_context(atomic_path(folder / SUMMARY)).write_text(text + "\n", encoding="utf-8")
         return summary
     except BaseException:
-        (folder / SUMMARY).unlink(missing_ok=True)
         if created and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         raise
@@ -165,9 +166,10 @@ def join(gazes: list[Gaze]) -> Gaze:
     def pad(part: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.pad(part.cpu(), (0, width - part.shape[2]))
 
-    losses = [gaze.task_loss for gaze in gazes]
-    loss = None if any(part is None for part in losses) else torch.cat([pad(part) for part in losses if part is not None], 1)
-    return Gaze(torch.cat([pad(g.ids) for g in gazes], 1), torch.cat([pad(g.chosen) for g in gazes], 1), gazes[0].grid, loss)
+    ids, chosen = (torch.cat([pad(part) for part in parts], 1)
+                   for parts in ([gaze.ids for gaze in gazes], [gaze.chosen for gaze in gazes]))
+    losses = [pad(gaze.task_loss) for gaze in gazes if gaze.task_loss is not None]
+    return Gaze(ids, chosen, gazes[0].grid, torch.cat(losses, 1) if len(losses) == len(gazes) else None)
 
 
 def output_folders(videos: list[Path], out: Path) -> list[Path]:
@@ -199,12 +201,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def _draw(overlay: Overlay, chunk: FrameChunk, gaze: Gaze) -> np.ndarray:
-    masks = gaze.patch_mask()[0].cpu().numpy()
-    total = gaze.grid.patches_per_frame
-    captions = (f"frame {chunk.first + t}  {chunk.times_s[t]:.2f} s  {mask.sum()} of {total} patches ({mask.mean():.0%})"
-                for t, mask in enumerate(masks))
-    return np.stack([overlay.draw(frame, mask, caption)
-                     for frame, mask, caption in zip(chunk.frames, masks, captions, strict=True)])
+    pictures = []
+    for t, mask in enumerate(gaze.patch_mask()[0].cpu().numpy()):
+        caption = (f"frame {chunk.first + t}  {chunk.times_s[t]:.2f} s  "
+                   f"{mask.sum()} of {len(mask)} patches ({mask.mean():.0%})")
+        pictures.append(overlay.draw(chunk.frames[t], mask, caption))
+    return np.stack(pictures)
 
 
 def _summary(info: VideoInfo, model: AutoGaze, options: GazeOptions, checkpoint: str, arrays: GazeFileWriter,
@@ -213,12 +215,19 @@ def _summary(info: VideoInfo, model: AutoGaze, options: GazeOptions, checkpoint:
     video = {"name": info.path.name, "width": info.width, "height": info.height, "fps": info.fps, "codec": info.codec,
              "frames_in_container": info.frames, "frames_decoded": arrays.frames}
     if info.frames and abs(info.frames - arrays.frames) > 1:
-        print(f"autogaze: {info.path}: decoded {arrays.frames} frames, its container lists {info.frames}", file=sys.stderr)
+        print(f"autogaze: {info.path}: decoded {arrays.frames} frames, but its container lists {info.frames}",
+              file=sys.stderr)
     return GazeSummary(
-        video, {"checkpoint": checkpoint, **asdict(options), "device": str(model.device)}, grid.to_dict(),
-        grid.patches_per_frame, arrays.frames, arrays.patches / max(1, arrays.frames * grid.patches_per_frame), arrays.patches,
-        {str(scale): int(count) for scale, count in zip(grid.scales, arrays.per_scale, strict=True)},
-        {name: round(value, 4) for name, value in {**asdict(spent), "total": total_s}.items()}, arrays.counts().tolist())
+        video=video,
+        model={"checkpoint": checkpoint, **asdict(options), "device": str(model.device)},
+        grid=grid.to_dict(),
+        patches_per_frame=grid.patches_per_frame,
+        frames=arrays.frames,
+        ratio=arrays.patches / (arrays.frames * grid.patches_per_frame),
+        patches=arrays.patches,
+        patches_per_scale={str(scale): int(n) for scale, n in zip(grid.scales, arrays.per_scale, strict=True)},
+        seconds={name: round(value, 4) for name, value in {**asdict(spent), "total": total_s}.items()},
+        counts=arrays.counts().tolist())
 
 
 def _timed(chunks: Iterator[FrameChunk], spent: Seconds) -> Iterator[FrameChunk]:

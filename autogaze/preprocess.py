@@ -98,7 +98,7 @@ class Preprocessor:
             ValueError: on a step that this class does not do (centre crop, another filter).
         """
         if data.get("do_center_crop") or not data.get("do_resize", True) or not data.get("do_rescale", True):
-            raise ValueError("only resize, rescale and normalise are supported, this preprocessing crops or leaves one out")
+            raise ValueError("this preprocessing crops, or leaves out resizing or rescaling; that is not supported")
         normalised = data.get("do_normalize", True)
         return cls(_read_size(data.get("size", {"height": 224, "width": 224})),
                    tuple(data.get("image_mean", (0.0,) * 3)) if normalised else (0.0,) * 3,

@@ -80,10 +80,10 @@ class Overlay:
         """The chosen patches over the dimmed frame, coarse to fine in the colours of their scales."""
         panel = self.panel(frame)
         grey = cv2.cvtColor(cv2.cvtColor(panel, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        picture = panel * 0.45 + grey * 0.2
+        picture = panel * np.float32(0.45) + grey * np.float32(0.2)
         for k, (pixels, chosen) in enumerate(zip(self._scales, self._split(mask), strict=True)):
             inside = chosen[pixels.cell]
-            colour = np.array(scale_colour(k), np.float64)
+            colour = np.array(scale_colour(k), np.float32)
             picture[inside] += (colour - picture[inside]) * 0.22
             edge = inside & pixels.edge
             picture[edge] += (colour - picture[edge]) * 0.9
