@@ -1,0 +1,221 @@
+"""Packed tokens: every chosen patch once, nothing padded, and attention that stays inside its bounds.
+
+Packed rows run clip after clip, frame after frame. A *run* is a stretch of rows that see the same keys: a frame, or a
+whole clip for `attention="joint"`. Class and register tokens stand in front of their run. With runs of 3 and 2 patches
+and 1 class token the rows are c p p p c p p, `runs` = (0, 4, 7), `patch_rows` = (1, 2, 3, 5, 6).
+
+On a GPU (bf16, fp16) attention is torch's variable-length flash kernel: no padding, no mask. Elsewhere it is masked
+`scaled_dot_product_attention` over padded runs: the same numbers.
+
+With a capacity, shapes do not depend on the data: packed rows beyond the last chosen patch are filler that belongs to
+no run. That form has no host sync and can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autogaze.gaze import Gaze
+
+ATTENTION = ("frame", "block_causal", "joint")
+
+
+@dataclass(frozen=True, eq=False)
+class PackedIds:
+    """The chosen patches of a gaze; like `Gaze.packed`, but with room for filler at the end."""
+
+    ids: Tensor  # (N,) int64, local to their frame; 0 in filler
+    clip: Tensor  # (N,) int64; 0 in filler
+    frame: Tensor  # (N,) int64; 0 in filler
+    offsets: Tensor  # (B * T + 1,) int32: frame t of clip b is rows [offsets[b * T + t], offsets[b * T + t + 1])
+
+    @classmethod
+    def of(cls, gaze: Gaze, capacity: int | None = None) -> PackedIds:
+        """Pack a gaze.
+
+        Args:
+            gaze: (B, T, K).
+            capacity: N, at least the number of chosen patches (the caller's word: it is not checked here, since that
+                needs a host sync); None: exactly that number, which costs one host sync on a GPU.
+        """
+        if capacity is None:
+            packed = gaze.packed()
+            return cls(packed.ids, packed.clip, packed.frame, packed.frame_offsets)
+        if gaze.ids.shape[-1] == 0:  # no slot to point filler at
+            gaze = replace(gaze, ids=gaze.ids.new_zeros(*gaze.ids.shape[:2], 1), task_loss=None,
+                           chosen=gaze.chosen.new_zeros(*gaze.ids.shape[:2], 1))
+        _, frames, slots = gaze.ids.shape
+        chosen = gaze.chosen.flatten()
+        place = chosen.cumsum(0) - 1
+        spill = torch.full_like(place, capacity)
+        slot = place.new_zeros(capacity + 1)
+        slot.scatter_(0, torch.where(chosen & (place < capacity), place, spill), torch.arange(len(chosen), device=chosen.device))
+        ends = gaze.counts.flatten().cumsum(0)
+        filler = torch.arange(capacity, device=chosen.device) >= ends[-1]
+        slot = slot[:capacity].masked_fill(filler, 0)
+        ids = gaze.ids.flatten()[slot].masked_fill(filler, 0)
+        offsets = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
+        return cls(ids, slot // (frames * slots), slot // slots % frames, offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where tokens sit in packed rows, and which rows see which."""
+
+    order: Tensor | None  # (M,) int64: row i is element order[i] of [prefix tokens of all runs, patches]; None: no prefix
+    patch_rows: Tensor  # (N,) int64
+    prefix_rows: Tensor  # (S, R) int64
+    runs: Tensor  # (S + 1,) int32: run s is rows [runs[s], runs[s + 1])
+    groups: Tensor  # (G + 1,) int32: what block-causal attention stays inside; equal to `runs` otherwise
+    longest_run: int  # upper bounds, known without asking the device
+    longest_group: int
+
+    @property
+    def block_causal(self) -> bool:
+        return len(self.groups) != len(self.runs)
+
+    @classmethod
+    def of(cls, packed: PackedIds, attention: str, shape: tuple[int, int, int], prefix: int) -> Layout:
+        """Lay out packed patches.
+
+        Args:
+            attention: "frame", "block_causal" or "joint".
+            shape: (B, T, K) of the gaze.
+            prefix: R, class and register tokens of a run: a frame's, or a clip's for "joint".
+        """
+        _, frames, slots = shape
+        patches = packed.offsets[::frames].contiguous() if attention == "joint" else packed.offsets
+        runs = patches + prefix * torch.arange(len(patches), device=patches.device, dtype=torch.int32)
+        longest = (slots * frames if attention == "joint" else slots) + prefix
+        groups = runs[::frames] if attention == "block_causal" else runs
+        longest_group = longest * frames if attention == "block_causal" else longest
+        order, patch_rows, prefix_rows = _interleave(patches.long(), len(packed.ids), prefix)
+        return cls(order, patch_rows, prefix_rows, runs, groups.contiguous(), longest, longest_group)
+
+    def join(self, prefix: Tensor | None, patches: Tensor) -> Tensor:
+        """(R, ...) prefix tokens of every run and (N, ...) patches -> (M, ...) packed rows."""
+        if self.order is None or prefix is None:
+            return patches
+        prefix = prefix.expand(len(self.prefix_rows), *prefix.shape).flatten(0, 1)
+        return torch.cat([prefix, patches])[self.order]
+
+    def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, D) packed rows -> (S, R, D) prefix tokens and (N, D) patches."""
+        if self.order is None:
+            return rows.new_zeros(*self.prefix_rows.shape, rows.shape[-1]), rows
+        return rows[self.prefix_rows], rows[self.patch_rows]
+
+
+def _interleave(offsets: Tensor, patches: int, prefix: int) -> tuple[Tensor | None, Tensor, Tensor]:
+    """`order`, `patch_rows` and `prefix_rows` of a layout; filler goes behind the last run."""
+    count, device = len(offsets) - 1, offsets.device
+    place = torch.arange(patches, device=device)
+    prefix_rows = (offsets[:-1] + prefix * torch.arange(count, device=device))[:, None] + torch.arange(prefix, device=device)
+    if prefix == 0:
+        return None, place, prefix_rows
+    run = torch.bucketize(place, offsets[1:], right=True).clamp(max=count - 1)
+    patch_rows = place + prefix * (run + 1)
+    order = torch.empty(count * prefix + patches, dtype=torch.int64, device=device)
+    order[prefix_rows.flatten()] = torch.arange(count * prefix, device=device)
+    order[patch_rows] = place + count * prefix
+    return order, patch_rows, prefix_rows
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None = None) -> Tensor:
+    """Attention of packed rows: every row sees its run, or with `block_causal` its run and the earlier ones of its group.
+
+    Args:
+        q, k, v: (M, heads, head size).
+        scale: of the scores; 1 / sqrt(head size) by default.
+
+    Returns:
+        (M, heads, head size); rows of no run are undefined.
+    """
+    if not has_flash(q):
+        return _masked(q, k, v, layout, scale)
+    if not layout.block_causal:
+        return _flash(q, k, v, layout.runs, layout.runs, layout.longest_run, layout.longest_run, scale)
+    frames = (len(layout.runs) - 1) // (len(layout.groups) - 1)
+    starts = layout.groups[:-1].repeat_interleave(frames)
+    lengths = layout.runs[1:] - starts
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return _flash_repeated(q, k, v, layout, starts, lengths, scale)
+    # Runs share keys: the kernel takes a start and a length for each, so nothing is copied. That form has no backward.
+    starts = torch.cat([starts, layout.groups[-1:]])
+    return _flash(q, k, v, layout.runs, starts, layout.longest_run, layout.longest_group, scale, lengths)
+
+
+def pooled_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int, scale: float | None = None) -> Tensor:
+    """One query for every stretch of packed keys.
+
+    Args:
+        q: (S, heads, head size).
+        k, v: (N, heads, head size).
+        offsets: (S + 1,) int32: query s sees rows [offsets[s], offsets[s + 1]).
+        longest: at least the longest stretch.
+
+    Returns:
+        (S, heads, head size); zeros where a stretch is empty.
+    """
+    if len(k) == 0:
+        return torch.zeros_like(q)
+    if has_flash(q):
+        ones = torch.arange(len(offsets), device=q.device, dtype=torch.int32)
+        pooled = _flash(q, k, v, ones, offsets, 1, longest, scale)
+    else:
+        rows, valid = _padded_rows(offsets, longest, len(k))
+        mask = valid.index_fill(1, torch.zeros(1, dtype=torch.int64, device=q.device), True)
+        pooled = F.scaled_dot_product_attention(q[:, :, None], k[rows].transpose(1, 2), v[rows].transpose(1, 2),
+                                                mask[:, None, None], scale=scale)[:, :, 0]
+    return pooled.where((offsets[1:] > offsets[:-1])[:, None, None], 0.0)
+
+
+def has_flash(q: Tensor) -> bool:
+    """Whether torch's flash kernel takes these queries."""
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, runs_q: Tensor, runs_k: Tensor, longest_q: int, longest_k: int,
+           scale: float | None, lengths_k: Tensor | None = None) -> Tensor:
+    """torch's variable-length flash attention; the public `varlen_attn` (torch 2.10) takes no `lengths_k`."""
+    return torch.ops.aten._flash_attention_forward(
+        q, k, v, runs_q, runs_k, longest_q, longest_k, 0.0, False, False, scale=scale, seqused_k=lengths_k)[0]
+
+
+def _flash_repeated(q: Tensor, k: Tensor, v: Tensor, layout: Layout, starts: Tensor, lengths: Tensor,
+                    scale: float | None) -> Tensor:
+    """Block-causal attention with a gradient: each run's keys are copied, (frames + 1) / 2 times in all."""
+    ends = lengths.long().cumsum(0)
+    offsets = torch.cat([ends.new_zeros(1), ends])
+    shift = (starts.long() - offsets[:-1]).repeat_interleave(lengths.long())
+    rows = torch.arange(len(shift), device=q.device) + shift
+    return _flash(q, k[rows], v[rows], layout.runs, offsets.to(torch.int32), layout.longest_run, layout.longest_group, scale)
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
+    if len(q) == 0:
+        return torch.zeros_like(v)
+    rows, valid = _padded_rows(layout.groups, layout.longest_group, len(q))
+    mask = valid[:, None, None]
+    if layout.block_causal:
+        frame = torch.bucketize(rows, layout.runs[1:], right=True)
+        mask = mask & (frame[:, None, :, None] >= frame[:, None, None, :])
+    first = torch.zeros(1, dtype=torch.int64, device=q.device)
+    mask = mask.index_fill(-1, first, True)  # a padded query must see something, or its NaN reaches the gradient
+    padded = (x[rows].transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(*padded, attn_mask=mask, scale=scale).transpose(1, 2)
+    row = torch.arange(len(q), device=q.device)
+    group = torch.bucketize(row, layout.groups[1:], right=True).clamp(max=len(layout.groups) - 2)
+    return out[group, (row - layout.groups[group]).clamp(max=out.shape[1] - 1)]
+
+
+def _padded_rows(offsets: Tensor, longest: int, count: int) -> tuple[Tensor, Tensor]:
+    """Rows (S, L) of every stretch, padded, and which of them are real."""
+    if offsets.device.type == "cpu":  # asking costs nothing here, and the bound may be far off
+        longest = max(1, int(offsets.diff().max()))
+    rows = offsets[:-1, None].long() + torch.arange(longest, device=offsets.device)
+    return rows.clamp(max=max(0, count - 1)), rows < offsets[1:, None]

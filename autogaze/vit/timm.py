@@ -1,0 +1,255 @@
+"""Towers of timm models: VisionTransformer, Eva (also DINOv3 and Perception Encoder) and NaFlexVit.
+
+Written against timm 1.0.16 to 1.0.31. Every block of these models is token-wise but for its attention, so each
+function below is the block's formula with attention handed in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autogaze.grid import PatchGrid
+from autogaze.vit import heads
+from autogaze.vit.family import Attend, Tower
+from autogaze.vit.features import PoolInput
+from autogaze.vit.packing import pooled_attention
+from autogaze.vit.positions import resize_table
+from autogaze.vit.rotary import rotary_table, rotate
+
+
+def _attention(attn: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+    """timm's Attention, EvaAttention and AttentionRope on packed rows (M, D)."""
+    qkv = getattr(attn, "qkv", None)
+    if qkv is not None:
+        bias = qkv.bias
+        if getattr(attn, "q_bias", None) is not None:
+            bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+        q, k, v = F.linear(x, qkv.weight, bias).unflatten(-1, (3, attn.num_heads, -1)).unbind(1)
+    else:
+        q, k, v = (proj(x).unflatten(-1, (-1, attn.head_dim)) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    if rotary is not None:
+        half = bool(getattr(attn, "rotate_half", False))
+        q, k = rotate(q, rotary, half).type_as(v), rotate(k, rotary, half).type_as(v)
+    if k.shape[1] != q.shape[1]:  # grouped queries
+        k, v = (y.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for y in (k, v))
+    out = attn.norm(attend(q.type_as(v), k.type_as(v), v).flatten(1))
+    gate = getattr(attn, "gate", None)
+    if gate is not None:
+        out = out * gate(x).sigmoid()
+    return attn.proj_drop(attn.proj(out))
+
+
+def _pre_norm(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+    x = x + block.drop_path1(block.ls1(_attention(block.attn, block.norm1(x), attend, rotary)))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def _post_norm(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+    x = x + block.drop_path1(block.norm1(_attention(block.attn, x, attend, rotary)))
+    return x + block.drop_path2(block.norm2(block.mlp(x)))
+
+
+def _eva(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+    attended = _attention(block.attn, block.norm1(x), attend, rotary)
+    x = x + block.drop_path1(attended if block.gamma_1 is None else block.gamma_1 * attended)
+    mixed = block.mlp(block.norm2(x))
+    return x + block.drop_path2(mixed if block.gamma_2 is None else block.gamma_2 * mixed)
+
+
+def _parallel_things(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+    x = x + sum(part.drop_path(part.ls(_attention(part.attn, part.norm(x), attend, rotary))) for part in block.attns)
+    return x + sum(part(x) for part in block.ffns)
+
+
+def _parallel_scaling(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+    mixed, q, k, v = block.in_proj(block.in_norm(x)).split(block.in_split, dim=-1)
+    if block.mlp_bias is not None:
+        mixed = mixed + block.mlp_bias
+    q, k, v = (y.unflatten(-1, (block.num_heads, -1)) for y in (q, k, v))
+    attended = attend(block.q_norm(q), block.k_norm(k), v).flatten(1)
+    mixed = block.mlp_drop(block.mlp_act(mixed))
+    if getattr(block, "out_proj", None) is not None:
+        out = block.out_proj(torch.cat([attended, mixed], dim=-1))
+    else:
+        out = block.attn_out_proj(attended) + block.mlp_out_proj(mixed)
+    return x + block.drop_path(block.ls(out))
+
+
+_BLOCKS = {"Block": _pre_norm, "ResPostBlock": _post_norm, "EvaBlock": _eva, "EvaBlockPostNorm": _post_norm,
+           "ParallelThingsBlock": _parallel_things, "ParallelScalingBlock": _parallel_scaling}
+_ATTENTIONS = ("Attention", "EvaAttention", "AttentionRope")
+
+
+class TimmTower(Tower):
+    """What the three timm families share: blocks, norms and pooling."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        _check_blocks(model)
+        if getattr(model, "patch_drop", None) is not None and not isinstance(model.patch_drop, nn.Identity):
+            raise ValueError("this ViT drops random patches in training (patch_drop_rate): a gaze chooses them instead; "
+                             "build it with patch_drop_rate=0")
+        self.prefix_tokens = model.num_prefix_tokens
+        self.attention_dropout = max(_dropout(block) for block in model.blocks)
+
+    def encode(self, rows: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+        rows = self.model.norm_pre(rows)
+        for index, block in enumerate(self.model.blocks):
+            angles = rotary[:, index] if rotary is not None and rotary.ndim == 4 else rotary
+            rows = _BLOCKS[type(block).__name__](block, rows, attend, angles)
+        return self.model.norm(rows)
+
+    def rotary(self, grid: PatchGrid) -> Tensor | None:
+        rope = getattr(self.model, "rope", None)
+        return None if rope is None else rotary_table(rope, grid)
+
+    def pools_prefix(self) -> bool:
+        """Whether pooling sees class and register tokens too."""
+        return self.model.pool_include_prefix
+
+    def pool(self, tokens: PoolInput) -> Tensor:
+        model = self.model
+        pooled_over = heads.with_prefix(tokens) if self.pools_prefix() else tokens
+        if model.attn_pool is not None:
+            pooled = _attention_pool(model.attn_pool, pooled_over)
+        elif model.global_pool == "token":
+            pooled = tokens.prefix[:, 0]
+        elif model.global_pool == "avg":
+            pooled = heads.mean(pooled_over)
+        elif model.global_pool == "max":
+            pooled = heads.largest(pooled_over)
+        elif model.global_pool == "avgmax":
+            pooled = (heads.largest(pooled_over) + heads.mean(pooled_over)) / 2
+        else:
+            raise ValueError("this ViT was built without pooling (global_pool=''): use `features`, or build it with one")
+        pooled = model.head_drop(model.fc_norm(pooled))
+        return pooled if self.prefix_tokens else heads.empty_to_zero(pooled, tokens)
+
+
+class VisionTransformerTower(TimmTower):
+    """timm's VisionTransformer: base, DeiT-III, SigLIP, DINOv2 with and without registers, CLIP, MAE ..."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.patch_embed = _plain_patch_embed(model.patch_embed)
+        self.patch_size = model.patch_embed.patch_size[0]
+        self.native_side = model.patch_embed.grid_size
+
+    def embed(self, patches: Tensor) -> Tensor:
+        proj = self.patch_embed.proj
+        return self.patch_embed.norm(F.linear(patches.flatten(1), proj.weight.flatten(1), proj.bias))
+
+    def drop(self, rows: Tensor) -> Tensor:
+        return self.model.pos_drop(rows)
+
+    def positions(self, grid: PatchGrid) -> Tensor | None:
+        if self.model.pos_embed is None:
+            return None
+        table = self.model.pos_embed[0]
+        own = table if self.model.no_embed_class else table[self.prefix_tokens :]
+        own = own.unflatten(0, tuple(self.native_side))
+        return torch.cat([resize_table(own, *side, antialias=True) for side in grid.sides])
+
+    def prefix(self) -> Tensor | None:
+        model = self.model
+        tokens = [token[0] for token in (model.cls_token, model.reg_token) if token is not None]
+        if not tokens:
+            return None
+        prefix = torch.cat(tokens)
+        if model.pos_embed is None or model.no_embed_class:
+            return prefix
+        return prefix + model.pos_embed[0, : self.prefix_tokens]
+
+
+class EvaTower(VisionTransformerTower):
+    """timm's Eva: EVA-01/02, DINOv3, Perception Encoder, RoPE-ViT."""
+
+    def pools_prefix(self) -> bool:
+        return self.model.attn_pool is not None
+
+
+class NaFlexTower(TimmTower):
+    """timm's NaFlexVit: learned or factorised positions, linear or convolutional embedding."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.embeds = model.embeds
+        self.patch_size = self.embeds.patch_size[0]
+        if self.embeds.patch_size[0] != self.embeds.patch_size[1]:
+            raise ValueError(f"GazedViT needs square patches, got {tuple(self.embeds.patch_size)}")
+        self.native_side = self.embeds.pos_embed_grid_size or (16, 16)
+
+    def embed(self, patches: Tensor) -> Tensor:
+        embeds = self.embeds
+        if embeds.is_linear:
+            patches = patches.permute(0, 2, 3, 1) if getattr(embeds, "channels_last", True) else patches
+            flat = patches.flatten(1)
+            return embeds.norm(embeds.proj(flat if embeds.norm_input is None else embeds.norm_input(flat)))
+        return embeds.norm(F.linear(patches.flatten(1), embeds.proj.weight.flatten(1), embeds.proj.bias))
+
+    def drop(self, rows: Tensor) -> Tensor:
+        return self.embeds.pos_drop(rows)
+
+    def positions(self, grid: PatchGrid) -> Tensor | None:
+        if self.embeds.pos_embed_type == "none":
+            return None
+        return torch.cat([self._of_side(*side) for side in grid.sides])
+
+    def _of_side(self, rows: int, columns: int) -> Tensor:
+        embeds = self.embeds
+        height, width = (max(rows, columns),) * 2 if embeds.pos_embed_ar_preserving else (rows, columns)
+        if embeds.pos_embed_type == "factorized":
+            down, right = (F.interpolate(table.mT.float(), size, mode="linear").mT[0] if table.shape[1] != size else table[0]
+                           for table, size in ((embeds.pos_embed_y, height), (embeds.pos_embed_x, width)))
+            return (down[:rows, None] + right[None, :columns]).flatten(0, 1)
+        own = embeds.pos_embed[0]
+        if own.shape[:2] == (rows, columns):
+            return own.flatten(0, 1)
+        table = resize_table(own, height, width, embeds.pos_embed_interp_mode, getattr(embeds, "pos_embed_antialias", True),
+                             getattr(embeds, "pos_embed_align_corners", False))
+        return table.unflatten(0, (height, width))[:rows, :columns].flatten(0, 1)
+
+    def prefix(self) -> Tensor | None:
+        tokens = [token[0] for token in (self.embeds.cls_token, self.embeds.reg_token) if token is not None]
+        return torch.cat(tokens) if tokens else None
+
+
+TOWERS: dict[str, type[TimmTower]] = {"VisionTransformer": VisionTransformerTower, "Eva": EvaTower, "NaFlexVit": NaFlexTower}
+
+
+def _attention_pool(pool: nn.Module, tokens: PoolInput) -> Tensor:
+    """timm's AttentionPoolLatent over packed rows."""
+    if type(pool).__name__ != "AttentionPoolLatent" or pool.pos_embed is not None or pool.latent_len != 1:
+        raise ValueError(f"pooling by {type(pool).__name__} needs every patch of an image; use `features` or `dense()`")
+    stretches = len(tokens.offsets) - 1
+    q = pool.q_norm(pool.q(pool.latent[0]).unflatten(-1, (pool.num_heads, -1))).expand(stretches, -1, -1)
+    k, v = pool.kv(tokens.features).unflatten(-1, (2, pool.num_heads, -1)).unbind(1)
+    pooled = pool.proj_drop(pool.proj(pooled_attention(q, pool.k_norm(k), v, tokens.offsets, tokens.longest).flatten(1)))
+    return pooled if pool.mlp is None else pooled + pool.mlp(pool.norm(pooled))
+
+
+def _check_blocks(model: nn.Module) -> None:
+    for block in model.blocks:
+        kind = type(block).__name__
+        if kind not in _BLOCKS:
+            raise ValueError(f"GazedViT does not know blocks of {kind}; it knows {', '.join(_BLOCKS)}")
+        for part in [part.attn for part in block.attns] if kind == "ParallelThingsBlock" else [getattr(block, "attn", None)]:
+            if part is not None and type(part).__name__ not in _ATTENTIONS:
+                raise ValueError(f"GazedViT does not know attention of {type(part).__name__}; it knows {', '.join(_ATTENTIONS)}")
+
+
+def _dropout(block: nn.Module) -> float:
+    """Attention dropout of a block."""
+    return max((module.p for name, module in block.named_modules() if name.endswith("attn_drop")), default=0.0)
+
+
+def _plain_patch_embed(embed: nn.Module) -> nn.Module:
+    proj = getattr(embed, "proj", None)
+    if type(embed).__name__ != "PatchEmbed" or not isinstance(proj, nn.Conv2d):
+        raise ValueError(f"GazedViT needs a patch embedding that sees one patch at a time, got {type(embed).__name__}")
+    if embed.patch_size[0] != embed.patch_size[1] or proj.kernel_size != proj.stride:
+        raise ValueError(f"GazedViT needs square patches that do not overlap, got {tuple(proj.kernel_size)} every {proj.stride}")
+    return embed

@@ -1,0 +1,118 @@
+"""Packing and packed attention against plain loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autogaze import Gaze, PatchGrid
+from autogaze.vit.packing import Layout, PackedIds, packed_attention, pooled_attention
+
+GRID = PatchGrid((16, 32), 8)
+
+
+def _gaze(seed: int = 0, clips: int = 2, frames: int = 3) -> Gaze:
+    """Slots in any order with holes between them, and an empty frame."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.rand(clips, frames, GRID.patches_per_frame, generator=generator).argsort(-1)[..., :7]
+    chosen = torch.rand(ids.shape, generator=generator) < 0.6
+    chosen[0, 1] = False
+    return Gaze(ids, chosen, GRID)
+
+
+def _loop(q: Tensor, k: Tensor, v: Tensor, gaze: Gaze, attention: str, prefix: int) -> Tensor:
+    """Attention of packed rows, one row at a time."""
+    frames = gaze.ids.shape[1]
+    owner = []  # (clip, frame) of every row
+    for clip, counts in enumerate(gaze.counts.tolist()):
+        if attention == "joint":
+            owner += [(clip, 0)] * (prefix + sum(counts))
+        else:
+            owner += [(clip, frame) for frame in range(frames) for _ in range(prefix + counts[frame])]
+    rows = []
+    for row, (clip, frame) in enumerate(owner):
+        seen = [other for other, (c, f) in enumerate(owner)
+                if c == clip and (f == frame or (attention == "block_causal" and f < frame))]
+        weights = (torch.einsum("hd,shd->hs", q[row], k[seen]) * q.shape[-1] ** -0.5).softmax(-1)
+        rows.append(torch.einsum("hs,shd->hd", weights, v[seen]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("attention", ["frame", "block_causal", "joint"])
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_packed_attention_equals_a_loop_over_rows(attention: str, prefix: int) -> None:
+    gaze = _gaze()
+    layout = Layout.of(PackedIds.of(gaze), attention, tuple(gaze.ids.shape), prefix)
+    units = 2 if attention == "joint" else 6
+    q, k, v = torch.randn(3, int(gaze.chosen.sum()) + prefix * units, 2, 8).unbind(0)
+    assert int(layout.runs[-1]) == len(q)
+    assert torch.allclose(packed_attention(q, k, v, layout), _loop(q, k, v, gaze, attention, prefix), atol=1e-6)
+
+
+@pytest.mark.parametrize("capacity", [42, 30])
+def test_a_capacity_packs_the_same_patches_and_adds_filler(capacity: int) -> None:
+    gaze = _gaze()
+    exact, filled = PackedIds.of(gaze), PackedIds.of(gaze, capacity)
+    count = len(exact.ids)
+    assert count < capacity == len(filled.ids)
+    for name in ("ids", "clip", "frame"):
+        assert torch.equal(getattr(filled, name)[:count], getattr(exact, name))
+        assert not getattr(filled, name)[count:].any()
+    assert torch.equal(filled.offsets, exact.offsets) and filled.offsets.dtype == torch.int32
+
+
+def test_an_empty_gaze_packs_to_nothing() -> None:
+    gaze = Gaze(torch.zeros(2, 3, 4, dtype=torch.long), torch.zeros(2, 3, 4, dtype=torch.bool), GRID)
+    packed = PackedIds.of(gaze)
+    layout = Layout.of(packed, "block_causal", (2, 3, 4), 0)
+    q = torch.randn(0, 2, 8)
+    assert len(packed.ids) == 0 and packed_attention(q, q, q, layout).shape == (0, 2, 8)
+    assert not pooled_attention(torch.randn(6, 2, 8), q, q, packed.offsets, 4).any()
+
+
+def test_rows_survive_a_join_and_a_split() -> None:
+    gaze = _gaze()
+    packed = PackedIds.of(gaze, capacity=42)
+    layout = Layout.of(packed, "frame", tuple(gaze.ids.shape), 3)
+    prefix, patches = torch.randn(3, 5), torch.randn(42, 5)
+    got_prefix, got_patches = layout.split(layout.join(prefix, patches))
+    assert torch.equal(got_prefix, prefix.expand(6, -1, -1)) and torch.equal(got_patches, patches)
+
+
+def test_the_gradient_of_masked_attention_is_finite_with_padded_and_empty_runs() -> None:
+    gaze = _gaze()
+    layout = Layout.of(PackedIds.of(gaze), "block_causal", tuple(gaze.ids.shape), 0)
+    q, k, v = (torch.randn(int(gaze.chosen.sum()), 2, 8, requires_grad=True) for _ in range(3))
+    packed_attention(q, k, v, layout).square().sum().backward()
+    assert all(x.grad.isfinite().all() for x in (q, k, v))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["frame", "block_causal", "joint"])
+@pytest.mark.parametrize("size", [64, 72])
+def test_flash_equals_masked_attention_on_the_gpu(attention: str, size: int) -> None:
+    gaze = _gaze(clips=5, frames=16).to("cuda")
+    layout = Layout.of(PackedIds.of(gaze), attention, tuple(gaze.ids.shape), 1)
+    rows = int(layout.runs[-1])
+    q, k, v = (torch.randn(rows, 4, size, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    expected = packed_attention(q.float(), k.float(), v.float(), layout)
+    assert (packed_attention(q, k, v, layout).float() - expected).abs().max() < 2e-2
+    grads = []
+    for dtype in (torch.bfloat16, torch.float32):
+        inputs = [x.to(dtype, copy=True).requires_grad_() for x in (q, k, v)]
+        out = packed_attention(*inputs, layout)
+        assert (out.float() - expected).abs().max() < 2e-2
+        out.float().square().sum().backward()
+        grads.append([x.grad.float() for x in inputs])
+    for flash, masked in zip(*grads, strict=True):
+        assert F.cosine_similarity(flash.flatten(), masked.flatten(), dim=0) > 0.999
+
+
+@pytest.mark.gpu
+def test_flash_pooling_equals_masked_pooling_on_the_gpu() -> None:
+    offsets = torch.tensor([0, 3, 3, 10], dtype=torch.int32, device="cuda")
+    q, k, v = (torch.randn(count, 4, 64, device="cuda", dtype=torch.bfloat16) for count in (3, 10, 10))
+    flash = pooled_attention(q, k, v, offsets, 10).float()
+    assert (flash - pooled_attention(q.float(), k.float(), v.float(), offsets, 10)).abs().max() < 2e-2
