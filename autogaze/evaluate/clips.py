@@ -1,0 +1,125 @@
+"""Clips to be judged: a folder of videos, 16 frames of each, with what a manifest says about them.
+
+Frames are taken evenly over the whole clip unless a stride is given. A `manifest.csv` in the folder or the one above
+may name a clip's `kind` and its `source_group`: results are then shown per kind, and clips cut from the same source
+are resampled together when confidence is bootstrapped.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autogaze.grid import PatchGrid
+from autogaze.preprocess import Preprocessor, resize
+from autogaze.video import read_video
+
+SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+THREADS = 8  # OpenCV decodes outside the interpreter's lock
+UNKNOWN = "unknown"  # kind of a clip that no manifest names
+
+
+@dataclass(frozen=True, eq=False)
+class ClipSet:
+    """Clips in memory."""
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    groups: tuple[str, ...]  # clips of one group come from the same source
+    frames: Tensor  # (N, T, H, W, 3) uint8
+    preprocessor: Preprocessor
+    skipped: tuple[str, ...] = ()  # names of files that could not be read
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def batches(self, size: int, device: torch.device | str) -> Iterator[tuple[slice, Tensor]]:
+        """Parts of the set as preprocessed video (B, T, 3, H, W), with the slice each one is."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            frames = self.frames[part].to(device)
+            yield part, self.preprocessor.normalise(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+
+
+def load_clips(folder: str | Path, grid: PatchGrid, preprocessor: Preprocessor | None = None, frames: int = 16,
+               stride: int | None = None, limit: int | None = None) -> ClipSet:
+    """Read the clips of a folder and its sub-folders.
+
+    Args:
+        folder: where they are.
+        grid: says the size that frames are brought to.
+        preprocessor: how pixels are scaled; the default one when not given.
+        frames: of every clip.
+        stride: take every stride-th frame from the start; None takes the frames evenly over the clip.
+        limit: at most so many clips, spread over the sorted list of names.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if no clip in it can be read and is long enough.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    if frames < 1 or (stride is not None and stride < 1) or (limit is not None and limit < 1):
+        raise ValueError(f"frames, stride and limit must be positive, got {frames}, {stride} and {limit}")
+    preprocessor = preprocessor or Preprocessor()
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if limit is not None and limit < len(paths):
+        paths = [paths[i] for i in np.linspace(0, len(paths) - 1, limit).round().astype(int)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        read = list(pool.map(lambda path: _read(path, grid, preprocessor.resample, frames, stride), paths))
+    skipped = [(path.name, clip) for path, clip in zip(paths, read, strict=True) if isinstance(clip, str)]
+    for name, reason in skipped:
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    kept = [(path, clip) for path, clip in zip(paths, read, strict=True) if isinstance(clip, Tensor)]
+    if not kept:
+        raise ValueError(f"{folder} holds no readable clip of {frames} frames ({len(paths)} videos found, "
+                         f"suffixes {' '.join(SUFFIXES)})")
+    facts = [_facts(folder, path) for path, _ in kept]
+    return ClipSet(tuple(path.relative_to(folder).as_posix() for path, _ in kept), tuple(kind for kind, _ in facts),
+                   tuple(group for _, group in facts), torch.stack([clip for _, clip in kept]), preprocessor,
+                   tuple(name for name, _ in skipped))
+
+
+def pick_frames(count: int, frames: int, stride: int | None) -> list[int]:
+    """Which frames of a clip of `count` are taken; fewer than `frames` where it is too short."""
+    if stride is None:
+        return np.linspace(0, count - 1, frames).round().astype(int).tolist() if count >= frames else list(range(count))
+    return list(range(0, count, stride))[:frames]
+
+
+def _read(path: Path, grid: PatchGrid, resample: str, frames: int, stride: int | None) -> Tensor | str:
+    """(T, H, W, 3) uint8 at the grid's size, or why there is none."""
+    try:
+        clip = read_video(path).frames
+    except ValueError as error:
+        return str(error)
+    picked = pick_frames(len(clip), frames, stride)
+    if len(picked) < frames:
+        return f"{len(clip)} frames, {frames} are needed" + (f" at stride {stride}" if stride else "")
+    return resize(torch.from_numpy(clip[picked]), (grid.height_px, grid.width_px), resample)
+
+
+def _facts(folder: Path, path: Path) -> tuple[str, str]:
+    """(kind, source group) of a clip, from the manifest that names it."""
+    for root in (folder, folder.resolve().parent):
+        row = _manifest(root).get(path.resolve().relative_to(root.resolve()).as_posix())
+        if row is not None:
+            return row.get("kind") or UNKNOWN, row.get("source_group") or path.name
+    return UNKNOWN, path.name
+
+
+def _manifest(root: Path) -> dict[str, dict[str, str]]:
+    path = root / "manifest.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["file"]: row for row in csv.DictReader(file) if row.get("file")}

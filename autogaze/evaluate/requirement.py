@@ -1,0 +1,76 @@
+"""Requirement mode: the model decides how much to look at, we look at how it decides.
+
+The requirement is the loss of looking at everything plus a slack, either each clip's own or one for all clips (the
+mean). A frame counts as stopped if it used less than the largest ratio; a stop is kept if the frame's true loss
+is at most 5 % above the requirement, which is what calibration promises of nine in ten.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from autogaze.evaluate.bootstrap import Interval, bootstrap
+from autogaze.evaluate.measurement import Evaluator
+from autogaze.model import AutoGaze
+
+SLACK = 0.10  # above the dense loss
+KEPT = 1.05  # a stop is kept up to this times the requirement
+LARGEST_RATIO = 0.75
+OWN, COMMON = "each clip's own", "one for all clips"
+ALL = "all"  # kind that stands for every clip
+
+
+@dataclass(frozen=True)
+class RequirementRow:
+    """How much one model looks at in the clips of one kind."""
+
+    method: str
+    requirement: str  # OWN or COMMON
+    kind: str
+    clips: int
+    required_loss: float  # mean over the clips
+    loss: float  # reached, mean over the clips
+    ratio: Interval  # share of patches chosen, mean over the clips
+    ratio_spread: float  # standard deviation over the clips
+    ratio_low: float  # 10 % and 90 % quantile over the clips
+    ratio_high: float
+    stopped: float  # share of the frames that stopped before the largest ratio
+    kept: float | None  # share of those whose true loss meets the requirement; None if none stopped
+
+
+def measure_requirement(name: str, model: AutoGaze, evaluator: Evaluator, dense: torch.Tensor) -> list[RequirementRow]:
+    """Run a model under both requirements.
+
+    Args:
+        name: of the model.
+        model: on the grid of the reconstructor.
+        evaluator: with the clips.
+        dense: (N, T) losses of looking at everything.
+    """
+    own = dense.mean(1) * (1 + SLACK)
+    rows = []
+    for label, required in ((OWN, own), (COMMON, own.mean().expand(len(own)))):
+        loss, counts = evaluator.frame_losses(lambda video, part, required=required: model.generate(
+            video, gazing_ratio=LARGEST_RATIO, task_loss_requirement=required[part, None].expand(video.shape[:2])))
+        kinds = np.array(evaluator.clips.kinds)
+        for kind in (ALL, *sorted(set(evaluator.clips.kinds))):
+            picked = torch.from_numpy((kinds == kind) | (kind == ALL))
+            rows.append(_row(name, label, kind, evaluator, required, loss, counts, picked))
+    return rows
+
+
+def _row(name: str, label: str, kind: str, evaluator: Evaluator, required: torch.Tensor, loss: torch.Tensor,
+         counts: torch.Tensor, picked: torch.Tensor) -> RequirementRow:
+    required, loss, counts = required[picked], loss[picked], counts[picked]
+    grid = evaluator.reconstructor.grid
+    stopped = counts < grid.budget(LARGEST_RATIO)
+    kept = loss <= KEPT * required[:, None]
+    ratio = (counts.double().mean(1) / grid.patches_per_frame).numpy()
+    groups = [group for group, keep in zip(evaluator.clips.groups, picked.tolist(), strict=True) if keep]
+    return RequirementRow(
+        name, label, kind, len(loss), float(required.mean()), float(loss.mean()), bootstrap([ratio], groups),
+        float(ratio.std()), float(np.quantile(ratio, 0.1)), float(np.quantile(ratio, 0.9)),
+        float(stopped.float().mean()), float(kept[stopped].float().mean()) if bool(stopped.any()) else None)
