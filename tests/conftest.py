@@ -42,3 +42,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get("AUTOGAZE_REQUIRE_GPU") == "1":
             pytest.fail("AUTOGAZE_REQUIRE_GPU=1 but there is no CUDA device")
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an untrained tiny model that gazes at a tenth of the patches."""
+    from dataclasses import replace
+
+    from autogaze.model import AutoGaze, AutoGazeConfig
+
+    torch.manual_seed(0)
+    config = replace(AutoGazeConfig.tiny(), gazing_ratio=0.1, task_loss_requirement=None)
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    AutoGaze(config).save_pretrained(folder)
+    return folder
