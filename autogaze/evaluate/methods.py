@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from autogaze.evaluate.oracle import GreedyOracle
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
 from autogaze.model import AutoGaze
@@ -50,8 +51,6 @@ def model_method(name: str, model: AutoGaze, grid: PatchGrid) -> Method:
 
 def oracle_method(reconstructor: Reconstructor) -> Method:
     """The greedy search on the judge itself: what a gaze could reach, not something that can be used."""
-    from autogaze.evaluate.oracle import GreedyOracle
-
     return Method("oracle", ORACLE, GreedyOracle(reconstructor))
 
 

@@ -1,0 +1,38 @@
+"""Greedy oracle: the search that makes training labels, run on the very clips that are judged.
+
+Each frame takes, one after another, the patches that lower the judge's own loss most. It needs the reconstructor and
+hundreds of its passes a frame, so it is an upper bound to measure against and not a way to choose patches. Greedy
+choices are not optimal: a gaze may in principle do better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from autogaze.decoding.request import PerFrame
+from autogaze.gaze import Gaze
+from autogaze.grid import PatchGrid
+from autogaze.pretrain.greedy import GreedySettings, greedy_gaze
+from autogaze.pretrain.reconstructor import Reconstructor
+from autogaze.selectors.ranking import open_video
+
+
+@dataclass(frozen=True, eq=False)
+class GreedyOracle:
+    """Exactly the budget in every frame. On a GPU the search runs in bfloat16; what it finds is judged in float32."""
+
+    reconstructor: Reconstructor
+    settings: GreedySettings = field(default_factory=GreedySettings)
+
+    @property
+    def grid(self) -> PatchGrid:
+        return self.reconstructor.grid
+
+    def __call__(self, video: Tensor, gazing_ratio: PerFrame, generator: torch.Generator | None = None) -> Gaze:
+        """Choose patches; deterministic, `generator` is not used."""
+        video, budget = open_video(video, self.grid, gazing_ratio)
+        with torch.autocast(video.device.type, torch.bfloat16, enabled=video.device.type == "cuda"):
+            return greedy_gaze(self.reconstructor, video, budget, self.settings).gaze

@@ -1,0 +1,201 @@
+"""Quality: what the gaze keeps of clips that training never saw, beside every selector and the greedy oracle.
+
+    python -m benchmarks.quality --data videos --split test --checkpoint ntp=RUN --checkpoint rl=RUN \\
+        --reconstructor RUN --out benchmarks/results/DATE-DEVICE-quality.json
+
+One run measures everything: loss, PSNR, SSIM and paste-and-upsample at ratios 0.01 to 0.4, per kind of clip, with
+bootstrapped confidence; requirement mode; the ratio needed for a loss; the time of every method; and whether the
+project's goals are met. FILE.json holds all of it, FILE.md the tables and FILE.png the curves. Everything is float32
+without TF32, but the oracle's search, which runs in bfloat16. Frames are taken evenly over each clip unless
+--stride is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from autogaze.evaluate.clips import load_clips
+from autogaze.evaluate.command import sampling_in_words
+from autogaze.evaluate.evaluation import ORACLE_RATIOS, RATIOS, Plan, evaluate, load_reconstructor
+from autogaze.evaluate.measurement import Evaluator
+from autogaze.evaluate.methods import NETWORK, ORACLE, UNTRAINED, Method, known_methods, make_methods
+from autogaze.evaluate.plot import plot_losses
+from autogaze.evaluate.results import Results
+from autogaze.evaluate.summary import LOSS_MINUS, LOSS_OVER, RANDOM, WAY
+from autogaze.evaluate.table import markdown, table
+from autogaze.files import write_text
+from autogaze.gaze_command import pick_device
+
+TIMED_RATIO = 0.1
+RUNS = 5
+GOAL_RATIOS = (0.05, 0.1)
+MOST_OVER_RANDOM, MOST_OVER_BEST, LEAST_WAY, MOST_CCTV = 0.72, 0.88, 0.60, 0.03
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long choosing takes, without reading or preprocessing the clips."""
+
+    method: str
+    gazing_ratio: float
+    clips: int  # in the batch
+    runs: int
+    median_ms: float  # for the whole batch
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One thing that the shipped weights should reach."""
+
+    name: str
+    value: float | None  # None: it was not measured
+    wanted: str
+    met: bool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write, and say which goals are met; 0 whether they are or not."""
+    args = _parser().parse_args(argv)
+    begun = time.perf_counter()
+    device = pick_device(args.device)
+    reconstructor = load_reconstructor(args.reconstructor).to(device)
+    methods = make_methods(args.checkpoint, args.against or known_methods(), reconstructor, device)
+    folder = args.data / args.split if args.split else args.data
+    preprocessor = next(method.model.preprocessor for method in methods if method.model is not None)
+    clips = load_clips(folder, reconstructor.grid, preprocessor, args.frames, args.stride, args.limit)
+    print(f"{len(clips)} clips read, {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+    plan = Plan(RATIOS, tuple(args.oracle_ratios), True, folder.name, sampling_in_words(args.stride))
+    evaluator = Evaluator(reconstructor, clips, device, args.batch)
+    results = evaluate(methods, evaluator, plan)
+    timings = time_methods(methods, evaluator) if args.time else []
+    goals = check_goals(results)
+    more = {"what": "quality", "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "machine": machine(device), "command": "python -m benchmarks.quality " + " ".join(argv or sys.argv[1:]),
+            "seconds": round(time.perf_counter() - begun, 1), "goals": [asdict(goal) for goal in goals],
+            "timings": [asdict(timing) for timing in timings]}
+    if args.out is not None:
+        results.save(args.out, **more)
+        write_text(args.out.with_suffix(".md"), "\n".join([goal_table(goals), markdown(results), time_table(timings)]))
+        plot_losses(results, args.out.with_suffix(".png"))
+    print(goal_table(goals), markdown(results), time_table(timings), sep="\n")
+    print(json.dumps({"seconds": more["seconds"], "goals": more["goals"]}))
+    return 0
+
+
+def check_goals(results: Results) -> list[Goal]:
+    """What the last checkpoint named should reach; the checkpoint before it is what it should improve on."""
+    networks = results.methods(NETWORK)
+    name, earlier = networks[-1], networks[:-1]
+    found = {(row.figure, row.gazing_ratio, row.against == RANDOM, row.against): row.interval
+             for row in results.comparisons if row.method == name}
+    goals = []
+    for ratio in GOAL_RATIOS:
+        over_random = found.get((LOSS_OVER, ratio, True, RANDOM))
+        over_best = next((interval for key, interval in found.items() if key[:3] == (LOSS_OVER, ratio, False)),
+                         over_random)
+        way = next((interval for key, interval in found.items() if key[:2] == (WAY, ratio)), None)
+        goals += [_at_most(f"loss / random's at {ratio:g}", over_random and over_random.value, MOST_OVER_RANDOM),
+                  _at_most(f"loss / best selector's at {ratio:g}", over_best and over_best.value, MOST_OVER_BEST),
+                  Goal(f"way from random to the oracle at {ratio:g}", way and way.value, f">= {LEAST_WAY:g}",
+                       way is not None and way.value >= LEAST_WAY)]
+        for other in earlier:
+            interval = found.get((LOSS_MINUS, ratio, False, other))
+            goals.append(Goal(f"loss - {other}'s at {ratio:g}, upper end of 95 %", interval and interval.high, "< 0",
+                              interval is not None and interval.high < 0))
+    over = [row.over_random.value for row in results.kinds if row.method == name and row.over_random is not None]
+    goals.append(_at_most("loss - random's, worst kind and ratio", max(over, default=None), 0.0))
+    for row in results.requirements:
+        if row.method == name and row.kind == "cctv":
+            goals.append(_at_most(f"cctv: ratio for dense loss + 10 % ({row.requirement})", row.ratio.value, MOST_CCTV))
+    return goals
+
+
+def time_methods(methods: Sequence[Method], evaluator: Evaluator) -> list[Timing]:
+    """Median time of choosing for one clip and for a batch; the oracle is left out, nobody can use it."""
+    timings = []
+    for batch in sorted({1, min(16, len(evaluator.clips))}):
+        _, video = next(evaluator.clips.batches(batch, evaluator.device))
+        for method in methods:
+            if method.sort != ORACLE and method.name != UNTRAINED:
+                times = [_milliseconds(lambda method=method, video=video: method.choose(
+                    video, TIMED_RATIO, torch.Generator().manual_seed(0)), video) for _ in range(RUNS + 1)]
+                timings.append(Timing(method.name, TIMED_RATIO, batch, RUNS, round(median(times[1:]), 3)))
+    return timings
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What ran it."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": name, "torch": torch.__version__, "cuda": str(torch.version.cuda),
+            "python": platform.python_version()}
+
+
+def goal_table(goals: Sequence[Goal]) -> str:
+    """The goals, met or not."""
+    return table(["goal", "value", "wanted", "met"],
+                 [[goal.name, "-" if goal.value is None else f"{goal.value:.4f}", goal.wanted,
+                   "yes" if goal.met else "no"] for goal in goals], "Goals")
+
+
+def time_table(timings: Sequence[Timing]) -> str:
+    """Milliseconds by method and batch."""
+    batches = sorted({timing.clips for timing in timings})
+    found = {(timing.method, timing.clips): timing.median_ms for timing in timings}
+    return table(["method", *(f"{batch} clip{'s' * (batch > 1)}, ms" for batch in batches)],
+                 [[method, *(f"{found[method, batch]:.2f}" for batch in batches)]
+                  for method in dict.fromkeys(timing.method for timing in timings)],
+                 f"Time to choose at {TIMED_RATIO:g}, 16 frames a clip")
+
+
+def _at_most(name: str, value: float | None, most: float) -> Goal:
+    return Goal(name, value, f"<= {most:g}", value is not None and value <= most)
+
+
+def _milliseconds(call: Callable[[], object], video: Tensor) -> float:
+    _synchronise(video)
+    begun = time.perf_counter()
+    call()
+    _synchronise(video)
+    return (time.perf_counter() - begun) * 1000
+
+
+def _synchronise(video: Tensor) -> None:
+    if video.is_cuda:
+        torch.cuda.synchronize(video.device)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="benchmarks.quality", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of videos")
+    parser.add_argument("--split", default="test", help='sub-folder of --data; "" for the folder itself (default test)')
+    parser.add_argument("--checkpoint", action="append", required=True, metavar="LABEL=X",
+                        help="may be repeated, weak to strong; the last is judged")
+    parser.add_argument("--reconstructor", help="folder of the judge (default: the shipped one)")
+    parser.add_argument("--against", type=lambda text: tuple(text.split(",")),
+                        help="default: every selector, untrained, oracle")
+    parser.add_argument("--oracle-ratios", type=lambda text: tuple(map(float, text.split(","))), default=ORACLE_RATIOS,
+                        help="ratios at which the oracle runs (default 0.05,0.1)")
+    parser.add_argument("--frames", type=int, default=16, help="frames of every clip (default 16)")
+    parser.add_argument("--stride", type=int, help="take every STRIDE-th frame (default: evenly over the clip)")
+    parser.add_argument("--limit", type=int, help="at most so many clips (default: all)")
+    parser.add_argument("--batch", type=int, default=16, help="clips at once (default 16)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
+    parser.add_argument("--no-time", dest="time", action="store_false", help="leave the timings out")
+    parser.add_argument("--out", type=Path, help="JSON file; .md and .png are written beside it")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
