@@ -38,7 +38,9 @@ def test_the_recorded_siglip_tower_is_reproduced(shared: Path) -> None:
 
     parts, tiny = shared / "compat" / "parts", load_file(shared / "compat" / "tiny" / "cases.safetensors")
     known = transformers.SiglipVisionConfig().to_dict()
-    config = {k: v for k, v in json.loads((parts / "siglip_config.json").read_text()).items() if k in known and v is not None}
+    config = {
+        k: v for k, v in json.loads((parts / "siglip_config.json").read_text()).items() if k in known and v is not None
+    }
     model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**config)).eval()
     weights = load_file(parts / "siglip_model.safetensors")
     if not hasattr(model, "vision_model"):
@@ -126,22 +128,29 @@ def test_a_model_at_another_input_size_equals_its_dense_self() -> None:
     mask = torch.zeros(1, 2, grid.patches_per_frame, dtype=torch.bool)
     mask[..., grid.offsets[-1] :] = True
     dense = model.forward_features(video[0])[:, 1:]
-    assert torch.allclose(GazedViT(model)(video, Gaze.from_patch_mask(mask, grid)).features, dense.flatten(0, 1), atol=1e-4)
+    assert torch.allclose(
+        GazedViT(model)(video, Gaze.from_patch_mask(mask, grid)).features, dense.flatten(0, 1), atol=1e-4
+    )
 
 
 def test_other_patch_sizes_are_refused_with_the_call_that_fits() -> None:
     vit = GazedViT(_vit(img_size=378, patch_size=14, depth=1))
     grid = PatchGrid()
     gaze = Gaze.from_patch_mask(torch.ones(1, 1, grid.patches_per_frame, dtype=torch.bool), grid)
-    with pytest.raises(ValueError, match=r"16 px, this ViT's 14 px.*target_scales=\(56, 112, 196, 378\), target_patch_size=14"):
+    with pytest.raises(
+        ValueError, match=r"16 px, this ViT's 14 px.*target_scales=\(56, 112, 196, 378\), target_patch_size=14"
+    ):
         vit(torch.zeros(1, 1, 3, 378, 378), gaze)
 
 
-@pytest.mark.parametrize(("video", "message"), [
-    (torch.zeros(2, 3, 32, 32, 3), r"must be \(B, T, 3, H, W\) float"),
-    (torch.zeros(2, 3, 3, 32, 32, dtype=torch.uint8), "got torch.uint8"),
-    (torch.zeros(2, 4, 3, 32, 32), "2 clips of 4 frames, the gaze 2 of 3"),
-])
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        (torch.zeros(2, 3, 32, 32, 3), r"must be \(B, T, 3, H, W\) float"),
+        (torch.zeros(2, 3, 3, 32, 32, dtype=torch.uint8), "got torch.uint8"),
+        (torch.zeros(2, 4, 3, 32, 32), "2 clips of 4 frames, the gaze 2 of 3"),
+    ],
+)
 def test_videos_that_do_not_fit_are_refused(video: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GazedViT(_vit())(video, _gaze())

@@ -33,8 +33,11 @@ def _loop(q: Tensor, k: Tensor, v: Tensor, gaze: Gaze, attention: str, prefix: i
             owner += [(clip, frame) for frame in range(frames) for _ in range(prefix + counts[frame])]
     rows = []
     for row, (clip, frame) in enumerate(owner):
-        seen = [other for other, (c, f) in enumerate(owner)
-                if c == clip and (f == frame or (attention == "block_causal" and f < frame))]
+        seen = [
+            other
+            for other, (c, f) in enumerate(owner)
+            if c == clip and (f == frame or (attention == "block_causal" and f < frame))
+        ]
         weights = (torch.einsum("hd,shd->hs", q[row], k[seen]) * q.shape[-1] ** -0.5).softmax(-1)
         rows.append(torch.einsum("hs,shd->hd", weights, v[seen]))
     return torch.stack(rows)

@@ -47,7 +47,9 @@ def test_patches_of_a_frame_that_is_not_a_whole_number_of_tiles() -> None:
 def test_a_gradient_reaches_the_pixels_of_chosen_patches_only() -> None:
     grid = PatchGrid((16, 32), 8)
     video = torch.randn(1, 3, 32, 32, requires_grad=True)
-    cut = cut_patches(video, torch.tensor([0]), torch.tensor([grid.id_at(1, 2, 3)]), Taps.of(grid, 32, 32, video.device))
+    cut = cut_patches(
+        video, torch.tensor([0]), torch.tensor([grid.id_at(1, 2, 3)]), Taps.of(grid, 32, 32, video.device)
+    )
     cut.sum().backward()
     expected = torch.zeros(3, 32, 32)
     expected[:, 16:24, 24:32] = 1

@@ -25,6 +25,7 @@ class Tower(ABC):
     prefix_tokens: int  # R, class and register tokens in front of a run
     native_side: tuple[int, int]  # rows and columns of the grid that the position embedding was trained on
     attention_dropout: float  # packed attention has none, so training refuses it
+    run_block: Callable[..., Tensor]  # (block, rows, attend, rotary) -> rows; may be replaced by its compiled form
 
     @abstractmethod
     def embed(self, patches: Tensor) -> Tensor:
@@ -74,23 +75,63 @@ _MERGES = "it merges neighbouring patches between stages, so every patch needs a
 _CROP = "input selection only: crop `gaze.boxes()` or drop frames without a choice"
 
 REFUSALS = (
-    Refusal("Swin (timm, HF)", ("SwinTransformer", "SwinTransformerV2", "SwinTransformerV2Cr", "SwinModel", "Swinv2Model"),
-            "it attends inside fixed windows and " + _MERGES[3:], _CROP),
-    Refusal("ConvNeXt, ResNet and other convolutions", ("ConvNeXt", "ConvNextModel", "ConvNextV2Model", "ResNet", "ResNetModel", "EfficientNet"),
-            "a convolution needs whole neighbourhoods of pixels", _CROP),
-    Refusal("Hiera, MViT, PVT and other pyramids",
-            ("Hiera", "HieraModel", "MultiScaleVit", "PyramidVisionTransformerV2", "PvtModel", "MaxxVit", "Xcit", "FastVit"), _MERGES, _CROP),
-    Refusal("Qwen2-VL, Qwen2.5-VL, Qwen3-VL vision towers",
-            ("Qwen2VisionTransformerPretrainedModel", "Qwen2_5_VisionTransformerPretrainedModel", "Qwen3VLVisionModel",
-             "Qwen3VLMoeVisionModel"),
-            "its merger joins every 2 x 2 patches into one language token and pairs of frames share a patch, so "
-            "single patches cannot be left out", _CROP),
-    Refusal("SAM (timm, HF)", ("VisionTransformerSAM", "SamVisionEncoder", "SamVisionModel"),
-            "it attends inside fixed windows with relative positions over the whole map", _CROP),
-    Refusal("BEiT and relative-position ViTs", ("Beit", "BeitModel", "Data2VecVisionModel", "VisionTransformerRelPos"),
-            "its relative position bias is a table over one scale of patches", _CROP),
-    Refusal("DeiT with a distillation token, CaiT", ("VisionTransformerDistilled", "Cait", "DeiTModel"),
-            "it has two heads or class attention that this package does not know", _CROP),
+    Refusal(
+        "Swin (timm, HF)",
+        ("SwinTransformer", "SwinTransformerV2", "SwinTransformerV2Cr", "SwinModel", "Swinv2Model"),
+        "it attends inside fixed windows and " + _MERGES[3:],
+        _CROP,
+    ),
+    Refusal(
+        "ConvNeXt, ResNet and other convolutions",
+        ("ConvNeXt", "ConvNextModel", "ConvNextV2Model", "ResNet", "ResNetModel", "EfficientNet"),
+        "a convolution needs whole neighbourhoods of pixels",
+        _CROP,
+    ),
+    Refusal(
+        "Hiera, MViT, PVT and other pyramids",
+        (
+            "Hiera",
+            "HieraModel",
+            "MultiScaleVit",
+            "PyramidVisionTransformerV2",
+            "PvtModel",
+            "MaxxVit",
+            "Xcit",
+            "FastVit",
+        ),
+        _MERGES,
+        _CROP,
+    ),
+    Refusal(
+        "Qwen2-VL, Qwen2.5-VL, Qwen3-VL vision towers",
+        (
+            "Qwen2VisionTransformerPretrainedModel",
+            "Qwen2_5_VisionTransformerPretrainedModel",
+            "Qwen3VLVisionModel",
+            "Qwen3VLMoeVisionModel",
+        ),
+        "its merger joins every 2 x 2 patches into one language token and pairs of frames share a patch, so "
+        "single patches cannot be left out",
+        _CROP,
+    ),
+    Refusal(
+        "SAM (timm, HF)",
+        ("VisionTransformerSAM", "SamVisionEncoder", "SamVisionModel"),
+        "it attends inside fixed windows with relative positions over the whole map",
+        _CROP,
+    ),
+    Refusal(
+        "BEiT and relative-position ViTs",
+        ("Beit", "BeitModel", "Data2VecVisionModel", "VisionTransformerRelPos"),
+        "its relative position bias is a table over one scale of patches",
+        _CROP,
+    ),
+    Refusal(
+        "DeiT with a distillation token, CaiT",
+        ("VisionTransformerDistilled", "Cait", "DeiTModel"),
+        "it has two heads or class attention that this package does not know",
+        _CROP,
+    ),
 )
 
 
@@ -103,7 +144,9 @@ def tower_of(model: nn.Module) -> Tower:
     name, module = type(model).__name__, type(model).__module__
     for refusal in REFUSALS:
         if name in refusal.classes:
-            raise ValueError(f"{name} cannot be gazed: {refusal.reason}. What works: {refusal.instead}; see docs/vit-support.md")
+            raise ValueError(
+                f"{name} cannot be gazed: {refusal.reason}. What works: {refusal.instead}; see docs/vit-support.md"
+            )
     if module.startswith("timm."):
         from autogaze.vit.timm import TOWERS as TIMM_TOWERS
 
@@ -114,5 +157,7 @@ def tower_of(model: nn.Module) -> Tower:
 
         if (tower := tower_of_hf(model)) is not None:
             return tower
-    raise ValueError(f"GazedViT does not know {module}.{name}; it knows timm's VisionTransformer, Eva and NaFlexVit and "
-                     "transformers' SigLIP, SigLIP2, CLIP, DINOv2 and ViT-MAE vision models; see docs/vit-support.md")
+    raise ValueError(
+        f"GazedViT does not know {module}.{name}; it knows timm's VisionTransformer, Eva and NaFlexVit and "
+        "transformers' SigLIP, SigLIP2, CLIP, DINOv2 and ViT-MAE vision models; see docs/vit-support.md"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -46,7 +47,9 @@ class PackedFeatures:
         """
         clips, units = self.prefix.shape[:2]
         step = self.frames // units
-        pooled = self.head(PoolInput(self.features, self.prefix.flatten(0, 1), self.offsets[::step].contiguous(), self.longest * step))
+        pooled = self.head(
+            PoolInput(self.features, self.prefix.flatten(0, 1), self.offsets[::step].contiguous(), self.longest * step)
+        )
         return pooled if self.joint else pooled.unflatten(0, (clips, units))
 
     def dense(self, fill: float = 0.0) -> Tensor:
@@ -89,6 +92,8 @@ class PoolInput:
     longest: int  # at least the longest stretch
 
 
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _cells_to_patches(grid: PatchGrid, device: torch.device) -> list[Tensor]:
     """For every scale (rows, columns): the patch, counted within the scale, that covers the centre of each finest cell."""
     result = []

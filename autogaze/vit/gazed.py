@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from autogaze.gaze import Gaze
@@ -39,6 +41,7 @@ class GazedViT(nn.Module):
         self.attention = attention
         self.tower = tower_of(model)
         self.model = model
+        self._cut = cut_patches
         self.train(model.training)
 
     @property
@@ -61,23 +64,36 @@ class GazedViT(nn.Module):
             ValueError: if video, gaze and ViT do not fit together, or the patches do not fit the capacity.
         """
         self._check(video, gaze)
-        packed = self.pack(gaze, capacity)
-        grid, shape = gaze.grid, tuple(gaze.ids.shape)
-        taps = Taps.of(grid, *video.shape[-2:], video.device)
-        features, prefix = self.encode(video, packed, taps, grid, shape, static=capacity is not None)
-        units = 1 if self.attention == "joint" else shape[1]
-        return PackedFeatures(features, packed.ids, packed.clip, packed.frame, packed.offsets,
-                              prefix.unflatten(0, (shape[0], units)), grid, self.attention == "joint", shape[2], self.tower.pool)
-
-    def pack(self, gaze: Gaze, capacity: int | None = None) -> PackedIds:
-        """The chosen patches, packed; raises ValueError if they do not fit."""
         if capacity is not None and capacity < gaze.ids.numel() and int(gaze.chosen.sum()) > capacity:
-            raise ValueError(f"{int(gaze.chosen.sum())} patches were chosen but capacity is {capacity}; "
-                             f"{gaze.ids.numel()} (clips x frames x slots) always suffices")
-        return PackedIds.of(gaze, capacity)
+            raise ValueError(
+                f"{int(gaze.chosen.sum())} patches were chosen but capacity is {capacity}; "
+                f"{gaze.ids.numel()} (clips x frames x slots) always suffices"
+            )
+        return self.encode_gaze(video, gaze, capacity)
 
-    def encode(self, video: Tensor, packed: PackedIds, taps: Taps, grid: PatchGrid, shape: tuple[int, int, int],
-               static: bool) -> tuple[Tensor, Tensor]:
+    def encode_gaze(self, video: Tensor, gaze: Gaze, capacity: int | None = None) -> PackedFeatures:
+        """`forward` without its checks: with a capacity it never asks the device anything."""
+        packed = PackedIds.of(gaze, capacity)
+        taps = Taps.of(gaze.grid, *video.shape[-2:], video.device)
+        clips, frames, slots = gaze.ids.shape
+        features, prefix = self.encode(video, packed, taps, gaze.grid, (clips, frames, slots), capacity is not None)
+        joint = self.attention == "joint"
+        return PackedFeatures(
+            features,
+            packed.ids,
+            packed.clip,
+            packed.frame,
+            packed.offsets,
+            prefix.unflatten(0, (clips, 1 if joint else frames)),
+            gaze.grid,
+            joint,
+            slots,
+            self.tower.pool,
+        )
+
+    def encode(
+        self, video: Tensor, packed: PackedIds, taps: Taps, grid: PatchGrid, shape: tuple[int, int, int], static: bool
+    ) -> tuple[Tensor, Tensor]:
         """Features (N, D) and prefix tokens (S, R, D) of packed patches; the part that is worth compiling.
 
         Args:
@@ -85,8 +101,8 @@ class GazedViT(nn.Module):
             static: no shape depends on the data; see `cut_patches`.
         """
         tower = self.tower
-        patches = cut_patches(video.flatten(0, 1), packed.clip * shape[1] + packed.frame, packed.ids, taps, static)
-        tokens = tower.embed(patches.to(next(self.model.parameters()).dtype))
+        patches = self._cut(video.flatten(0, 1), packed.clip * shape[1] + packed.frame, packed.ids, taps, static)
+        tokens = tower.embed(patches)
         if (positions := tower.positions(grid)) is not None:
             tokens = tokens + positions[packed.ids]
         layout = Layout.of(packed, self.attention, shape, tower.prefix_tokens)
@@ -97,21 +113,39 @@ class GazedViT(nn.Module):
         prefix, features = layout.split(encoded)
         return features, prefix
 
+    def compile(self, **options: Any) -> None:
+        """Compile the cutting of patches and the block, in place; one block's code serves all blocks.
+
+        Args:
+            options: of `torch.compile`; shapes are static unless it says otherwise.
+        """
+        options = {"dynamic": False, **options}
+        self._cut = torch.compile(cut_patches, **options)
+        self.tower.run_block = torch.compile(self.tower.run_block, **options)
+
     def _check(self, video: Tensor, gaze: Gaze) -> None:
         if video.ndim != 5 or video.shape[2] != 3 or not video.is_floating_point():
-            raise ValueError(f"video must be (B, T, 3, H, W) float, got {video.dtype} {tuple(video.shape)}; see autogaze.preprocess")
+            raise ValueError(
+                f"video must be (B, T, 3, H, W) float, got {video.dtype} {tuple(video.shape)}; see autogaze.preprocess"
+            )
         if video.shape[:2] != gaze.ids.shape[:2]:
-            raise ValueError(f"video has {video.shape[0]} clips of {video.shape[1]} frames, the gaze "
-                             f"{gaze.ids.shape[0]} of {gaze.ids.shape[1]}")
+            raise ValueError(
+                f"video has {video.shape[0]} clips of {video.shape[1]} frames, the gaze "
+                f"{gaze.ids.shape[0]} of {gaze.ids.shape[1]}"
+            )
         if gaze.grid.patch_size != self.patch_size:
-            raise ValueError(f"the gaze's patches have {gaze.grid.patch_size} px, this ViT's {self.patch_size} px; ask for the gaze "
-                             f"with model.generate(video, ..., target_scales={self.target_scales(gaze.grid)}, "
-                             f"target_patch_size={self.patch_size})")
+            raise ValueError(
+                f"the gaze's patches have {gaze.grid.patch_size} px, this ViT's {self.patch_size} px; ask for the gaze "
+                f"with model.generate(video, ..., target_scales={self.target_scales(gaze.grid)}, "
+                f"target_patch_size={self.patch_size})"
+            )
         if video.device != gaze.device:
             raise ValueError(f"video is on {video.device}, the gaze on {gaze.device}; move one with .to()")
         if self.training and self.tower.attention_dropout > 0:
-            raise ValueError(f"this ViT has attention dropout {self.tower.attention_dropout}, which packed attention does not have; "
-                             "train it with attention dropout 0")
+            raise ValueError(
+                f"this ViT has attention dropout {self.tower.attention_dropout}, which packed attention does not have; "
+                "train it with attention dropout 0"
+            )
 
     def target_scales(self, grid: PatchGrid | None = None) -> tuple[int, ...]:
         """Scales in pixels at which to ask for a gaze for this ViT: its own size and, below it, a grid's proportions.

@@ -26,24 +26,31 @@ def _part(module: nn.Module, *names: str) -> nn.Module:
     for name in names:
         if (part := getattr(module, name, None)) is not None:
             return part
-    raise ValueError(f"{type(module).__name__} has none of {', '.join(names)}: this version of transformers is not "
-                     "known (4.51 to 5.x are)")
+    raise ValueError(
+        f"{type(module).__name__} has none of {', '.join(names)}: this version of transformers is not "
+        "known (4.51 to 5.x are)"
+    )
 
 
 def _attention(attn: nn.Module, x: Tensor, attend: Attend) -> Tensor:
     inner = getattr(attn, "attention", attn)
     count = _part(inner, "num_heads", "num_attention_heads")
-    q, k, v = (_part(inner, *names)(x).unflatten(-1, (count, -1))
-               for names in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")))
+    q, k, v = (
+        _part(inner, *names)(x).unflatten(-1, (count, -1))
+        for names in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"))
+    )
     out = attend(q, k, v).flatten(1)
     return _part(attn, "out_proj", "o_proj")(out) if not hasattr(attn, "output") else attn.output.dense(out)
 
 
-def _layer(layer: nn.Module, x: Tensor, attend: Attend) -> Tensor:
+def _layer(layer: nn.Module, x: Tensor, attend: Attend, rotary: None) -> Tensor:
     """One pre-norm layer; scale and dropout only where the family has them."""
     nothing = nn.Identity()
     drop = getattr(layer, "drop_path", getattr(layer, "dropout", nothing))
-    first, second = _part(layer, "layer_norm1", "norm1", "layernorm_before"), _part(layer, "layer_norm2", "norm2", "layernorm_after")
+    first, second = (
+        _part(layer, "layer_norm1", "norm1", "layernorm_before"),
+        _part(layer, "layer_norm2", "norm2", "layernorm_after"),
+    )
     attended = _attention(_part(layer, "self_attn", "attention"), first(x), attend)
     x = x + drop(getattr(layer, "layer_scale1", nothing)(attended))
     mixed = second(x)
@@ -59,9 +66,11 @@ class HfTower(Tower):
         self.config = root.config
         self.embeddings = root.embeddings
         self.layers = _part(getattr(root, "encoder", root), "layers", "layer")
+        self.run_block = _layer
         self.patch_size = int(self.config.patch_size)
-        self.attention_dropout = float(getattr(self.config, "attention_dropout", 0.0)
-                                       or getattr(self.config, "attention_probs_dropout_prob", 0.0))
+        self.attention_dropout = float(
+            getattr(self.config, "attention_dropout", 0.0) or getattr(self.config, "attention_probs_dropout_prob", 0.0)
+        )
         self.prefix_tokens = 1
         self.native_side = (self._side(),) * 2
 
@@ -74,7 +83,7 @@ class HfTower(Tower):
 
     def embed(self, patches: Tensor) -> Tensor:
         proj = self._projection()
-        return F.linear(patches.flatten(1), proj.weight.flatten(1), proj.bias)
+        return F.linear(patches.flatten(1).to(proj.weight.dtype), proj.weight.flatten(1), proj.bias)
 
     def _table(self) -> Tensor:
         """(R + S * S, D) or (S * S, D): all learned positions."""
@@ -96,7 +105,7 @@ class HfTower(Tower):
     def encode(self, rows: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
         rows = self._before(rows)
         for layer in self.layers:
-            rows = _layer(layer, rows, attend)
+            rows = self.run_block(layer, rows, attend, rotary)
         return self._after(rows)
 
 
@@ -119,8 +128,10 @@ class SiglipTower(HfTower):
             raise ValueError("this SigLIP was built without its pooling head (vision_use_head=False): use `features`")
         attn, stretches = head.attention, len(tokens.offsets) - 1
         weights, biases = attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3)
-        q, k, v = (F.linear(x, weight, bias).unflatten(-1, (attn.num_heads, -1))
-                   for x, weight, bias in zip((head.probe[0], tokens.features, tokens.features), weights, biases, strict=True))
+        q, k, v = (
+            F.linear(x, weight, bias).unflatten(-1, (attn.num_heads, -1))
+            for x, weight, bias in zip((head.probe[0], tokens.features, tokens.features), weights, biases, strict=True)
+        )
         pooled = pooled_attention(q.expand(stretches, -1, -1), k, v, tokens.offsets, tokens.longest).flatten(1)
         pooled = attn.out_proj(pooled)
         return heads.empty_to_zero(pooled + head.mlp(head.layernorm(pooled)), tokens)
@@ -133,7 +144,7 @@ class Siglip2Tower(SiglipTower):
         return round(self.config.num_patches**0.5)
 
     def embed(self, patches: Tensor) -> Tensor:
-        return self._projection()(patches.permute(0, 2, 3, 1).flatten(1))
+        return self._projection()(patches.permute(0, 2, 3, 1).flatten(1).to(self._projection().weight.dtype))
 
     def _resize(self, own: Tensor, rows: int, columns: int) -> Tensor:
         return resize_table(own, rows, columns, "bilinear", antialias=True)

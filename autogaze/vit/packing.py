@@ -46,14 +46,20 @@ class PackedIds:
             packed = gaze.packed()
             return cls(packed.ids, packed.clip, packed.frame, packed.frame_offsets)
         if gaze.ids.shape[-1] == 0:  # no slot to point filler at
-            gaze = replace(gaze, ids=gaze.ids.new_zeros(*gaze.ids.shape[:2], 1), task_loss=None,
-                           chosen=gaze.chosen.new_zeros(*gaze.ids.shape[:2], 1))
+            gaze = replace(
+                gaze,
+                ids=gaze.ids.new_zeros(*gaze.ids.shape[:2], 1),
+                task_loss=None,
+                chosen=gaze.chosen.new_zeros(*gaze.ids.shape[:2], 1),
+            )
         _, frames, slots = gaze.ids.shape
         chosen = gaze.chosen.flatten()
         place = chosen.cumsum(0) - 1
         spill = torch.full_like(place, capacity)
         slot = place.new_zeros(capacity + 1)
-        slot.scatter_(0, torch.where(chosen & (place < capacity), place, spill), torch.arange(len(chosen), device=chosen.device))
+        slot.scatter_(
+            0, torch.where(chosen & (place < capacity), place, spill), torch.arange(len(chosen), device=chosen.device)
+        )
         ends = gaze.counts.flatten().cumsum(0)
         filler = torch.arange(capacity, device=chosen.device) >= ends[-1]
         slot = slot[:capacity].masked_fill(filler, 0)
@@ -66,7 +72,9 @@ class PackedIds:
 class Layout:
     """Where tokens sit in packed rows, and which rows see which."""
 
-    order: Tensor | None  # (M,) int64: row i is element order[i] of [prefix tokens of all runs, patches]; None: no prefix
+    order: (
+        Tensor | None
+    )  # (M,) int64: row i is element order[i] of [prefix tokens of all runs, patches]; None: no prefix
     patch_rows: Tensor  # (N,) int64
     prefix_rows: Tensor  # (S, R) int64
     runs: Tensor  # (S + 1,) int32: run s is rows [runs[s], runs[s + 1])
@@ -114,7 +122,9 @@ def _interleave(offsets: Tensor, patches: int, prefix: int) -> tuple[Tensor | No
     """`order`, `patch_rows` and `prefix_rows` of a layout; filler goes behind the last run."""
     count, device = len(offsets) - 1, offsets.device
     place = torch.arange(patches, device=device)
-    prefix_rows = (offsets[:-1] + prefix * torch.arange(count, device=device))[:, None] + torch.arange(prefix, device=device)
+    prefix_rows = (offsets[:-1] + prefix * torch.arange(count, device=device))[:, None] + torch.arange(
+        prefix, device=device
+    )
     if prefix == 0:
         return None, place, prefix_rows
     run = torch.bucketize(place, offsets[1:], right=True).clamp(max=count - 1)
@@ -149,7 +159,9 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: flo
     return _flash(q, k, v, layout.runs, starts, layout.longest_run, layout.longest_group, scale, lengths)
 
 
-def pooled_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int, scale: float | None = None) -> Tensor:
+def pooled_attention(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int, scale: float | None = None
+) -> Tensor:
     """One query for every stretch of packed keys.
 
     Args:
@@ -169,8 +181,9 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: 
     else:
         rows, valid = _padded_rows(offsets, longest, len(k))
         mask = valid.index_fill(1, torch.zeros(1, dtype=torch.int64, device=q.device), True)
-        pooled = F.scaled_dot_product_attention(q[:, :, None], k[rows].transpose(1, 2), v[rows].transpose(1, 2),
-                                                mask[:, None, None], scale=scale)[:, :, 0]
+        pooled = F.scaled_dot_product_attention(
+            q[:, :, None], k[rows].transpose(1, 2), v[rows].transpose(1, 2), mask[:, None, None], scale=scale
+        )[:, :, 0]
     return pooled.where((offsets[1:] > offsets[:-1])[:, None, None], 0.0)
 
 
@@ -179,21 +192,34 @@ def has_flash(q: Tensor) -> bool:
     return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, runs_q: Tensor, runs_k: Tensor, longest_q: int, longest_k: int,
-           scale: float | None, lengths_k: Tensor | None = None) -> Tensor:
+def _flash(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    runs_q: Tensor,
+    runs_k: Tensor,
+    longest_q: int,
+    longest_k: int,
+    scale: float | None,
+    lengths_k: Tensor | None = None,
+) -> Tensor:
     """torch's variable-length flash attention; the public `varlen_attn` (torch 2.10) takes no `lengths_k`."""
     return torch.ops.aten._flash_attention_forward(
-        q, k, v, runs_q, runs_k, longest_q, longest_k, 0.0, False, False, scale=scale, seqused_k=lengths_k)[0]
+        q, k, v, runs_q, runs_k, longest_q, longest_k, 0.0, False, False, scale=scale, seqused_k=lengths_k
+    )[0]
 
 
-def _flash_repeated(q: Tensor, k: Tensor, v: Tensor, layout: Layout, starts: Tensor, lengths: Tensor,
-                    scale: float | None) -> Tensor:
+def _flash_repeated(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, starts: Tensor, lengths: Tensor, scale: float | None
+) -> Tensor:
     """Block-causal attention with a gradient: each run's keys are copied, (frames + 1) / 2 times in all."""
     ends = lengths.long().cumsum(0)
     offsets = torch.cat([ends.new_zeros(1), ends])
     shift = (starts.long() - offsets[:-1]).repeat_interleave(lengths.long())
     rows = torch.arange(len(shift), device=q.device) + shift
-    return _flash(q, k[rows], v[rows], layout.runs, offsets.to(torch.int32), layout.longest_run, layout.longest_group, scale)
+    return _flash(
+        q, k[rows], v[rows], layout.runs, offsets.to(torch.int32), layout.longest_run, layout.longest_group, scale
+    )
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
@@ -215,7 +241,9 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None
 
 def _padded_rows(offsets: Tensor, longest: int, count: int) -> tuple[Tensor, Tensor]:
     """Rows (S, L) of every stretch, padded, and which of them are real."""
-    if offsets.device.type == "cpu":  # asking costs nothing here, and the bound may be far off
+    if (
+        offsets.device.type == "cpu" and not torch.compiler.is_compiling()
+    ):  # asking costs nothing; the bound may be far off
         longest = max(1, int(offsets.diff().max()))
     rows = offsets[:-1, None].long() + torch.arange(longest, device=offsets.device)
     return rows.clamp(max=max(0, count - 1)), rows < offsets[1:, None]

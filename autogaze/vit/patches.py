@@ -52,7 +52,9 @@ def cut_patches(video: Tensor, frame: Tensor, ids: Tensor, taps: Taps, static: b
     copied = (ids >= taps.copied.start) & (ids < taps.copied.stop)
     if bool(copied.all()):
         return _copy(video, frame, ids, taps)
-    patches = video.new_empty(len(ids), 3, *[taps.rows.shape[1]] * 2, dtype=torch.promote_types(video.dtype, torch.float))
+    patches = video.new_empty(
+        len(ids), 3, *[taps.rows.shape[1]] * 2, dtype=torch.promote_types(video.dtype, torch.float)
+    )
     patches[copied] = _copy(video, frame[copied], ids[copied], taps)
     patches[~copied] = _blend(video, frame[~copied], ids[~copied], taps)
     return patches
@@ -67,8 +69,10 @@ def _copy(video: Tensor, frame: Tensor, ids: Tensor, taps: Taps) -> Tensor:
 def _blend(video: Tensor, frame: Tensor, ids: Tensor, taps: Taps) -> Tensor:
     rows, columns = taps.rows[ids], taps.columns[ids]
     row_weights, column_weights = taps.row_weights[ids], taps.column_weights[ids]
-    lines = sum(row_weights[:, None, :, tap, None] * _gather(video, frame, rows[:, :, tap], columns.flatten(1))
-                for tap in range(4))  # (N, 3, patch_size, 4 * patch_size)
+    lines = sum(
+        row_weights[:, None, :, tap, None] * _gather(video, frame, rows[:, :, tap], columns.flatten(1))
+        for tap in range(4)
+    )  # (N, 3, patch_size, 4 * patch_size)
     return (lines.unflatten(-1, columns.shape[1:]) * column_weights[:, None, None]).sum(-1)
 
 
@@ -79,6 +83,7 @@ def _gather(video: Tensor, frame: Tensor, rows: Tensor, columns: Tensor) -> Tens
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _taps(grid: PatchGrid, height: int, width: int, device: torch.device) -> Taps:
     per_scale, copied = [], range(0)
     for k, (rows, columns) in enumerate(grid.sides):

@@ -7,6 +7,8 @@ coarse patch falls among the patches of the finest scale: the one patch of a 1 x
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,8 +16,9 @@ from torch.nn import functional as F
 from autogaze.grid import PatchGrid
 
 
-def resize_table(table: Tensor, rows: int, columns: int, mode: str = "bicubic", antialias: bool = False,
-                 align_corners: bool = False) -> Tensor:
+def resize_table(
+    table: Tensor, rows: int, columns: int, mode: str = "bicubic", antialias: bool = False, align_corners: bool = False
+) -> Tensor:
     """Interpolate an embedding to another grid.
 
     Args:
@@ -27,8 +30,13 @@ def resize_table(table: Tensor, rows: int, columns: int, mode: str = "bicubic", 
     """
     if tuple(table.shape[:2]) == (rows, columns):
         return table.flatten(0, 1)
-    resized = F.interpolate(table.permute(2, 0, 1)[None].float(), (rows, columns), mode=mode, antialias=antialias,
-                            align_corners=align_corners)
+    resized = F.interpolate(
+        table.permute(2, 0, 1)[None].float(),
+        (rows, columns),
+        mode=mode,
+        antialias=antialias,
+        align_corners=align_corners,
+    )
     return resized[0].flatten(1).T.to(table.dtype)
 
 
@@ -40,6 +48,8 @@ def square(table: Tensor) -> Tensor:
     return table.unflatten(0, (side, side))
 
 
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def fine_places(grid: PatchGrid, device: torch.device) -> Tensor:
     """(patches_per_frame, 2) float32: row and column of every patch's centre among the patches of the finest scale."""
     finest = torch.tensor(grid.sides[-1])
@@ -48,3 +58,10 @@ def fine_places(grid: PatchGrid, device: torch.device) -> Tensor:
         centres = torch.cartesian_prod(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5)
         places.append(centres * finest / torch.tensor([rows, columns]) - 0.5)
     return torch.cat(places).to(device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A small constant on a device, copied there once: a copy cannot be captured in a CUDA graph."""
+    return torch.tensor(values, device=device)

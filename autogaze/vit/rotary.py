@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autogaze.grid import PatchGrid
-from autogaze.vit.positions import fine_places
+from autogaze.vit.positions import constant, fine_places
 
 
 def rotary_table(rope: nn.Module, grid: PatchGrid) -> Tensor:
@@ -47,7 +47,8 @@ def unrotated(table: Tensor, count: int) -> Tensor:
 
 
 def _axial(rope: nn.Module, grid: PatchGrid) -> Tensor:
-    places, shape = fine_places(grid, rope.bands.device), torch.tensor(grid.sides[-1], device=rope.bands.device)
+    bands = _bands(rope)
+    places, shape = fine_places(grid, bands.device), constant(grid.sides[-1], bands.device)
     kind = getattr(rope, "grid_type", "pixel" if rope.in_pixels else "index")
     if kind == "pixel":
         places = places / (shape - 1).clamp(min=1) * 2 - 1
@@ -56,12 +57,12 @@ def _axial(rope: nn.Module, grid: PatchGrid) -> Tensor:
     else:
         places = places + rope.grid_offset
     if rope.ref_feat_shape is not None:
-        places = places / shape * torch.tensor(rope.ref_feat_shape, device=places.device)
-    return _sines(_axes(places, rope)[:, :, None] * rope.bands, getattr(rope, "rotate_half", False))
+        places = places / shape * constant(tuple(rope.ref_feat_shape), places.device)
+    return _sines(_axes(places, rope)[:, :, None] * bands, getattr(rope, "rotate_half", False))
 
 
 def _dinov3(rope: nn.Module, grid: PatchGrid) -> Tensor:
-    places, shape = fine_places(grid, rope.periods.device), torch.tensor(grid.sides[-1], device=rope.periods.device)
+    places, shape = fine_places(grid, rope.periods.device), constant(grid.sides[-1], rope.periods.device)
     coordinates = _axes(_centred(places, shape, rope), rope)
     return _sines(2 * math.pi * coordinates[:, :, None] / rope.periods, rope.rotate_half)
 
@@ -79,8 +80,24 @@ def _mrope(rope: nn.Module, grid: PatchGrid) -> Tensor:
     return _sines((places * rope.inv_freq)[:, None], half=True)
 
 
-_KINDS = {"RotaryEmbeddingCat": _axial, "RotaryEmbeddingDinoV3": _dinov3, "RotaryEmbeddingMixed": _mixed,
-          "RotaryEmbeddingMRope": _mrope}
+_KINDS = {
+    "RotaryEmbeddingCat": _axial,
+    "RotaryEmbeddingDinoV3": _dinov3,
+    "RotaryEmbeddingMixed": _mixed,
+    "RotaryEmbeddingMRope": _mrope,
+}
+
+
+def _bands(rope: nn.Module) -> Tensor:
+    """Frequencies of an axial rope; timm before 1.0.30 does not keep them where it keeps finished sines."""
+    if rope.bands is not None:
+        return rope.bands
+    from timm.layers.pos_embed_sincos import freq_bands, pixel_freq_bands
+
+    device = rope.pos_embed.device
+    if rope.in_pixels:
+        return pixel_freq_bands(rope.dim // 4, float(rope.max_res), linear_bands=rope.linear_bands, device=device)
+    return freq_bands(rope.dim // 4, temperature=rope.temperature, step=1, device=device)
 
 
 def _centred(places: Tensor, shape: Tensor, rope: nn.Module) -> Tensor:

@@ -28,7 +28,8 @@ def _attention(attn: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None
             bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
         q, k, v = F.linear(x, qkv.weight, bias).unflatten(-1, (3, attn.num_heads, -1)).unbind(1)
     else:
-        q, k, v = (proj(x).unflatten(-1, (-1, attn.head_dim)) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
+        size = attn.q_proj.out_features // attn.num_heads
+        q, k, v = (proj(x).unflatten(-1, (-1, size)) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
     q, k = attn.q_norm(q), attn.k_norm(k)
     if rotary is not None:
         half = bool(getattr(attn, "rotate_half", False))
@@ -65,8 +66,13 @@ def _parallel_things(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor
 
 
 def _parallel_scaling(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
-    mixed, q, k, v = block.in_proj(block.in_norm(x)).split(block.in_split, dim=-1)
-    if block.mlp_bias is not None:
+    x_in, old_bias = block.in_norm(x), getattr(block, "qkv_bias", None)
+    if old_bias is not None:  # timm before 1.0.26 adds its bias in this order
+        mixed = F.linear(x_in, block.in_proj.weight, torch.cat([old_bias, block.mlp_bias]))
+    else:
+        mixed = block.in_proj(x_in)
+    mixed, q, k, v = mixed.split(block.in_split, dim=-1)
+    if old_bias is None and block.mlp_bias is not None:
         mixed = mixed + block.mlp_bias
     q, k, v = (y.unflatten(-1, (block.num_heads, -1)) for y in (q, k, v))
     attended = attend(block.q_norm(q), block.k_norm(k), v).flatten(1)
@@ -78,8 +84,14 @@ def _parallel_scaling(block: nn.Module, x: Tensor, attend: Attend, rotary: Tenso
     return x + block.drop_path(block.ls(out))
 
 
-_BLOCKS = {"Block": _pre_norm, "ResPostBlock": _post_norm, "EvaBlock": _eva, "EvaBlockPostNorm": _post_norm,
-           "ParallelThingsBlock": _parallel_things, "ParallelScalingBlock": _parallel_scaling}
+_BLOCKS = {
+    "Block": _pre_norm,
+    "ResPostBlock": _post_norm,
+    "EvaBlock": _eva,
+    "EvaBlockPostNorm": _post_norm,
+    "ParallelThingsBlock": _parallel_things,
+    "ParallelScalingBlock": _parallel_scaling,
+}
 _ATTENTIONS = ("Attention", "EvaAttention", "AttentionRope")
 
 
@@ -90,8 +102,11 @@ class TimmTower(Tower):
         self.model = model
         _check_blocks(model)
         if getattr(model, "patch_drop", None) is not None and not isinstance(model.patch_drop, nn.Identity):
-            raise ValueError("this ViT drops random patches in training (patch_drop_rate): a gaze chooses them instead; "
-                             "build it with patch_drop_rate=0")
+            raise ValueError(
+                "this ViT drops random patches in training (patch_drop_rate): a gaze chooses them instead; "
+                "build it with patch_drop_rate=0"
+            )
+        self.run_block = _BLOCKS[type(model.blocks[0]).__name__]
         self.prefix_tokens = model.num_prefix_tokens
         self.attention_dropout = max(_dropout(block) for block in model.blocks)
 
@@ -99,7 +114,7 @@ class TimmTower(Tower):
         rows = self.model.norm_pre(rows)
         for index, block in enumerate(self.model.blocks):
             angles = rotary[:, index] if rotary is not None and rotary.ndim == 4 else rotary
-            rows = _BLOCKS[type(block).__name__](block, rows, attend, angles)
+            rows = self.run_block(block, rows, attend, angles)
         return self.model.norm(rows)
 
     def rotary(self, grid: PatchGrid) -> Tensor | None:
@@ -124,7 +139,9 @@ class TimmTower(Tower):
         elif model.global_pool == "avgmax":
             pooled = (heads.largest(pooled_over) + heads.mean(pooled_over)) / 2
         else:
-            raise ValueError("this ViT was built without pooling (global_pool=''): use `features`, or build it with one")
+            raise ValueError(
+                "this ViT was built without pooling (global_pool=''): use `features`, or build it with one"
+            )
         pooled = model.head_drop(model.fc_norm(pooled))
         return pooled if self.prefix_tokens else heads.empty_to_zero(pooled, tokens)
 
@@ -137,10 +154,13 @@ class VisionTransformerTower(TimmTower):
         self.patch_embed = _plain_patch_embed(model.patch_embed)
         self.patch_size = model.patch_embed.patch_size[0]
         self.native_side = model.patch_embed.grid_size
+        self._no_embed_class = getattr(model, "no_embed_class", False)  # Eva has it from timm 1.0.20
 
     def embed(self, patches: Tensor) -> Tensor:
         proj = self.patch_embed.proj
-        return self.patch_embed.norm(F.linear(patches.flatten(1), proj.weight.flatten(1), proj.bias))
+        return self.patch_embed.norm(
+            F.linear(patches.flatten(1).to(proj.weight.dtype), proj.weight.flatten(1), proj.bias)
+        )
 
     def drop(self, rows: Tensor) -> Tensor:
         return self.model.pos_drop(rows)
@@ -149,7 +169,7 @@ class VisionTransformerTower(TimmTower):
         if self.model.pos_embed is None:
             return None
         table = self.model.pos_embed[0]
-        own = table if self.model.no_embed_class else table[self.prefix_tokens :]
+        own = table if self._no_embed_class else table[self.prefix_tokens :]
         own = own.unflatten(0, tuple(self.native_side))
         return torch.cat([resize_table(own, *side, antialias=True) for side in grid.sides])
 
@@ -159,7 +179,7 @@ class VisionTransformerTower(TimmTower):
         if not tokens:
             return None
         prefix = torch.cat(tokens)
-        if model.pos_embed is None or model.no_embed_class:
+        if model.pos_embed is None or self._no_embed_class:
             return prefix
         return prefix + model.pos_embed[0, : self.prefix_tokens]
 
@@ -184,6 +204,7 @@ class NaFlexTower(TimmTower):
 
     def embed(self, patches: Tensor) -> Tensor:
         embeds = self.embeds
+        patches = patches.to(embeds.proj.weight.dtype)
         if embeds.is_linear:
             patches = patches.permute(0, 2, 3, 1) if getattr(embeds, "channels_last", True) else patches
             flat = patches.flatten(1)
@@ -202,14 +223,22 @@ class NaFlexTower(TimmTower):
         embeds = self.embeds
         height, width = (max(rows, columns),) * 2 if embeds.pos_embed_ar_preserving else (rows, columns)
         if embeds.pos_embed_type == "factorized":
-            down, right = (F.interpolate(table.mT.float(), size, mode="linear").mT[0] if table.shape[1] != size else table[0]
-                           for table, size in ((embeds.pos_embed_y, height), (embeds.pos_embed_x, width)))
+            down, right = (
+                F.interpolate(table.mT.float(), size, mode="linear").mT[0] if table.shape[1] != size else table[0]
+                for table, size in ((embeds.pos_embed_y, height), (embeds.pos_embed_x, width))
+            )
             return (down[:rows, None] + right[None, :columns]).flatten(0, 1)
         own = embeds.pos_embed[0]
         if own.shape[:2] == (rows, columns):
             return own.flatten(0, 1)
-        table = resize_table(own, height, width, embeds.pos_embed_interp_mode, getattr(embeds, "pos_embed_antialias", True),
-                             getattr(embeds, "pos_embed_align_corners", False))
+        table = resize_table(
+            own,
+            height,
+            width,
+            embeds.pos_embed_interp_mode,
+            getattr(embeds, "pos_embed_antialias", True),
+            getattr(embeds, "pos_embed_align_corners", False),
+        )
         return table.unflatten(0, (height, width))[:rows, :columns].flatten(0, 1)
 
     def prefix(self) -> Tensor | None:
@@ -217,7 +246,11 @@ class NaFlexTower(TimmTower):
         return torch.cat(tokens) if tokens else None
 
 
-TOWERS: dict[str, type[TimmTower]] = {"VisionTransformer": VisionTransformerTower, "Eva": EvaTower, "NaFlexVit": NaFlexTower}
+TOWERS: dict[str, type[TimmTower]] = {
+    "VisionTransformer": VisionTransformerTower,
+    "Eva": EvaTower,
+    "NaFlexVit": NaFlexTower,
+}
 
 
 def _attention_pool(pool: nn.Module, tokens: PoolInput) -> Tensor:
@@ -227,18 +260,26 @@ def _attention_pool(pool: nn.Module, tokens: PoolInput) -> Tensor:
     stretches = len(tokens.offsets) - 1
     q = pool.q_norm(pool.q(pool.latent[0]).unflatten(-1, (pool.num_heads, -1))).expand(stretches, -1, -1)
     k, v = pool.kv(tokens.features).unflatten(-1, (2, pool.num_heads, -1)).unbind(1)
-    pooled = pool.proj_drop(pool.proj(pooled_attention(q, pool.k_norm(k), v, tokens.offsets, tokens.longest).flatten(1)))
+    pooled = pool.proj_drop(
+        pool.proj(pooled_attention(q, pool.k_norm(k), v, tokens.offsets, tokens.longest).flatten(1))
+    )
     return pooled if pool.mlp is None else pooled + pool.mlp(pool.norm(pooled))
 
 
 def _check_blocks(model: nn.Module) -> None:
+    if len(kinds := {type(block).__name__ for block in model.blocks}) != 1:
+        raise ValueError(f"GazedViT needs blocks of one kind, got {sorted(kinds)}")
     for block in model.blocks:
         kind = type(block).__name__
         if kind not in _BLOCKS:
             raise ValueError(f"GazedViT does not know blocks of {kind}; it knows {', '.join(_BLOCKS)}")
-        for part in [part.attn for part in block.attns] if kind == "ParallelThingsBlock" else [getattr(block, "attn", None)]:
+        for part in (
+            [part.attn for part in block.attns] if kind == "ParallelThingsBlock" else [getattr(block, "attn", None)]
+        ):
             if part is not None and type(part).__name__ not in _ATTENTIONS:
-                raise ValueError(f"GazedViT does not know attention of {type(part).__name__}; it knows {', '.join(_ATTENTIONS)}")
+                raise ValueError(
+                    f"GazedViT does not know attention of {type(part).__name__}; it knows {', '.join(_ATTENTIONS)}"
+                )
 
 
 def _dropout(block: nn.Module) -> float:
@@ -251,5 +292,7 @@ def _plain_patch_embed(embed: nn.Module) -> nn.Module:
     if type(embed).__name__ != "PatchEmbed" or not isinstance(proj, nn.Conv2d):
         raise ValueError(f"GazedViT needs a patch embedding that sees one patch at a time, got {type(embed).__name__}")
     if embed.patch_size[0] != embed.patch_size[1] or proj.kernel_size != proj.stride:
-        raise ValueError(f"GazedViT needs square patches that do not overlap, got {tuple(proj.kernel_size)} every {proj.stride}")
+        raise ValueError(
+            f"GazedViT needs square patches that do not overlap, got {tuple(proj.kernel_size)} every {proj.stride}"
+        )
     return embed
