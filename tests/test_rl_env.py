@@ -16,11 +16,12 @@ from autogaze.rl.env import GazeEnv
 TINY = ReconstructorConfig(scales=(32, 64), width=32, depth=1, heads=2, mlp_ratio=2, loss="l1")
 
 
-def spotted_clip(seed: int, frames: int = 3) -> Tensor:
-    """A grey clip with one textured 16 x 16 cell, which is all there is to see."""
+def spotted_clip(seed: int, frames: int = 3, place: tuple[int, int] | None = None) -> Tensor:
+    """A grey clip with one textured 16 x 16 cell, which is all there is to see; its place is drawn unless given."""
     generator = torch.Generator().manual_seed(seed)
     clip = torch.zeros(frames, 3, 64, 64)
-    row, column = torch.randint(0, 4, (2,), generator=generator).mul(16).tolist()
+    drawn = torch.randint(0, 4, (2,), generator=generator).tolist()
+    row, column = (16 * k for k in place or drawn)
     clip[:, :, row : row + 16, column : column + 16] = torch.rand(frames, 3, 16, 16, generator=generator) * 2 - 1
     return clip
 

@@ -30,7 +30,7 @@ class Pace(pl.Callback):
     """Sets the learning rate, counts the minutes over all resumed runs, ends the run in time."""
 
     def __init__(self, recipe: TrainerRecipe) -> None:
-        self.recipe, self.spent_s, self._since = recipe, 0.0, 0.0
+        self.recipe, self.spent_s, self._since, self._over = recipe, 0.0, 0.0, False
 
     @property
     def seconds(self) -> float:
@@ -53,8 +53,12 @@ class Pace(pl.Callback):
                              self.recipe.final_learning_rate)
         for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
-        if done >= 1.0:
-            trainer.should_stop = True
+        self._over = done >= 1.0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
+        if self._over or trainer.global_step >= self.recipe.max_steps:
+            trainer.should_stop = True  # Lightning validates once more, then ends
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.spent_s, self._since = self.seconds, 0.0
@@ -107,9 +111,6 @@ class MovingAverage(pl.Callback):
         self._swap(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._swap(pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,6 +191,9 @@ class KeepLast(pl.Callback):
         if step != self._saved and step // self.every > max(0, self._saved) // self.every:
             self._saved = step
             trainer.save_checkpoint(self.path)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

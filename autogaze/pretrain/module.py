@@ -15,7 +15,6 @@ from autogaze.pretrain.ntp import ntp_loss, task_loss_prediction_loss
 from autogaze.pretrain.recipes import PretrainRecipe, TrainerRecipe
 
 VALIDATION_RATIO = 0.1  # budget at which validation compares models
-MONITOR = "val/reconstruction_loss"
 
 
 class GazeModule(pl.LightningModule):
@@ -45,7 +44,7 @@ class GazeModule(pl.LightningModule):
         last = last_chosen(gaze.chosen)
         predicted = self.model.score(batch.video, gaze).task_loss_prediction[last]
         error = (predicted - loss[last.any(-1)]).abs().mean()
-        self.log(MONITOR, loss.mean(), batch_size=len(loss), sync_dist=True, prog_bar=True)
+        self.log("val/reconstruction_loss", loss.mean(), batch_size=len(loss), sync_dist=True, prog_bar=True)
         self.log("val/task_loss_error", error, batch_size=len(loss), sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

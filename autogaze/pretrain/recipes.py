@@ -74,7 +74,8 @@ class ReconstructorRecipe(TrainerRecipe):
     """The judge: a masked auto-encoder that says what was lost by not looking."""
 
     size: str = "tiny"  # tiny | small | base
-    losses: str = "l1"  # terms of the loss, see autogaze.pretrain.losses
+    loss: str = "l1+0.5*gradient"  # terms and weights, see autogaze.pretrain.losses
+    compile: bool = False  # torch.compile; pays off on a GPU after about a minute
 
     def __post_init__(self) -> None:
         super().__post_init__()

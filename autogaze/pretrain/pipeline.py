@@ -1,0 +1,115 @@
+"""The whole of `autogaze train`: stages in order, then calibration, the model to use, and what was learned."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from autogaze.files import write_json
+from autogaze.model import AutoGaze
+from autogaze.pretrain.calibration import calibrate
+from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.recipes import Recipes, TrainerRecipe
+from autogaze.pretrain.sources import RunClips, resolve
+from autogaze.pretrain.stages import (
+    WEIGHTS,
+    Run,
+    device,
+    make_labels,
+    pretrain,
+    set_aside,
+    train_reconstructor,
+    train_rl,
+    untrained,
+)
+from autogaze.pretrain.summary import RATIO, Summary, mean_loss, summarise
+from autogaze.pretrain.trainer import quiet_lightning
+
+WAYS: dict[str, Callable[[Run], Any]] = {
+    "reconstructor": train_reconstructor, "labels": make_labels, "pretrain": pretrain, "rl": train_rl}
+
+
+def train(stages: Sequence[str], recipes: Recipes, data: str | None, out: Path, resume: bool) -> dict[str, Any]:
+    """Run stages and sum up.
+
+    Args:
+        stages: in order.
+        recipes: of all stages.
+        data: folder, or None or "scenes" for rendered scenes.
+        out: folder of the run.
+        resume: go on with stages that are not over; otherwise each stage starts anew, and what an earlier one left
+            is set aside.
+
+    Returns:
+        What `RUN/summary.json` holds.
+    """
+    quiet_lightning()
+    run = Run(out, resolve(data, out), recipes, resume)
+    out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
+    for stage in stages:
+        if not resume:
+            set_aside(run.labels if stage == "labels" else run.stage(stage))
+        print(f"autogaze: stage {stage}", file=sys.stderr)
+        begun = time.monotonic()
+        result = WAYS[stage](run)
+        results[stage] = {**asdict(result), "this_call_minutes": round((time.monotonic() - begun) / 60, 2)}
+    if "pretrain" in stages or "rl" in stages:
+        results |= finish(run)
+    return _record(run, results)
+
+
+def finish(run: Run) -> dict[str, Any]:
+    """Calibrate the newest model, write RUN/model, and compare it with what it must beat."""
+    recipe = run.recipes.pretrain
+    judge = run.judge().to(device())
+    clips = validation_clips(run, recipe)
+    models = {"untrained": untrained(recipe)}
+    for stage, name in (("pretrain", "NTP"), ("rl", "NTP+RL")):
+        if (run.stage(stage) / WEIGHTS).is_file():
+            models[name] = AutoGaze.from_pretrained(run.stage(stage))
+    models = {name: model.to(device()).eval() for name, model in models.items()}
+    trained = models[list(models)[-1]]
+    summary = summarise(models, judge, clips)
+    write_model(trained, judge, clips, run.model)
+    print(summary.lines(), file=sys.stderr)
+    return {"val": _named(summary, list(models)[-1])}
+
+
+def validation_clips(run: Run, recipe: TrainerRecipe) -> list[Tensor]:
+    """Held-out clips on the device, in batches."""
+    data = RunClips(run.data, run.folder, replace(recipe, photo_share=0.0), recipe.batch_clips, recipe.validate_clips)
+    recipes = data.validation_recipes()
+    return [data.render(recipes[i : i + recipe.batch_clips], device()).video
+            for i in range(0, len(recipes), recipe.batch_clips)]
+
+
+def write_model(model: AutoGaze, judge: Judge, clips: Sequence[Tensor], folder: Path) -> None:
+    """Calibrate the stop rule, set the default requirement to the loss that RATIO reaches on average, save."""
+    reached = mean_loss(judge, clips, lambda video: model.generate(video, gazing_ratio=RATIO))
+    calibrate(model, judge, clips)
+    model.config = replace(model.config, task_loss_requirement=round(reached, 4))
+    model.save_pretrained(folder)
+
+
+def _named(summary: Summary, newest: str) -> dict[str, Any]:
+    """The summary as plain data; `trained` is the newest model."""
+    data = asdict(summary)
+    data["reconstruction_loss"]["trained"] = data["reconstruction_loss"][newest]
+    return data
+
+
+def _record(run: Run, results: dict[str, Any]) -> dict[str, Any]:
+    """Add this call's results to RUN/summary.json."""
+    path = run.folder / "summary.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    summary = {**earlier, **results, "model": str(run.model)}
+    write_json(path, summary)
+    return summary

@@ -1,0 +1,103 @@
+"""The four stages, each reading the files of the one before it in the run's folder and leaving its own.
+
+    RUN/reconstructor/   RUN/labels.parquet   RUN/pretrain/   RUN/rl/   ->   RUN/model/ (calibrated, to be used)
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from autogaze.model import AutoGaze, AutoGazeConfig
+from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.module import PretrainModule
+from autogaze.pretrain.recipes import PretrainRecipe, Recipes, TrainerRecipe
+from autogaze.pretrain.reconstructor import Reconstructor, ReconstructorConfig
+from autogaze.pretrain.reconstructor_module import ReconstructorModule
+from autogaze.pretrain.sources import RunClips
+from autogaze.pretrain.trainer import StageResult, batches_of, fit
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of `autogaze train`: its folder, its data, what to do."""
+
+    folder: Path
+    data: Path
+    recipes: Recipes
+    resume: bool = False
+
+    def stage(self, name: str) -> Path:
+        return self.folder / name
+
+    @property
+    def labels(self) -> Path:
+        return self.folder / "labels.parquet"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    def needs(self, stage: str) -> Path:
+        """The folder of an earlier stage, which must have left a model."""
+        if not (self.stage(stage) / WEIGHTS).is_file():
+            raise FileNotFoundError(f"{self.stage(stage)} holds no model: run `autogaze train --stage {stage} "
+                                    f"--out {self.folder}` first")
+        return self.stage(stage)
+
+    def judge(self) -> Judge:
+        return Judge(Reconstructor.from_pretrained(self.needs("reconstructor")))
+
+    def clips(self, recipe: TrainerRecipe) -> RunClips:
+        """Training clips for a stage that trains: one long epoch."""
+        return RunClips(self.data, self.folder, recipe, recipe.batch_clips, recipe.validate_clips,
+                          epoch_size(recipe))
+
+
+def epoch_size(recipe: TrainerRecipe) -> int:
+    """Clips of a run, so that all of it is one epoch."""
+    return batches_of(recipe, recipe.max_steps) * recipe.batch_clips * recipe.devices
+
+
+def device() -> torch.device:
+    """Where the parts of a run that Lightning does not drive happen."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train_reconstructor(run: Run) -> StageResult:
+    """Stage 1: RUN/reconstructor."""
+    recipe = run.recipes.reconstructor
+    torch.manual_seed(recipe.seed)
+    config = replace(getattr(ReconstructorConfig, recipe.size)(), loss=recipe.loss)
+    module = ReconstructorModule(Reconstructor(config), recipe.learning_rate, recipe.weight_decay, recipe.seed,
+                                 recipe.compile)
+    return fit(module, run.clips(recipe), recipe, run.stage("reconstructor"), run.resume)
+
+
+def untrained(recipe: PretrainRecipe) -> AutoGaze:
+    """The model that pretraining starts from."""
+    torch.manual_seed(recipe.seed)
+    return AutoGaze(AutoGazeConfig.tiny() if recipe.size == "tiny" else AutoGazeConfig())
+
+
+def train_rl(run: Run) -> StageResult:
+    """Stage 4: RUN/rl, by GRPO (for PPO see `autogaze.rl.sb3`)."""
+    from autogaze.rl.module import GRPOModule  # rl imports pretrain, so pretrain must not import rl on its own
+
+    recipe = run.recipes.rl
+    model = AutoGaze.from_pretrained(run.needs("pretrain"))
+    module = GRPOModule(model.train(), run.judge(), recipe)
+    return fit(module, run.clips(recipe), recipe, run.stage("rl"), run.resume)
+
+
+def set_aside(folder: Path) -> None:
+    """Rename what an earlier run of a stage left: a new start never destroys training."""
+    if not folder.exists():
+        return
+    number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}.{n}").exists())
+    shutil.move(folder, folder.with_name(f"{folder.name}.{number}"))
