@@ -1,0 +1,28 @@
+"""autogaze: learn where to look in a video before a ViT does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from autogaze.gaze import Gaze
+from autogaze.grid import PatchGrid
+from autogaze.model import AutoGaze
+
+if TYPE_CHECKING:
+    from autogaze.decoding.stream import GazeStream
+    from autogaze.vit import GazedViT
+
+__all__ = ["AutoGaze", "Gaze", "GazeStream", "GazedViT", "PatchGrid"]
+
+
+def __getattr__(name: str) -> object:
+    """Import what pulls in more than the model only when it is asked for."""
+    if name == "GazedViT":
+        from autogaze.vit import GazedViT
+
+        return GazedViT
+    if name == "GazeStream":
+        from autogaze.decoding.stream import GazeStream
+
+        return GazeStream
+    raise AttributeError(f"module 'autogaze' has no attribute {name!r}")

@@ -1,0 +1,135 @@
+"""The plain loop: one clip at a time, exactly as the paper says it. The definition that every faster way must equal.
+
+The sequence of a clip is [visual tokens][ids] frame after frame, without padding. Keys and values of the last
+`window` frames are kept in one list a frame; older frames are forgotten, which a clip of up to `window` frames
+never notices (published models allow 16 frames and stop there).
+
+Rotary positions count the tokens of the sequence, with one exception that published models were trained with: a group
+that is fed while its frame is being decoded takes the positions of the frame's last K visual tokens. The last
+group of a frame, which is fed with the next frame, is counted like any other token. Published models decode a batch in
+step, so a clip that ends a frame early has its last group fed while the others go on (`Request.in_step`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autogaze.decoder import GazeDecoder
+from autogaze.decoding.choice import Column, choose_group, keep_group, pad_columns
+from autogaze.decoding.request import Request
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The ids that a clip kept of one group, and where in the group they stood."""
+
+    ids: Tensor  # (n,) int64
+    slots: Tensor  # (n,) int64
+
+
+class PlainMemory:
+    """One clip: keys and values (1, heads, N, head_dim) of every frame in the window, for every layer."""
+
+    def __init__(self, layers: int, window: int) -> None:
+        self.layers, self.window = layers, window
+        self.frames: list[list[tuple[Tensor, Tensor] | None]] = []
+        self.position = 0  # tokens so far
+        self.pending: Group | None = None  # the last frame's final group, fed when the next frame comes
+
+    def open_frame(self) -> None:
+        self.frames.append([None] * self.layers)
+        del self.frames[: -self.window]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        held = self.frames[-1][layer]
+        if held is not None:
+            key, value = torch.cat([held[0], key], dim=2), torch.cat([held[1], value], dim=2)
+        self.frames[-1][layer] = (key, value)
+        pairs = [frame[layer] for frame in self.frames]
+        keys = torch.cat([pair[0] for pair in pairs if pair], dim=2)
+        values = torch.cat([pair[1] for pair in pairs if pair], dim=2)
+        new, total = query.shape[2], keys.shape[2]
+        causal = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=causal)
+
+
+class PlainFrame:
+    """One clip while it decodes one frame."""
+
+    def __init__(self, decoder: GazeDecoder, memory: PlainMemory, visual: Tensor, request: Request) -> None:
+        self.decoder, self.memory, self.request = decoder, memory, request
+        self.room = int(request.budget[0])
+        self.requirement = None if request.requirement is None else request.requirement[0].to(visual.device)
+        if memory.pending is not None:
+            self.feed(memory.pending, memory.position + torch.arange(len(memory.pending.ids), device=visual.device))
+            memory.pending = None
+        memory.open_frame()
+        positions = torch.arange(memory.position, memory.position + len(visual), device=visual.device)
+        self.hidden = self._append(visual, positions)
+        self.group_position = memory.position - decoder.group
+        self.taken = torch.zeros(1, decoder.vocabulary - 1, dtype=torch.bool, device=visual.device)
+        self.done, self.groups = self.room == 0, 0
+        self.columns: list[Column] = []
+
+    def choose(self) -> Group:
+        """Take the next group."""
+        logits, task_loss = self.decoder.heads(self.hidden)
+        group = choose_group(logits, self.taken, self.request.temperature, self.request.generator)
+        room = torch.tensor([self.room], device=group.device)
+        kept, ended = keep_group(task_loss, room, self.requirement, first=not self.columns)
+        size = min(self.room, self.decoder.group)
+        self.columns.append((group[0, :size], kept[0, :size], task_loss[0, :size]))
+        self.room, self.done = self.room - size, bool(ended)
+        return Group(group[0][kept[0]], kept[0].nonzero().squeeze(1))
+
+    def feed(self, group: Group, positions: Tensor | None = None) -> None:
+        """Append a group; without `positions` it takes those of the frame's last visual tokens."""
+        if len(group.ids):
+            positions = self.group_position + group.slots if positions is None else positions
+            self.hidden = self._append(self.decoder.model.embed_tokens(group.ids), positions)
+
+    def _append(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Append tokens (N, width) to the sequence and return the last hidden state (1, width)."""
+        self.memory.position += len(tokens)
+        return self.decoder.model(tokens[None], positions[None], self.memory.attend)[:, -1]
+
+    def column(self) -> Column:
+        """Ids, chosen and predicted losses of all groups."""
+        if not self.columns:
+            return self.taken.new_zeros(0, dtype=torch.int64), self.taken.new_zeros(0), self.hidden.new_zeros(0).float()
+        ids, chosen, loss = (torch.cat(parts) for parts in zip(*self.columns, strict=True))
+        return ids, chosen, loss
+
+
+class PlainDecoding:
+    """Decodes a batch clip by clip; `step` takes the visual tokens of one more frame."""
+
+    def __init__(self, decoder: GazeDecoder, batch: int, window: int) -> None:
+        self.decoder = decoder
+        self.memories = [PlainMemory(len(decoder.model.layers), window) for _ in range(batch)]
+
+    def step(self, visual: Tensor, request: Request) -> Column:
+        """Choose the ids of one frame.
+
+        Args:
+            visual: (B, N, width) visual tokens of the frame.
+            request: of this frame, (B, 1).
+
+        Returns:
+            ids (B, K) int64, chosen (B, K) bool, predicted loss before each id (B, K) float32; K is the longest
+            clip's count of slots.
+        """
+        frames = [PlainFrame(self.decoder, memory, visual[i], request.clip(i)) for i, memory in enumerate(self.memories)]
+        while not all(frame.done for frame in frames):
+            groups = [(frame, frame.choose()) for frame in frames if not frame.done]
+            others_go_on = request.in_step and not all(frame.done for frame in frames)
+            for frame, group in groups:
+                if frame.done and not others_go_on:
+                    frame.memory.pending = group
+                else:
+                    frame.feed(group)
+        return pad_columns([frame.column() for frame in frames], torch.stack)

@@ -1,0 +1,90 @@
+"""What a caller asks of decoding: a budget and a requirement for every frame of every clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autogaze.grid import PatchGrid
+
+PerFrame = float | Sequence[float] | Tensor | None  # a number, per frame (T,), per clip (B,), or both (B, T)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """How far each frame may go and when it may stop."""
+
+    budget: Tensor  # (B, T) int64, ids a frame may spend, 0 <= budget <= patches_per_frame
+    requirement: Tensor | None = None  # (B, T) float32, stop once the predicted loss is at most this
+    temperature: float | None = None  # None: arg-max; a number: sample
+    generator: torch.Generator | None = None
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every clip of the batch spends the same number of ids in every frame."""
+        return len(self.budget) == 1 or (self.requirement is None and bool((self.budget == self.budget[:1]).all()))
+
+    @property
+    def in_step(self) -> bool:
+        """Whether every clip was asked the same: then a batch is decoded in step, as published models do. A clip
+        with a request of its own is decoded as if it were alone."""
+        same = bool((self.budget == self.budget[:1]).all())
+        return same and (self.requirement is None or bool((self.requirement == self.requirement[:1]).all()))
+
+    def clip(self, index: int) -> Request:
+        """The request of one clip."""
+        requirement = None if self.requirement is None else self.requirement[index : index + 1]
+        return Request(self.budget[index : index + 1], requirement, self.temperature, self.generator)
+
+    def frames(self, start: int, stop: int) -> Request:
+        """The request of some frames."""
+        requirement = None if self.requirement is None else self.requirement[:, start:stop]
+        return Request(self.budget[:, start:stop], requirement, self.temperature, self.generator)
+
+
+def spread(value: PerFrame, batch: int, frames: int, name: str) -> Tensor | None:
+    """A (B, T) float64 CPU tensor of a number, a value per frame, per clip, or both.
+
+    A Python sequence of length T is per frame (the published form), else per clip; a 1-D tensor of length B is
+    per clip, else per frame. The two readings differ only where B = T.
+    """
+    if value is None:
+        return None
+    tensor = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    if tensor.ndim == 1:
+        order = ((batch, 1), (1, frames)) if isinstance(value, Tensor) else ((1, frames), (batch, 1))
+        shape = next((shape for shape in order if len(tensor) == shape[0] * shape[1]), None)
+        if shape is None:
+            raise ValueError(f"{name} has {len(tensor)} values; give one number, {frames} (one a frame), "
+                             f"{batch} (one a clip) or ({batch}, {frames})")
+        tensor = tensor.reshape(shape)
+    if tensor.ndim not in (0, 2) or (tensor.ndim == 2 and (tensor.shape[0] not in (1, batch) or tensor.shape[1] not in (1, frames))):
+        raise ValueError(f"{name} must be a number, one a frame, one a clip or ({batch}, {frames}), got {tuple(tensor.shape)}")
+    if bool(tensor.isnan().any()):
+        raise ValueError(f"{name} must not be NaN")
+    return tensor.expand(batch, frames)
+
+
+def make_request(grid: PatchGrid, batch: int, frames: int, gazing_ratio: PerFrame = None,
+                 task_loss_requirement: PerFrame = None, temperature: float | None = None,
+                 generator: torch.Generator | None = None) -> Request:
+    """Check and spread what a caller asked for.
+
+    Raises:
+        ValueError: on a ratio outside [0, 1] (0: look at nothing), a shape that fits neither frames nor clips,
+            or a temperature that is not positive.
+    """
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature must be positive (None chooses the best id), got {temperature}")
+    ratio = spread(1.0 if gazing_ratio is None else gazing_ratio, batch, frames, "gazing_ratio")
+    assert ratio is not None
+    if bool(((ratio < 0) | (ratio > 1)).any()):
+        raise ValueError(f"gazing_ratio must be in [0, 1], got {ratio.min():g} to {ratio.max():g}")
+    single = isinstance(gazing_ratio, Tensor) and gazing_ratio.dtype != torch.float64
+    slack = 1e-7 if single else 0.0  # 0.7 is 0.69999999 in float32 and must not lose an id
+    budget = ((ratio + slack) * grid.patches_per_frame).long().clamp(1, grid.patches_per_frame) * (ratio > 0)
+    requirement = spread(task_loss_requirement, batch, frames, "task_loss_requirement")
+    return Request(budget, None if requirement is None else requirement.float(), temperature, generator)

@@ -1,0 +1,110 @@
+"""Scoring given ids: the forward pass of both training stages, all frames and ids at once.
+
+Padding is moved behind the sequence, so that a plain causal attention is exact: a clip's sequence is the same as if it
+stood alone, and no N x N mask is ever made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autogaze.decoder import GazeDecoder
+from autogaze.gaze import Gaze
+
+if TYPE_CHECKING:
+    from autogaze.model import AutoGaze, Scores
+
+
+def score(model: AutoGaze, video: Tensor, gaze: Gaze, temperature: float | None, as_decoded: bool) -> Scores:
+    """See `AutoGaze.score`."""
+    from autogaze.model import Scores
+
+    _check(model, video, gaze)
+    decoder, group = model.gaze_decoder, model.gaze_decoder.group
+    hidden, visual_at, gaze_at = _hidden_states(model, video, gaze, as_decoded)
+    slots = gaze.ids.shape[-1]
+    slot = torch.arange(slots, device=gaze.device)
+    # Token j was predicted from the position just before its group: the frame's last visual token, or the
+    # last token of the group before.
+    before = (slot // group) * group - 1
+    source = torch.where(before >= 0, gaze_at[..., before.clamp(min=0)], visual_at[..., None])  # (B, T, K)
+    logits, predicted = _heads_at(decoder, hidden, source)
+    log_probs = _log_probs(logits, gaze, temperature)
+    own = F.linear(_gather(hidden, gaze_at), decoder.task_loss_prediction_head.weight[:1]).squeeze(-1).float()
+    after = torch.where(slot % group == group - 1, own, predicted)
+    return Scores(log_probs.where(gaze.chosen, 0), after.where(gaze.chosen, 0))
+
+
+def _check(model: AutoGaze, video: Tensor, gaze: Gaze) -> None:
+    if gaze.grid != model.grid:
+        raise ValueError(f"the gaze is on another grid than the model: {gaze.grid} and {model.grid}")
+    if gaze.ids.shape[:2] != video.shape[:2]:
+        raise ValueError(f"gaze and video must agree on clips and frames, got {tuple(gaze.ids.shape[:2])} "
+                         f"and {tuple(video.shape[:2])}")
+    if video.shape[1] > model.config.max_num_frames:
+        raise ValueError(f"score takes at most {model.config.max_num_frames} frames, got {video.shape[1]}; cut the clip")
+
+
+def _hidden_states(model: AutoGaze, video: Tensor, gaze: Gaze, as_decoded: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states (B, N, width) of the packed sequence, and where in it the last visual token of each frame (B, T)
+    and each gaze token (B, T, K) stand (a token that was not chosen: anywhere)."""
+    visual, _ = model.embed(video)
+    tokens = model.gaze_decoder.model.embed_tokens(gaze.ids.where(gaze.chosen, 0))
+    frames = torch.cat([visual, tokens.to(visual.dtype)], dim=2)  # (B, T, V + K, width)
+    valid = torch.cat([gaze.chosen.new_ones(visual.shape[:3]), gaze.chosen], dim=2)
+    batch, _, width, channels = frames.shape
+    order = (~valid.flatten(1)).to(torch.uint8).sort(dim=1, stable=True).indices
+    packed = frames.flatten(1, 2).gather(1, order[..., None].expand(-1, -1, channels))
+    place = (valid.flatten(1).cumsum(1) - 1).clamp(min=0).unflatten(1, (-1, width))
+    visual_at, gaze_at = place[..., visual.shape[2] - 1], place[..., visual.shape[2] :]
+    positions = torch.arange(packed.shape[1], device=packed.device).expand(batch, -1)
+    if as_decoded:
+        moved = torch.cat([place[..., : visual.shape[2]], _decoded_positions(model, gaze, visual_at, gaze_at)], dim=2)
+        positions = moved.flatten(1).gather(1, order)
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    hidden = model.gaze_decoder.model(packed, positions, attend)
+    return hidden, visual_at, gaze_at
+
+
+def _decoded_positions(model: AutoGaze, gaze: Gaze, visual_at: Tensor, gaze_at: Tensor) -> Tensor:
+    """Rotary positions (B, T, K) that gaze tokens have while `generate` runs; see `autogaze.decoding.plain`."""
+    group = model.gaze_decoder.group
+    slot = torch.arange(gaze.ids.shape[-1], device=gaze.device)
+    last_group = (slot * gaze.chosen).amax(-1, keepdim=True) // group if len(slot) else slot
+    frozen = visual_at[..., None] + 1 - group + slot % group
+    return torch.where(slot // group < last_group, frozen, gaze_at)
+
+
+def _gather(hidden: Tensor, at: Tensor) -> Tensor:
+    """(B, T, K, width) states at positions (B, T, K)."""
+    flat = at.flatten(1)[..., None].expand(-1, -1, hidden.shape[-1])
+    return hidden.gather(1, flat).unflatten(1, at.shape[1:])
+
+
+def _heads_at(decoder: GazeDecoder, hidden: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, T, K, vocabulary) of each token's head and the loss that the next head predicts (B, T, K)."""
+    group, slots = decoder.group, source.shape[-1]
+    states = _gather(hidden, source[..., ::group])  # one position serves a whole group
+    logits, losses = decoder.heads(states)  # (B, T, groups, K, vocabulary), (B, T, groups, K)
+    logits = logits.flatten(2, 3)[..., :slots, :]
+    after = losses.roll(-1, dims=-1).flatten(2, 3)[..., :slots]
+    return logits, after
+
+
+def _log_probs(logits: Tensor, gaze: Gaze, temperature: float | None) -> Tensor:
+    """(B, T, K) log-probabilities of the ids."""
+    ids = gaze.ids.where(gaze.chosen, 0)[..., None]
+    if temperature is None:
+        return (logits.softmax(-1).gather(-1, ids).squeeze(-1) + 1e-8).log()  # 1e-8: as published
+    taken = F.one_hot(ids.squeeze(-1), logits.shape[-1]).bool() & gaze.chosen[..., None]
+    before = (taken.cumsum(2, dtype=torch.uint8) > taken) & gaze.chosen[..., None]  # held by earlier slots of the frame
+    allowed = (logits / temperature).masked_fill(before, -torch.inf)
+    allowed = torch.cat([allowed[..., :-1], torch.full_like(allowed[..., -1:], -torch.inf)], dim=-1)
+    return allowed.log_softmax(-1).gather(-1, ids).squeeze(-1)

@@ -1,0 +1,88 @@
+"""The frame encoder: a small convolutional network that is causal in time.
+
+A frame becomes 14 x 14 visual tokens that know the frame and the two before it (three per block). Its memory of
+those frames is an explicit argument and result, so a stream and a whole clip give the same tokens.
+Source: AutoGaze, arXiv:2603.12254 sec. 3; layer order as in the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EncoderCache = tuple[Tensor, ...]  # one (B, C, kernel - 1, side, side) tensor a block: its last inputs
+
+
+class CausalConv3d(nn.Module):
+    """3-D convolution that sees this frame and the kernel - 1 frames before it."""
+
+    def __init__(self, channels: int, temporal_kernel: int, spatial_kernel: int) -> None:
+        super().__init__()
+        kernel = (temporal_kernel, spatial_kernel, spatial_kernel)
+        self.conv3d = nn.Conv3d(channels, channels, kernel, padding=(0, spatial_kernel // 2, spatial_kernel // 2))
+
+    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.cat([past, x], dim=2)
+        return F.relu(self.conv3d(x)), x[:, :, x.shape[2] - past.shape[2] :]
+
+
+class FrameEncoder(nn.Module):
+    """Frames to visual tokens.
+
+    Args:
+        image_size: side in pixels that frames are resized to.
+        patch_size: side in pixels of the patches behind the visual tokens.
+        channels: width of the trunk.
+        out_channels: width of the visual tokens.
+        depth: causal blocks in the trunk.
+        temporal_kernel, spatial_kernel: kernel of every block.
+    """
+
+    def __init__(self, image_size: int, patch_size: int, channels: int, out_channels: int, depth: int = 1,
+                 temporal_kernel: int = 3, spatial_kernel: int = 3) -> None:
+        super().__init__()
+        self.image_size, self.side = image_size, image_size // patch_size
+        self.past_frames = temporal_kernel - 1
+        patch = (1, patch_size, patch_size)
+        self.temporal_conv = nn.Conv3d(3, channels, patch, stride=patch)
+        self.norm = nn.LayerNorm(channels)
+        self.blocks = nn.ModuleList(CausalConv3d(channels, temporal_kernel, spatial_kernel) for _ in range(depth))
+        self.out_proj = nn.Conv3d(channels, out_channels, 1)
+
+    def empty_cache(self, batch: int) -> EncoderCache:
+        """The memory of a clip that has not begun: zeros."""
+        weight = self.out_proj.weight
+        shape = (batch, weight.shape[1], self.past_frames, self.side, self.side)
+        return tuple(weight.new_zeros(shape) for _ in self.blocks)
+
+    def forward(self, video: Tensor, cache: EncoderCache | None = None) -> tuple[Tensor, EncoderCache]:
+        """Encode frames that follow those in the cache.
+
+        Args:
+            video: (B, T, 3, H, W) float, preprocessed; resized (bicubic) unless image_size square.
+            cache: what an earlier call returned; None at the start of a clip.
+
+        Returns:
+            (B, T, side * side, out_channels) visual tokens row by row, and the new cache.
+        """
+        batch, frames = video.shape[:2]
+        cache = self.empty_cache(batch) if cache is None else cache
+        x = video.flatten(0, 1).to(self.out_proj.weight.dtype)
+        if x.shape[-2:] != (self.image_size, self.image_size):
+            x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bicubic", align_corners=False)
+        x = self._patchify(x)  # (B * T, side * side, C)
+        x = self.norm(x).unflatten(0, (batch, frames)).unflatten(2, (self.side, self.side)).permute(0, 4, 1, 2, 3)
+        new_cache = []
+        for block, past in zip(self.blocks, cache, strict=True):
+            x, past = block(x, past)
+            new_cache.append(past)
+        return self.out_proj(x).permute(0, 2, 3, 4, 1).flatten(2, 3), tuple(new_cache)
+
+    def _patchify(self, frames: Tensor) -> Tensor:
+        """The patch convolution as one matrix product, which is faster than Conv3d everywhere we run."""
+        size, side = self.temporal_conv.kernel_size[1], self.side
+        frames = frames[..., : side * size, : side * size]  # like a convolution, ignore a cut-off edge
+        patches = frames.unflatten(-1, (side, size)).unflatten(-3, (side, size))  # (N, 3, row, y, column, x)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return F.linear(patches, self.temporal_conv.weight.flatten(1), self.temporal_conv.bias)
