@@ -1,7 +1,7 @@
 """`autogaze gaze VIDEO... --out DIR`: look at any video file and keep what was chosen.
 
-One video leaves DIR/overlay.mp4, gaze.npz and gaze.json; several leave them in DIR/<name of the video>/. Frames stream
-through, so memory stays flat however long the video is, and files appear when a video is done or not at all.
+One video leaves DIR/overlay.mp4, gaze.npz, gaze.json and report.html; several leave them in DIR/<name of the video>/.
+Frames stream through, so memory stays flat however long the video is. Files appear when a video is done or not at all.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from autogaze.gaze import Gaze
 from autogaze.gaze_file import GazeFileWriter
 from autogaze.model import AutoGaze
 from autogaze.report import Overlay
+from autogaze.report_page import write_report
 from autogaze.video import FrameChunk, VideoInfo, open_writer, probe, read_chunks
 
 DEFAULT_CHECKPOINT = "autogaze-base"
-OVERLAY, ARRAYS, SUMMARY = "overlay.mp4", "gaze.npz", "gaze.json"
+OVERLAY, ARRAYS, SUMMARY, REPORT = "overlay.mp4", "gaze.npz", "gaze.json", "report.html"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
 def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOptions,
                checkpoint: str = "") -> GazeSummary:
-    """Look at one video and write the three files into `folder`.
+    """Look at one video and write the four files into `folder`.
 
     Raises:
         VideoError: if the video turns out to be damaged on the way; nothing is left behind then.
@@ -134,9 +135,10 @@ def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOpti
                 progress.show(arrays.frames)
             assert arrays is not None  # read_chunks gives a frame or raises
             summary = _summary(info, model, options, checkpoint, arrays, spent, time.perf_counter() - started)
-            arrays.finish(files.enter_context(atomic_path(folder / ARRAYS)))
             text = json.dumps(asdict(summary), indent=1)
             files.enter_context(atomic_path(folder / SUMMARY)).write_text(text + "\n", encoding="utf-8")
+            write_report(files.enter_context(atomic_path(folder / REPORT)), info.path, arrays.view(), asdict(summary))
+            arrays.finish(files.enter_context(atomic_path(folder / ARRAYS)))
         return summary
     except BaseException:
         if created and folder.is_dir() and not any(folder.iterdir()):
@@ -227,7 +229,7 @@ def _summary(info: VideoInfo, model: AutoGaze, options: GazeOptions, checkpoint:
         patches=arrays.patches,
         patches_per_scale={str(scale): int(n) for scale, n in zip(grid.scales, arrays.per_scale, strict=True)},
         seconds={name: round(value, 4) for name, value in {**asdict(spent), "total": total_s}.items()},
-        counts=arrays.counts().tolist())
+        counts=arrays.view().counts.tolist())
 
 
 def _timed(chunks: Iterator[FrameChunk], spent: Seconds) -> Iterator[FrameChunk]:

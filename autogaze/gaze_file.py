@@ -33,6 +33,13 @@ class VideoGaze:
     task_loss: np.ndarray  # (N,) float32, NaN where not predicted
     times_s: np.ndarray  # (T,) float64
 
+    def visits(self) -> np.ndarray:
+        """(patches_per_frame,) int64: in how many frames each patch was chosen."""
+        total = np.zeros(self.grid.patches_per_frame, np.int64)
+        for start in range(0, len(self.ids), 1 << 20):
+            total += np.bincount(self.ids[start : start + (1 << 20)], minlength=len(total))
+        return total
+
     def mask(self, frame: int) -> np.ndarray:
         """(patches_per_frame,) bool of one frame."""
         stop = int(self.counts[: frame + 1].sum())
@@ -91,9 +98,15 @@ class GazeFileWriter:
         self.per_scale += np.bincount(np.searchsorted(self.grid.offsets, ids.numpy(), "right") - 1,
                                       minlength=len(self.grid.scales))
 
-    def counts(self) -> np.ndarray:
-        """(T,) patches of every frame so far."""
-        return self._read("counts")
+    def view(self) -> VideoGaze:
+        """What was appended so far, on disk: only the parts that are touched come into memory."""
+        arrays = []
+        for name, part in self._parts.items():
+            part.flush()
+            length = part.tell() // np.dtype(STREAMED[name]).itemsize
+            empty = np.empty(0, STREAMED[name])  # an empty file cannot be mapped
+            arrays.append(np.memmap(part, STREAMED[name], "r", shape=(length,)) if length else empty)
+        return VideoGaze(self.grid, *arrays)
 
     def finish(self, path: str | Path) -> None:
         """Write the file; the caller makes that atomic."""
@@ -118,14 +131,6 @@ class GazeFileWriter:
     def _append(self, **arrays: np.ndarray | torch.Tensor) -> None:
         for name, array in arrays.items():
             self._parts[name].write(np.ascontiguousarray(np.asarray(array), STREAMED[name]).tobytes())
-
-    def _read(self, name: str) -> np.ndarray:
-        part = self._parts[name]
-        end = part.tell()
-        part.seek(0)
-        array = np.frombuffer(part.read(), STREAMED[name])
-        part.seek(end)
-        return array
 
 
 def _write_header(file: io.BufferedIOBase, dtype: type[np.generic], length_bytes: int) -> None:

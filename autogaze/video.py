@@ -205,11 +205,16 @@ def _open(path: Path) -> tuple[cv2.VideoCapture, VideoInfo, np.ndarray]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without OpenCV's log: a codec that is not there is expected here and reported by us."""
+    """Without OpenCV's and FFmpeg's own words, some of which go straight to file descriptor 2; we report errors."""
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
     try:
         yield
     finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
         cv2.utils.logging.setLogLevel(level)
 
 

@@ -61,7 +61,7 @@ def test_an_hours_long_video_is_only_ever_held_chunk_by_chunk(model: AutoGaze, t
         return top
 
     peak(16)  # imports and caches
-    assert peak(160) < 1.3 * peak(32)
+    assert peak(96) < 1.3 * peak(32)
 
 
 def test_chunk_size_does_not_change_the_gaze(scene: Path, model: AutoGaze) -> None:

@@ -24,7 +24,9 @@ def test_chunks_come_back_as_one_gaze(grid: PatchGrid, tmp_path: Path) -> None:
     writer = GazeFileWriter(grid)
     for k, gaze in enumerate(gazes):
         writer.add(gaze, np.arange(gaze.ids.shape[1]) + 10.0 * k)
-    assert writer.counts().tolist() == [n for gaze in gazes for n in gaze.counts[0].tolist()]
+    view = writer.view()
+    assert view.counts.tolist() == [n for gaze in gazes for n in gaze.counts[0].tolist()]
+    assert np.array_equal(view.visits(), torch.cat([gaze.patch_mask() for gaze in gazes], 1).sum((0, 1)).numpy())
     per_scale, frames = writer.per_scale.tolist(), writer.frames
     writer.finish(tmp_path / "gaze.npz")
 

@@ -1,0 +1,120 @@
+"""`report.html`: one file that opens offline and shows a video's gaze frame by frame.
+
+It holds a small VP8 copy of the video (the codec that both OpenCV's wheels write and browsers play), one bit for every
+patch of every frame shown, and what the plots need. Long videos are shown in steps; the map counts every frame.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from autogaze.files import write_text
+from autogaze.gaze_file import VideoGaze
+from autogaze.report import scale_colour
+from autogaze.video import open_writer, read_chunks
+
+HERE = Path(__file__).parent
+MOST_FRAMES = 900  # shown; a minute at 15 a second
+MOST_VIDEO_BYTES = 9_000_000  # 12 MB in base64, of the 15 MB that a report may have
+MOST_MASK_BYTES = 1_500_000
+LONG_SIDE_PX = 854
+BYTES_PER_PIXEL = 0.05  # what OpenCV's fixed VP8 bit rate comes to
+SLOWEST_FPS = 8.0  # a film of hours is shown as a time lapse
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """Which frames of the video the page shows, and how large."""
+
+    stride: int
+    size: tuple[int, int]  # (width, height) in pixels
+    fps: float
+
+
+def write_report(path: str | Path, video: str | Path, gaze: VideoGaze, summary: dict[str, Any]) -> None:
+    """Write the page for a video whose gaze is known.
+
+    Args:
+        path: of the HTML file, written whole or not at all.
+        video: the file that was looked at; it is read a second time.
+        gaze: as `load_gaze` reads it.
+        summary: the content of `gaze.json`.
+    """
+    shown = _choose(gaze, summary["video"])
+    clip = _encode(Path(video), shown)
+    data = _data(gaze, summary, shown)
+    page = (HERE / "page.html").read_text(encoding="utf-8")
+    parts = {"TITLE": html.escape(str(summary["video"]["name"])),
+             "STYLE": (HERE / "page.css").read_text(encoding="utf-8"),
+             "DATA": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+             "CLIP": base64.b64encode(clip).decode("ascii"),
+             "SCRIPT": (HERE / "page.js").read_text(encoding="utf-8")}
+    write_text(path, "".join(_fill(page, parts)))
+
+
+def _fill(page: str, parts: dict[str, str]) -> Iterator[str]:
+    """The template with every {{NAME}} replaced once; parts are never searched themselves."""
+    for piece in page.split("{{"):
+        name, closed, rest = piece.partition("}}")
+        yield parts[name] + rest if closed else piece
+
+
+def _choose(gaze: VideoGaze, video: dict[str, Any]) -> _Shown:
+    frames = len(gaze.counts)
+    most = max(1, min(MOST_FRAMES, MOST_MASK_BYTES // -(-gaze.grid.patches_per_frame // 8)))
+    stride = -(-frames // most)
+    shown = -(-frames // stride)
+    width, height = video["width"], video["height"]
+    pixels = MOST_VIDEO_BYTES / BYTES_PER_PIXEL / shown
+    factor = min(LONG_SIDE_PX / max(width, height), (pixels / (width * height)) ** 0.5, 1.0)
+    size = (max(2, round(width * factor / 2) * 2), max(2, round(height * factor / 2) * 2))
+    return _Shown(stride, size, max(SLOWEST_FPS if stride > 1 else 1.0, video["fps"] / stride))
+
+
+def _encode(video: Path, shown: _Shown) -> bytes:
+    """The small copy, made smaller until it fits."""
+    size = shown.size
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "clip.webm"
+        while True:
+            with open_writer(path, shown.fps) as writer:
+                for chunk in read_chunks(video, stride=shown.stride):
+                    for frame in chunk.frames:
+                        writer.write(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+            if path.stat().st_size <= MOST_VIDEO_BYTES or min(size) <= 32:
+                return path.read_bytes()
+            size = (max(2, int(size[0] * 0.35) * 2), max(2, int(size[1] * 0.35) * 2))
+
+
+def _data(gaze: VideoGaze, summary: dict[str, Any], shown: _Shown) -> dict[str, Any]:
+    grid = gaze.grid
+    starts = np.concatenate([[0], gaze.counts.cumsum()])
+    frames = range(0, len(gaze.counts), shown.stride)
+    masks = np.zeros((len(frames), grid.patches_per_frame), bool)
+    for row, t in enumerate(frames):
+        masks[row, gaze.ids[starts[t] : starts[t + 1]]] = True
+    loss = gaze.last_loss()[:: shown.stride]
+    scales = [{"px": scale, "colour": scale_colour(k), "rows": rows, "columns": columns, "first": grid.offsets[k],
+               "cell": grid.tile_px / (scale // grid.patch_size)}
+              for k, (scale, (rows, columns)) in enumerate(zip(grid.scales, grid.sides, strict=True))]
+    return {"summary": {key: value for key, value in summary.items() if key != "counts"},
+            "width": grid.width_px, "height": grid.height_px, "patches": grid.patches_per_frame, "scales": scales,
+            "fps": shown.fps, "stride": shown.stride, "frames": len(frames), "all_frames": len(gaze.counts),
+            "times": [round(float(t), 3) for t in gaze.times_s[:: shown.stride]],
+            "loss": [round(float(x), 5) if np.isfinite(x) else None for x in loss],
+            "masks": _base64(np.packbits(masks, axis=1, bitorder="little")),
+            "visits": _base64(gaze.visits().astype("<u4"))}
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(array.tobytes()).decode("ascii")
