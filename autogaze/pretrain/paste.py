@@ -31,6 +31,7 @@ class Painter(nn.Module):
     def __init__(self, grid: PatchGrid) -> None:
         super().__init__()
         self.grid = grid
+        self._identity: set[str] = set()  # resampling that changes nothing, such as that of the finest scale
         patch, tile = grid.patch_size, grid.tile_px
         rows, columns = grid.sides[-1]
         self.small_side = tuple(_power_of_two(patch * scale / tile, patch) for scale in grid.scales)
@@ -48,19 +49,24 @@ class Painter(nn.Module):
                 self._keep(f"small_cell_{axis}{k}", _cell(small, cells, cell))
 
     def _keep(self, name: str, value: Tensor) -> None:
+        if value.ndim == 2 and len(value) == value.shape[1] and torch.equal(value, torch.eye(len(value))):
+            self._identity.add(name)
         self.register_buffer(name, value, persistent=False)
 
     def cut(self, frames: Tensor) -> list[Tensor]:
         """Every scale of frames (..., 3, H, W): (..., 3, rows * patch, columns * patch) float32, coarse to fine."""
         with torch.autocast(frames.device.type, enabled=False):
             frames = frames.float()
-            return [getattr(self, f"down_y{k}") @ frames @ getattr(self, f"down_x{k}").mT
-                    for k in range(len(self.grid.scales))]
+            return [self._resample(frames, f"down_y{k}", f"down_x{k}") for k in range(len(self.grid.scales))]
 
     def paint(self, k: int, scale_image: Tensor, canvas: str = "full") -> Tensor:
         """Bring an image of scale k (..., 3, rows * patch, columns * patch) to a canvas, patch by patch."""
         with torch.autocast(scale_image.device.type, enabled=False):
-            return getattr(self, f"{canvas}_y{k}") @ scale_image @ getattr(self, f"{canvas}_x{k}").mT
+            return self._resample(scale_image, f"{canvas}_y{k}", f"{canvas}_x{k}")
+
+    def _resample(self, image: Tensor, rows: str, columns: str) -> Tensor:
+        image = image if rows in self._identity else getattr(self, rows) @ image
+        return image if columns in self._identity else image @ getattr(self, columns).mT
 
     def spread(self, k: int, values: Tensor, canvas: str = "full") -> Tensor:
         """Values of the patches of scale k (..., patches) at every pixel of a canvas (..., height, width)."""
