@@ -129,7 +129,7 @@ def time_methods(methods: Sequence[Method], evaluator: Evaluator) -> list[Timing
         _, video = next(evaluator.clips.batches(batch, evaluator.device))
         for method in methods:
             if method.sort != ORACLE and method.name != UNTRAINED:
-                times = [_milliseconds(lambda method=method, video=video: method.choose(
+                times = [milliseconds(lambda method=method, video=video: method.choose(
                     video, TIMED_RATIO, torch.Generator().manual_seed(0)), video) for _ in range(RUNS + 1)]
                 timings.append(Timing(method.name, TIMED_RATIO, batch, RUNS, round(median(times[1:]), 3)))
     return timings
@@ -163,7 +163,8 @@ def _at_most(name: str, value: float | None, most: float) -> Goal:
     return Goal(name, value, f"<= {most:g}", value is not None and value <= most)
 
 
-def _milliseconds(call: Callable[[], object], video: Tensor) -> float:
+def milliseconds(call: Callable[[], object], video: Tensor) -> float:
+    """Wall-clock time of a call, until the video's device is done."""
     _synchronise(video)
     begun = time.perf_counter()
     call()

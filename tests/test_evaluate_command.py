@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from autogaze import AutoGaze, Gaze, PatchGrid
+from autogaze import AutoGaze, Gaze
 from autogaze.cli import main
 from autogaze.evaluate import gallery
 from autogaze.evaluate.clips import load_clips, pick_frames
@@ -22,29 +22,13 @@ from autogaze.evaluate.requirement import COMMON, OWN, measure_requirement
 from autogaze.evaluate.results import Results
 from autogaze.evaluate.table import markdown
 from autogaze.model import AutoGazeConfig
-from autogaze.pretrain.reconstructor import Reconstructor, ReconstructorConfig
-from autogaze.scenes import render_scene
-from autogaze.video import write_video
-
-SCALES = (16, 32, 64)  # 1 + 4 + 16 = 21 patches
-GRID = PatchGrid(SCALES)
-TINY = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "head_dim": 16, "intermediate_size": 64}
+from autogaze.pretrain.reconstructor import Reconstructor
+from tests.evaluate_folder import GRID, TINY, make_folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three clips with a manifest, a broken one, a model and a reconstructor."""
-    root = tmp_path_factory.mktemp("evaluate")
-    rows = ["file,kind,source_group"]
-    for seed, kind in enumerate(("object", "pan", "static")):
-        write_video(root / "clips" / f"{kind}.mp4", render_scene(seed, 8, (64, 64), kind))
-        rows.append(f"clips/{kind}.mp4,{kind},source-{seed // 2}")
-    (root / "manifest.csv").write_text("\n".join(rows))
-    (root / "clips" / "broken.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42")
-    torch.manual_seed(0)
-    AutoGaze(AutoGazeConfig(scales=SCALES, num_multi_token_pred=2, **TINY)).save_pretrained(root / "model")
-    Reconstructor(ReconstructorConfig(scales=SCALES, width=16, depth=1, heads=2)).save_pretrained(root / "judge")
-    return root
+    return make_folder(tmp_path_factory.mktemp("evaluate"))
 
 
 @pytest.fixture(scope="module")
