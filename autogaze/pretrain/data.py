@@ -68,7 +68,9 @@ class ClipLoader:
 
     def __iter__(self) -> Iterator[RawClips]:
         for batch in self._source():
-            self.position += 1
+            self.position += 1  # counted before it is handed out: a checkpoint is taken while a batch is in use
+            if self.position == self.batches:
+                self.epoch, self.position = self.epoch + 1, 0
             for name, reason in batch.skipped:
                 if name not in self.skipped:
                     log.warning("skipped %s: %s", name, reason)
@@ -76,7 +78,6 @@ class ClipLoader:
             if not batch.recipes:
                 raise VideoError(f"no clip of a batch could be decoded: {dict(batch.skipped)}")
             yield batch
-        self.epoch, self.position = self.epoch + 1, 0
 
     def _source(self) -> Iterator[RawClips]:
         left = range(self.position, self.batches)

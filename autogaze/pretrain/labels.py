@@ -1,19 +1,18 @@
-"""Labels: greedy gazes of training clips, the file they are kept in, and the data module that reads them.
+"""Labels: greedy gazes of training clips, and the file they are kept in.
 
 One row of `labels.parquet` is one clip: its recipe (file, start, stride, crop and look: enough to rebuild the same
 pixels), how many patches each frame chose, the ids in the order of choice, and the reconstruction loss before the
 first choice and after each. The table's metadata says how the labels were made.
 
-Searching writes a shard (`labels.shards/00017.parquet`) every batch, whole or not at all; a killed run goes on behind the
-last shard, and several processes or GPUs take every n-th. `join_shards` makes the one file.
+Searching writes a shard (`labels.shards/00017.parquet`) every batch, whole or not at all; a killed run goes on behind
+the last shard, and several processes or GPUs take every n-th. `join_shards` makes the one file.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch import Tensor
 from autogaze.files import atomic_path
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
-from autogaze.pretrain.clips import Clip, ClipRecipe
+from autogaze.pretrain.clips import ClipRecipe
 from autogaze.pretrain.data import ClipData
 from autogaze.pretrain.gaze_mix import sample_budgets
 from autogaze.pretrain.greedy import GreedyGaze, GreedySettings, greedy_gaze
@@ -34,12 +33,9 @@ from autogaze.pretrain.reconstructor import Reconstructor
 
 LABEL_EPOCH = 2**20  # labelled clips are other cuts than those that the reconstructor was trained on
 MOST_RATIO = 0.5  # of a frame's patches
-FLIP = 0.5  # probability that a labelled clip is mirrored, with its ids
 
 _SCHEMA = pa.schema([("recipe", pa.string()), ("counts", pa.list_(pa.int32())), ("ids", pa.list_(pa.int16())),
                      ("losses", pa.list_(pa.float32()))])
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +48,10 @@ class Label:
     losses: np.ndarray  # (sum of counts + T,) float: of each frame, before its first choice and after each; NaN unknown
 
     def __post_init__(self) -> None:
-        if len(self.ids) != self.counts.sum() or len(self.losses) != self.counts.sum() + len(self.counts):
-            raise ValueError(f"{self.recipe.name}: {self.counts.sum()} choices in {len(self.counts)} frames need as many "
-                             f"ids and {self.counts.sum() + len(self.counts)} losses, got {len(self.ids)} and "
-                             f"{len(self.losses)}")
+        choices, frames = int(self.counts.sum()), len(self.counts)
+        if len(self.ids) != choices or len(self.losses) != choices + frames:
+            raise ValueError(f"{self.recipe.name}: {choices} choices in {frames} frames need as many ids and "
+                             f"{choices + frames} losses, got {len(self.ids)} and {len(self.losses)}")
 
 
 @dataclass(frozen=True)
@@ -239,61 +235,6 @@ def _remove_shards(path: Path) -> None:
         folder.rmdir()
 
 
-class LabelData(ClipData):
-    """Batches of labelled clips: `Clip` with `gaze` and `task_loss`; validation is that of `ClipData`.
-
-    Args:
-        labels: of clips of one length.
-        grid: of their ids.
-        others: as `ClipData`; `frames` must be that of the labels.
-    """
-
-    def __init__(self, folder: str | Path, labels: Sequence[Label], grid: PatchGrid, **others: Any) -> None:
-        super().__init__(folder, **others)
-        lengths = {len(label.counts) for label in labels}
-        if lengths != {self.frames}:
-            raise ValueError(f"labels must be of clips of {self.frames} frames, got {sorted(lengths) or 'no labels'}")
-        known = {file.name for file in self.index.files}
-        self.labels = [label for label in labels if label.recipe.kind == "scene" or label.recipe.name in known]
-        if len(self.labels) < len(labels):
-            log.warning("%d labels are of files that are not in %s", len(labels) - len(self.labels), folder)
-        if not self.labels:
-            raise ValueError(f"none of {len(labels)} labels is of a file in {folder}")
-        self.grid, self.epoch_clips = grid, max(self.batch_clips, len(self.labels))
-        self._of = {label.recipe: label for label in self.labels}
-        self._of |= {mirrored(label.recipe): mirror(label, grid) for label in self.labels}
-
-    def recipe(self, epoch: int, index: int) -> ClipRecipe:
-        """Labelled clip `index` of an epoch, every label once an epoch, mirrored or not."""
-        from autogaze.pretrain.augment import random_stream
-
-        random = random_stream(self.seed, epoch, 2**41)
-        order = random.permutation(len(self.labels))
-        recipe = self.labels[order[index % len(order)]].recipe
-        return mirrored(recipe) if random_stream(self.seed, epoch, index).random() < FLIP else recipe
-
-    def _finish(self, recipes: tuple[ClipRecipe, ...], frames: Tensor) -> Clip:
-        clip = super()._finish(recipes, frames)
-        if not all(recipe in self._of for recipe in recipes):  # validation
-            return clip
-        gaze, loss = to_gaze([self._of[recipe] for recipe in recipes], self.grid)
-        return replace(clip, gaze=gaze.to(clip.video.device), task_loss=loss.to(clip.video.device))
-
-
-def mirrored(recipe: ClipRecipe) -> ClipRecipe:
-    """The mirror image of a clip."""
-    return replace(recipe, flip=not recipe.flip)
-
-
-def mirror(label: Label, grid: PatchGrid) -> Label:
-    """The label of a mirrored clip: the same rows, columns from the other side."""
-    scale, row, column = grid.locate(torch.from_numpy(label.ids))
-    columns = torch.tensor([side[1] for side in grid.sides])[scale]
-    offsets = torch.tensor(grid.offsets)[scale]
-    ids = offsets + row * columns + columns - 1 - column
-    return replace(label, recipe=mirrored(label.recipe), ids=ids.numpy())
-
-
 def import_published(path: str | Path, grid: PatchGrid | None = None) -> list[Label]:
     """Read a published `gazing_labels.json`.
 
@@ -303,8 +244,8 @@ def import_published(path: str | Path, grid: PatchGrid | None = None) -> list[La
         {"video": "a/b.mp4", "gazing_pos": [...], "num_gazing_each_frame": [...],
          "task_losses": [...] (optional), "start": 0, "stride": 1 (both optional)}
 
-    `gazing_pos` holds id + patches_per_frame * frame of every choice (a nested list, one a frame, is taken too, with ids
-    local to the frame); `task_losses` the loss after each choice. An id of -1 is padding and left out.
+    `gazing_pos` holds id + patches_per_frame * frame of every choice (a nested list, one a frame, is taken too, with
+    ids local to the frame); `task_losses` the loss after each choice. An id of -1 is padding and left out.
 
     Raises:
         FileNotFoundError, ValueError: if there is no such file, or it has another form.
