@@ -47,3 +47,10 @@ def test_an_empty_gaze_has_no_loss_and_a_finite_gradient() -> None:
 def test_shapes_that_differ_are_refused() -> None:
     with pytest.raises(ValueError, match="one shape"):
         per_mean_count(torch.zeros(2, 3), torch.zeros(2, 4, dtype=torch.bool))
+
+
+def test_an_unknown_loss_leaves_value_and_gradient_alone() -> None:
+    prediction = torch.tensor([[0.5, 0.5]], requires_grad=True)
+    loss = task_loss_prediction_loss(prediction, torch.tensor([[0.25, float("nan")]]), torch.tensor([[True, False]]))
+    loss.sum().backward()
+    assert float(loss.detach()) == 0.0625 and prediction.grad.tolist() == [[0.5, 0.0]]

@@ -46,10 +46,11 @@ def task_loss_prediction_loss(prediction: Tensor, task_loss: Tensor, known: Tens
 
     Args:
         prediction: (N, ...) float, predicted loss after each id.
-        task_loss: float of the same shape, the true loss.
+        task_loss: float of the same shape, the true loss; NaN is allowed where it is not known.
         known: bool of the same shape; chosen slots whose true loss is known (padding never counts).
 
     Returns:
         (N,) float: sum over known slots, over the mean count of known slots a row.
     """
-    return per_mean_count((prediction - task_loss).square(), known)
+    gap = (prediction - task_loss).masked_fill(~known.bool(), 0.0)  # before the square: NaN x 0 is NaN in its gradient
+    return per_mean_count(gap.square(), known)

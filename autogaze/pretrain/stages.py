@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import torch
 
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.labelled import LabelledClips, label_clips, read_labels
 from autogaze.pretrain.module import PretrainModule
+from autogaze.pretrain.pictures import Pictures
 from autogaze.pretrain.recipes import PretrainRecipe, Recipes, TrainerRecipe
 from autogaze.pretrain.reconstructor import Reconstructor, ReconstructorConfig
 from autogaze.pretrain.reconstructor_module import ReconstructorModule
@@ -79,6 +82,35 @@ def train_reconstructor(run: Run) -> StageResult:
     return fit(module, run.clips(recipe), recipe, run.stage("reconstructor"), run.resume)
 
 
+@dataclass(frozen=True)
+class LabelsResult:
+    """What the labels stage made."""
+
+    clips: int
+    minutes: float
+
+
+def make_labels(run: Run) -> LabelsResult:
+    """Stage 2: RUN/labels.parquet."""
+    recipe = run.recipes.labels
+    judge = Reconstructor.from_pretrained(run.needs("reconstructor"), device())
+    clips = RunClips(run.data, run.folder, recipe, recipe.batch_clips)
+    begun = time.monotonic()
+    made = label_clips(judge, clips, recipe, run.labels, run.resume)
+    return LabelsResult(made, round((time.monotonic() - begun) / 60, 3))
+
+
+def pretrain(run: Run) -> StageResult:
+    """Stage 3: RUN/pretrain, by next-token prediction."""
+    recipe = run.recipes.pretrain
+    if not run.labels.is_file():
+        raise FileNotFoundError(f"{run.labels} does not exist: run `autogaze train --stage labels --out {run.folder}` first")
+    model = untrained(recipe)
+    data = LabelledClips(run.data, run.folder, recipe, recipe.batch_clips, recipe.validate_clips, epoch_size(recipe),
+                         labels=read_labels(run.labels), grid=model.grid)
+    return fit(PretrainModule(model, run.judge(), recipe), data, recipe, run.stage("pretrain"), run.resume, [Pictures()])
+
+
 def untrained(recipe: PretrainRecipe) -> AutoGaze:
     """The model that pretraining starts from."""
     torch.manual_seed(recipe.seed)
@@ -92,7 +124,7 @@ def train_rl(run: Run) -> StageResult:
     recipe = run.recipes.rl
     model = AutoGaze.from_pretrained(run.needs("pretrain"))
     module = GRPOModule(model.train(), run.judge(), recipe)
-    return fit(module, run.clips(recipe), recipe, run.stage("rl"), run.resume)
+    return fit(module, run.clips(recipe), recipe, run.stage("rl"), run.resume, [Pictures()])
 
 
 def set_aside(folder: Path) -> None:
