@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from autogaze.decoder import RopeConfig
 from autogaze.grid import PatchGrid
+from autogaze.preprocess import Preprocessor
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze, AutoGazeConfig
@@ -53,6 +54,8 @@ def load(name: str | Path) -> AutoGaze:
         raise ValueError(f"{folder / WEIGHTS} does not fit its {CONFIG}: missing {missing[:3]}, unknown {extra[:3]}, "
                          f"of another shape {wrong[:3]}")
     model.load_state_dict(tensors)
+    if (folder / PREPROCESSOR).is_file():
+        model.preprocessor = Preprocessor.from_dict(dict(_read_json(folder / PREPROCESSOR)))
     return model.eval()
 
 

@@ -19,6 +19,7 @@ from autogaze.decoding.request import PerFrame, Request, make_request
 from autogaze.encoder import FrameEncoder
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
+from autogaze.preprocess import Preprocessor
 
 if TYPE_CHECKING:
     from autogaze.decoding.stream import GazeStream
@@ -103,7 +104,8 @@ class AutoGaze(nn.Module):
     """Where to look in a video before a ViT does.
 
     `decoding` switches the way ids are chosen: "auto" (the fastest that this device and dtype offer), "fused",
-    "cached" or "plain"; all choose the same ids in float32.
+    "cached" or "plain"; all choose the same ids in float32. `preprocessor` makes frames into the model's input and is
+    saved with the weights.
     """
 
     def __init__(self, config: AutoGazeConfig | None = None) -> None:
@@ -111,6 +113,7 @@ class AutoGaze(nn.Module):
         self.config = config = config or AutoGazeConfig()
         self.grid = config.grid
         self.decoding = "auto"
+        self.preprocessor = Preprocessor(size=(config.scales[-1], config.scales[-1]))
         self.vision_model = FrameEncoder(config.scales[-1], config.patch_size, config.hidden_size, config.hidden_size,
                                          config.encoder_depth, config.temporal_kernel, config.spatial_kernel)
         self.connector = Connector(self.vision_model.side**2, config.hidden_size)
