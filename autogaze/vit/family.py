@@ -49,7 +49,7 @@ class Tower(ABC):
         """
 
     def rotary(self, grid: PatchGrid) -> Tensor | None:
-        """(patches_per_frame, ...) rotary table of every id of a grid; None where the family has no rotary positions."""
+        """(patches_per_frame, ...) rotary table of every id of a grid; None where there are no rotary positions."""
         return None
 
     def drop(self, rows: Tensor) -> Tensor:

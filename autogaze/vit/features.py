@@ -95,7 +95,7 @@ class PoolInput:
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _cells_to_patches(grid: PatchGrid, device: torch.device) -> list[Tensor]:
-    """For every scale (rows, columns): the patch, counted within the scale, that covers the centre of each finest cell."""
+    """For every scale (rows, columns): the patch, counted in the scale, that covers each finest cell's centre."""
     result = []
     rows, columns = grid.sides[-1]
     finest = grid.scales[-1] // grid.patch_size

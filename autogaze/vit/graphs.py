@@ -49,8 +49,9 @@ class GraphedViT:
             gazed.compile()
         self.gazed = gazed
         self.buckets = tuple(sorted({*(rows for rows in buckets if rows < gaze.ids.numel()), gaze.ids.numel()}))
-        self._video = torch.empty_like(video)
-        self._gaze = Gaze(torch.zeros_like(gaze.ids), torch.zeros_like(gaze.chosen), gaze.grid)
+        with torch.inference_mode(False):  # so that calls may come from inside inference mode and from outside
+            self._video = torch.empty_like(video)
+            self._gaze = Gaze(torch.zeros_like(gaze.ids), torch.zeros_like(gaze.chosen), gaze.grid)
         self._captures: dict[int, _Capture] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._load(video, gaze)

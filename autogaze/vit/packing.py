@@ -136,7 +136,7 @@ def _interleave(offsets: Tensor, patches: int, prefix: int) -> tuple[Tensor | No
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None = None) -> Tensor:
-    """Attention of packed rows: every row sees its run, or with `block_causal` its run and the earlier ones of its group.
+    """Attention of packed rows: every row sees its run; block-causal, also the earlier runs of its group.
 
     Args:
         q, k, v: (M, heads, head size).

@@ -2,7 +2,7 @@
 
 A ViT knows one grid, say 14 x 14. Scales of 2 x 2, 4 x 4 and 7 x 7 get its embedding interpolated to their sides by
 the family's own rule, which at 14 x 14 is the embedding itself. Rotary positions are evaluated where the centre of a
-coarse patch falls among the patches of the finest scale: the one patch of a 1 x 1 scale over 14 x 14 sits at (6.5, 6.5).
+coarse patch falls among the patches of the finest scale: the one patch of 1 x 1 over 14 x 14 sits at (6.5, 6.5).
 """
 
 from __future__ import annotations
