@@ -17,10 +17,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 
 import numpy as np
-import torch
 
 from autogaze.evaluate.bootstrap import Interval, bootstrap, ratio
 from autogaze.evaluate.clips import load_clips
@@ -31,7 +29,7 @@ from autogaze.evaluate.table import table
 from autogaze.files import write_json, write_text
 from autogaze.gaze_command import pick_device
 from autogaze.model import AutoGaze
-from benchmarks.quality import RUNS, machine, milliseconds
+from benchmarks.quality import machine, time_method
 
 RATIOS = (0.05, 0.1)
 
@@ -91,10 +89,9 @@ def ablate(runs: Sequence[Run], evaluator: Evaluator, ratios: Sequence[float]) -
             over = None if gazing_ratio not in first else bootstrap(
                 [loss, first[gazing_ratio]], evaluator.clips.groups, ratio)
             first.setdefault(gazing_ratio, loss)
-            times = [milliseconds(lambda method=method, r=gazing_ratio, video=video: method.choose(
-                video, r, torch.Generator()), video) for _ in range(RUNS + 1)]
             lines.append(Ablation(run.axis, run.value, model.config.num_multi_token_pred, gazing_ratio,
-                                  bootstrap([loss], evaluator.clips.groups), over, round(median(times[1:]), 3)))
+                                  bootstrap([loss], evaluator.clips.groups), over,
+                                  time_method(method, video, gazing_ratio)))
     return lines
 
 

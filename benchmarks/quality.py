@@ -17,7 +17,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,12 +26,14 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from autogaze.evaluate.bootstrap import Interval
 from autogaze.evaluate.clips import load_clips
 from autogaze.evaluate.command import sampling_in_words
 from autogaze.evaluate.evaluation import ORACLE_RATIOS, RATIOS, Plan, evaluate, load_reconstructor
 from autogaze.evaluate.measurement import Evaluator
 from autogaze.evaluate.methods import NETWORK, ORACLE, UNTRAINED, Method, known_methods, make_methods
 from autogaze.evaluate.plot import plot_losses
+from autogaze.evaluate.requirement import COMMON, OWN
 from autogaze.evaluate.results import Results
 from autogaze.evaluate.summary import LOSS_MINUS, LOSS_OVER, RANDOM, WAY
 from autogaze.evaluate.table import markdown, table
@@ -106,19 +108,20 @@ def check_goals(results: Results) -> list[Goal]:
         over_best = next((interval for key, interval in found.items() if key[:3] == (LOSS_OVER, ratio, False)),
                          over_random)
         way = next((interval for key, interval in found.items() if key[:2] == (WAY, ratio)), None)
-        goals += [_at_most(f"loss / random's at {ratio:g}", over_random and over_random.value, MOST_OVER_RANDOM),
-                  _at_most(f"loss / best selector's at {ratio:g}", over_best and over_best.value, MOST_OVER_BEST),
-                  Goal(f"way from random to the oracle at {ratio:g}", way and way.value, f">= {LEAST_WAY:g}",
+        goals += [_at_most(f"loss / random's at {ratio:g}", _value(over_random), MOST_OVER_RANDOM),
+                  _at_most(f"loss / best selector's at {ratio:g}", _value(over_best), MOST_OVER_BEST),
+                  Goal(f"way from random to the oracle at {ratio:g}", _value(way), f">= {LEAST_WAY:g}",
                        way is not None and way.value >= LEAST_WAY)]
         for other in earlier:
             interval = found.get((LOSS_MINUS, ratio, False, other))
-            goals.append(Goal(f"loss - {other}'s at {ratio:g}, upper end of 95 %", interval and interval.high, "< 0",
-                              interval is not None and interval.high < 0))
+            high = None if interval is None else interval.high
+            goals.append(Goal(f"loss - {other}'s at {ratio:g}, upper end of 95 %", high, "< 0",
+                              high is not None and high < 0))
     over = [row.over_random.value for row in results.kinds if row.method == name and row.over_random is not None]
     goals.append(_at_most("loss - random's, worst kind and ratio", max(over, default=None), 0.0))
     for row in results.requirements:
-        if row.method == name and row.kind == "cctv":
-            goals.append(_at_most(f"cctv: ratio for dense loss + 10 % ({row.requirement})", row.ratio.value, MOST_CCTV))
+        if row.method == name and row.kind == "cctv" and row.requirement in (OWN, COMMON):
+            goals.append(_at_most(f"cctv: ratio for {row.requirement}", row.ratio.value, MOST_CCTV))
     return goals
 
 
@@ -129,9 +132,7 @@ def time_methods(methods: Sequence[Method], evaluator: Evaluator) -> list[Timing
         _, video = next(evaluator.clips.batches(batch, evaluator.device))
         for method in methods:
             if method.sort != ORACLE and method.name != UNTRAINED:
-                times = [milliseconds(lambda method=method, video=video: method.choose(
-                    video, TIMED_RATIO, torch.Generator().manual_seed(0)), video) for _ in range(RUNS + 1)]
-                timings.append(Timing(method.name, TIMED_RATIO, batch, RUNS, round(median(times[1:]), 3)))
+                timings.append(Timing(method.name, TIMED_RATIO, batch, RUNS, time_method(method, video, TIMED_RATIO)))
     return timings
 
 
@@ -159,17 +160,24 @@ def time_table(timings: Sequence[Timing]) -> str:
                  f"Time to choose at {TIMED_RATIO:g}, 16 frames a clip")
 
 
+def _value(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.value
+
+
 def _at_most(name: str, value: float | None, most: float) -> Goal:
     return Goal(name, value, f"<= {most:g}", value is not None and value <= most)
 
 
-def milliseconds(call: Callable[[], object], video: Tensor) -> float:
-    """Wall-clock time of a call, until the video's device is done."""
-    _synchronise(video)
-    begun = time.perf_counter()
-    call()
-    _synchronise(video)
-    return (time.perf_counter() - begun) * 1000
+def time_method(method: Method, video: Tensor, gazing_ratio: float) -> float:
+    """Median milliseconds of choosing for a batch, after one call that is not counted."""
+    times = []
+    for _ in range(RUNS + 1):
+        _synchronise(video)
+        begun = time.perf_counter()
+        method.choose(video, gazing_ratio, torch.Generator().manual_seed(0))
+        _synchronise(video)
+        times.append((time.perf_counter() - begun) * 1000)
+    return round(median(times[1:]), 3)
 
 
 def _synchronise(video: Tensor) -> None:

@@ -18,12 +18,12 @@ from autogaze.evaluate.clips import load_clips, pick_frames
 from autogaze.evaluate.evaluation import Plan
 from autogaze.evaluate.measurement import Evaluator
 from autogaze.evaluate.methods import model_method, oracle_method, parse_label, selector_method
-from autogaze.evaluate.requirement import COMMON, OWN, measure_requirement
+from autogaze.evaluate.requirement import COMMON, DEFAULT, OWN, measure_requirement
 from autogaze.evaluate.results import Results
 from autogaze.evaluate.table import markdown
 from autogaze.model import AutoGazeConfig
 from autogaze.pretrain.reconstructor import Reconstructor
-from tests.evaluate_folder import GRID, TINY, make_folder
+from tests.evaluate_folder import GRID, SCALES, TINY, make_folder
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,7 @@ def test_requirement_mode_counts_what_was_spent_and_kept(evaluator: Evaluator) -
         """Looks at everything in clip 0 and at one patch in every other."""
 
         grid = GRID
+        config = AutoGazeConfig(scales=SCALES, task_loss_requirement=2e9)
 
         def generate(self, video: torch.Tensor, gazing_ratio: float, task_loss_requirement: torch.Tensor) -> Gaze:
             assert task_loss_requirement.shape == video.shape[:2]
@@ -116,6 +117,7 @@ def test_requirement_mode_counts_what_was_spent_and_kept(evaluator: Evaluator) -
     assert one.ratio.value == pytest.approx(1 / 21) and one.stopped == 1.0 and one.kept == 0.0
     assert rows[COMMON, "all"].required_loss == pytest.approx(1.1 * float(dense.mean()), rel=1e-5)
     assert rows[COMMON, "all"].ratio_spread > 0.4
+    assert rows[DEFAULT, "all"].ratio.value == pytest.approx(1 / 21) and rows[DEFAULT, "all"].kept == 1.0
 
 
 def test_clips_take_frames_evenly_or_by_stride() -> None:

@@ -166,3 +166,12 @@ def test_every_selector_returns_a_gaze_of_its_grid() -> None:
     for name in SELECTORS:
         gaze = make_selector(name, GRID)(moving_square(2), 0.05)
         assert isinstance(gaze, Gaze) and gaze.grid == GRID and gaze.ids.shape[:2] == (1, 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", sorted(SELECTORS))
+def test_a_gpu_chooses_what_the_cpu_chooses(name: str) -> None:
+    video = moving_square(4).repeat(2, 1, 1, 1, 1)
+    select = make_selector(name, GRID)
+    here, there = select(video, 0.1, seeded()).patch_mask(), select(video.cuda(), 0.1, seeded()).patch_mask().cpu()
+    assert float((here & there).sum() / here.sum()) >= 0.95  # sums in another order decide ties otherwise

@@ -74,7 +74,7 @@ def test_a_still_scene_is_refined_instead_of_repeated() -> None:
 def test_lattice_cells_agree_with_pixel_boxes(grid: PatchGrid) -> None:
     lattice = Lattice(grid)
     ids = torch.arange(grid.patches_per_frame)
-    pixels = lattice.spread(lattice.covered(ids))
+    pixels = lattice.spread(lattice.inside(lattice.rectangles()))
     for patch, (left, top, right, bottom) in enumerate(grid.boxes(ids).tolist()):
         box = torch.zeros(grid.height_px, grid.width_px, dtype=torch.bool)
         box[round(top) : round(bottom), round(left) : round(right)] = True
@@ -85,7 +85,7 @@ def test_lattice_cells_agree_with_pixel_boxes(grid: PatchGrid) -> None:
 def test_sums_and_means_over_patches() -> None:
     lattice = Lattice(PatchGrid())
     cells = torch.rand(2, *lattice.size, generator=torch.Generator().manual_seed(0))
-    covered = lattice.covered(torch.arange(265)).float()
+    covered = lattice.inside(lattice.rectangles()).float()
     sums = torch.einsum("brc,prc->bp", cells, covered)
     got = torch.cat([lattice.sums(cells, k) for k in range(4)], dim=-1)
     torch.testing.assert_close(got, sums)

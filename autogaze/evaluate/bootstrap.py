@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -46,10 +47,7 @@ def bootstrap(columns: Sequence[np.ndarray], groups: Sequence[str] | None = None
     values = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=-1)
     if not len(values):
         raise ValueError("bootstrap needs at least one clip")
-    _, source = np.unique(np.asarray(groups if groups is not None else np.arange(len(values))), return_inverse=True)
-    sources = int(source.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(sources, np.full(sources, 1 / sources), size=resamples)
-    weights = drawn[:, source].astype(np.float64)  # (resamples, N): how often each clip is in
+    weights = _weights(tuple(map(str, range(len(values)) if groups is None else groups)), resamples, seed)
     means = weights @ values / weights.sum(-1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = statistic(means)
@@ -70,3 +68,12 @@ def difference(means: np.ndarray) -> np.ndarray:
 def way(means: np.ndarray) -> np.ndarray:
     """Where the first column lies on the way from the second (0) to the third (1)."""
     return (means[..., 1] - means[..., 0]) / (means[..., 1] - means[..., 2])
+
+
+@lru_cache(maxsize=32)
+def _weights(groups: tuple[str, ...], resamples: int, seed: int) -> np.ndarray:
+    """(resamples, N): how often each clip is in when as many sources as there are get drawn."""
+    _, source = np.unique(np.asarray(groups), return_inverse=True)
+    sources = int(source.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(sources, np.full(sources, 1 / sources), size=resamples)
+    return drawn[:, source].astype(np.float64)

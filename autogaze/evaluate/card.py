@@ -92,7 +92,7 @@ class Card:
                  f"{row.over_random.value:+.4f}." for row in beaten if row.over_random is not None]
         lines += [f"- At ratio {row.gazing_ratio:g} {row.against}, which needs no network, does better: our loss is "
                   f"{row.interval} of its." for row in _against_best(self.results, name) if row.interval.value > 1]
-        lines += [f"- With the requirement dense loss + 10 % ({row.requirement}), {row.kept:.0%} of the frames that "
+        lines += [f"- Requirement \"{row.requirement}\": {row.kept:.0%} of the frames that "
                   "stopped early met it." for row in self.results.requirements
                   if row.method == name and row.kind == ALL and row.kept is not None]
         lines.append("- Judged by a reconstructor's loss on short clips. Nothing is said here about what a ViT does "

@@ -108,9 +108,11 @@ def worst_clips(measurements: Sequence[Measurement], clips: ClipSet) -> list[Wor
 
 def _row(one: Measurement, clips: ClipSet) -> Row:
     scores = one.scores
-    means = [bootstrap([column], clips.groups)
-             for column in (scores.loss, scores.psnr, scores.ssim, scores.paste_psnr, scores.paste_ssim)]
-    return Row(one.method, one.sort, one.gazing_ratio, float(scores.spent.mean()), *means, tuple(scores.loss.tolist()))
+    loss, decibels, similarity, paste_decibels, paste_similarity = (
+        bootstrap([column], clips.groups)
+        for column in (scores.loss, scores.psnr, scores.ssim, scores.paste_psnr, scores.paste_ssim))
+    return Row(one.method, one.sort, one.gazing_ratio, float(scores.spent.mean()), loss, decibels, similarity,
+               paste_decibels, paste_similarity, tuple(scores.loss.tolist()))
 
 
 def _kind_rows(one: Measurement, measurements: Sequence[Measurement], clips: ClipSet) -> list[KindRow]:

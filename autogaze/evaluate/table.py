@@ -83,7 +83,7 @@ def requirement_table(results: Results) -> str:
                    f"{row.loss:.4f}", str(row.ratio), f"{row.ratio_spread:.3f}",
                    f"{row.ratio_low:.3f}-{row.ratio_high:.3f}", f"{row.stopped:.0%}",
                    "-" if row.kept is None else f"{row.kept:.0%}"] for row in results.requirements],
-                 "Requirement = dense loss + 10 %")
+                 "When the model decides how much to look at")
 
 
 def worst_table(results: Results) -> str:

@@ -47,36 +47,45 @@ class DifferenceSelector:
             forget: (B, T) bool, frames before which everything known is forgotten (cuts).
         """
         canvas = torch.zeros_like(video[:, 0])
-        width = int(budget.max())
+        width, search = int(budget.max()), _Search(self.lattice, video.device)
         ids = torch.zeros(*budget.shape, width, dtype=torch.int64, device=video.device)
         for t in range(video.shape[1]):
             canvas = torch.where(forget[:, t, None, None, None], 0.0, canvas)
             seen = renditions(video[:, t], self.grid)
-            ids[:, t], levels = self._choose_frame(canvas, video[:, t], seen, budget[:, t], width)
+            ids[:, t], levels = search.choose(canvas, video[:, t], seen, budget[:, t], width)
             canvas = paste_levels(canvas, seen, self.lattice.spread(levels))
         chosen = torch.arange(width, device=video.device) < budget[..., None]
         return Gaze(ids.where(chosen, 0), chosen, self.grid)
 
-    def _choose_frame(self, canvas: Tensor, frame: Tensor, seen: Tensor, budget: Tensor,
-                      width: int) -> tuple[Tensor, Tensor]:
-        """Greedy choice in one frame: ids (B, width) and the scale pasted in each cell (B, rows, columns)."""
+
+class _Search:
+    """The greedy choice in one frame, with the tables it needs on the video's device."""
+
+    def __init__(self, lattice: Lattice, device: torch.device) -> None:
+        self.lattice, self.grid = lattice, lattice.grid
+        self.rectangles = lattice.rectangles(device)  # (patches_per_frame, 4) cells
+        ids = torch.arange(self.grid.patches_per_frame, device=device)
+        self.scale = self.grid.locate(ids)[0]  # (patches_per_frame,)
+        self.scales = torch.arange(len(self.grid.scales), device=device)[:, None, None]
+
+    def choose(self, canvas: Tensor, frame: Tensor, seen: Tensor, budget: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Ids (B, width), of which the first `budget` count, and the scale pasted in each cell (B, rows, columns)."""
         error = self.lattice.pool((frame - canvas).abs().mean(1))  # (B, rows, columns), of what is known now
         seen_error = self.lattice.pool((frame[:, None] - seen).abs().mean(2))  # (B, scales, rows, columns)
         levels = torch.full_like(error, EMPTY, dtype=torch.int64)
-        taken = torch.zeros(len(frame), self.grid.patches_per_frame, dtype=torch.bool, device=frame.device)
-        ids = []
+        taken = torch.zeros(len(frame), len(self.scale), dtype=torch.bool, device=frame.device)
+        ids = torch.zeros(len(frame), width, dtype=torch.int64, device=frame.device)
         for pick in range(width):
             best = self._gains(error, seen_error, levels).masked_fill(taken, NEVER).argmax(-1)
-            scale = self.grid.locate(best)[0][:, None, None]
-            better = self.lattice.covered(best) & (levels < scale) & (pick < budget)[:, None, None]
-            new_error = seen_error.gather(1, scale[..., None].expand(-1, 1, *error.shape[1:])).squeeze(1)
+            scale = self.scale[best][:, None, None]
+            better = self.lattice.inside(self.rectangles[best]) & (levels < scale) & (pick < budget)[:, None, None]
+            new_error = seen_error.gather(1, scale[:, None].expand(-1, 1, *error.shape[1:])).squeeze(1)
             error, levels = new_error.where(better, error), scale.where(better, levels)
             taken.scatter_(1, best[:, None], True)
-            ids.append(best)
-        return torch.stack(ids, dim=1) if ids else taken.new_zeros(len(frame), 0, dtype=torch.int64), levels
+            ids[:, pick] = best
+        return ids, levels
 
     def _gains(self, error: Tensor, seen_error: Tensor, levels: Tensor) -> Tensor:
         """(B, patches_per_frame): how much error each patch would take away; finer patches already there stay."""
-        gains = [self.lattice.sums((error - seen_error[:, k]).where(levels < k, 0.0), k)
-                 for k in range(len(self.grid.scales))]
-        return torch.cat(gains, dim=-1)
+        cells = (error[:, None] - seen_error).where(levels[:, None] < self.scales, 0.0)
+        return torch.cat([self.lattice.sums(cells[:, k], k) for k in range(len(self.scales))], dim=-1)

@@ -46,8 +46,9 @@ class FlowSelector:
 
 def _speed(clip: np.ndarray) -> np.ndarray:
     """(T, H, W) uint8 to (T, H, W) float32: pixels moved since the frame before, 0 in the first frame."""
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     speed = np.zeros(clip.shape, np.float32)
     for t in range(1, len(clip)):
-        speed[t] = np.linalg.norm(search.calc(clip[t - 1], clip[t], None), axis=-1)
+        motion = search.calc(clip[t - 1], clip[t], None)  # type: ignore[call-overload]  # no first guess
+        speed[t] = np.linalg.norm(motion, axis=-1)
     return speed

@@ -56,7 +56,8 @@ class Lattice:
         """Sum over the cells of each patch of a scale (by index): (..., rows, columns) to (..., patches)."""
         step, (rows, columns) = self.steps[scale], self.grid.sides[scale]
         right, bottom = columns * step - self.size[1], rows * step - self.size[0]
-        flat = F.pad(cells.reshape(-1, 1, *self.size), (0, right, 0, bottom))
+        flat = cells.reshape(-1, 1, *self.size)
+        flat = F.pad(flat, (0, right, 0, bottom)) if right or bottom else flat
         return F.avg_pool2d(flat, step, divisor_override=1).reshape(*cells.shape[:-2], rows * columns)
 
     def means(self, cells: Tensor) -> Tensor:
@@ -65,13 +66,17 @@ class Lattice:
         scales = range(len(self.steps))
         return torch.cat([self.sums(cells, k) / self.sums(area, k) for k in scales], dim=-1)
 
-    def covered(self, ids: Tensor) -> Tensor:
-        """Cells under patches: (...) int64 ids to (..., rows, columns) bool."""
-        scale, row, column = self.grid.locate(ids)
-        step = torch.tensor(self.steps, device=ids.device)[scale]
-        rows, columns = (torch.arange(count, device=ids.device) for count in self.size)
-        in_rows = rows // step[..., None] == row[..., None]
-        in_columns = columns // step[..., None] == column[..., None]
+    def rectangles(self, device: torch.device | str = "cpu") -> Tensor:
+        """(patches_per_frame, 4) int64: first row, end row, first column, end column of the cells under every patch."""
+        scale, row, column = self.grid.locate(torch.arange(self.grid.patches_per_frame, device=device))
+        step = torch.tensor(self.steps, device=device)[scale]
+        return torch.stack([row * step, (row + 1) * step, column * step, (column + 1) * step], dim=-1)
+
+    def inside(self, rectangles: Tensor) -> Tensor:
+        """Cells of rectangles: (..., 4) to (..., rows, columns) bool."""
+        top, bottom, left, right = rectangles[..., None].unbind(-2)
+        rows, columns = (torch.arange(count, device=rectangles.device) for count in self.size)
+        in_rows, in_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
         return in_rows[..., :, None] & in_columns[..., None, :]
 
     def _cells(self, length_px: int) -> int:

@@ -38,7 +38,7 @@ def open_video(video: Tensor, grid: PatchGrid, gazing_ratio: PerFrame) -> tuple[
         the video's device.
     """
     check_video(video)
-    budget = make_request(grid, *video.shape[:2], gazing_ratio).budget.to(video.device)
+    budget = make_request(grid, video.shape[0], video.shape[1], gazing_ratio).budget.to(video.device)
     size = (grid.height_px, grid.width_px)
     if video.shape[-2:] != size:
         frames = F.interpolate(video.flatten(0, 1).float(), size=size, mode="bilinear", antialias=True)
