@@ -17,7 +17,9 @@ VERBS = {  # verb: (module, one line of help)
     "gaze": ("autogaze.gaze_command", "look at videos: overlay, arrays, summary"),
     "export": ("autogaze.export.command", "write a checked ONNX or TensorRT file"),
     "evaluate": ("autogaze.evaluate.command", "reconstruction loss against ratio, beside other selectors"),
-    "info": ("autogaze.info", "say what a checkpoint, ONNX file or engine is"),
+    "gallery": ("autogaze.evaluate.gallery", "still pictures of where the gaze goes, for many videos at once"),
+    "info": ("autogaze.info", "say what a checkpoint, ONNX file or engine is, or whether gazing pays for a ViT"),
+    "demo": ("autogaze.demo", "try it in a browser: upload a video or use the webcam"),
 }
 
 

@@ -1,4 +1,4 @@
-"""`autogaze info X`: what a checkpoint, an ONNX file or an engine is."""
+"""`autogaze info X`: what a checkpoint, an ONNX file or an engine is; `autogaze info --vit NAME`: will gazing pay?"""
 
 from __future__ import annotations
 
@@ -10,16 +10,23 @@ from typing import Any
 
 from autogaze import checkpoint
 from autogaze.model import AutoGaze
+from autogaze.vit import break_even
 
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", help="checkpoint (shipped name, folder, run, hub id), .onnx file or TensorRT engine")
+    parser.add_argument("what", nargs="?",
+                        help="checkpoint (shipped name, folder, run, hub id), .onnx file or TensorRT engine")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    break_even.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.vit is not None:
+        return break_even.run(args)
+    if args.what is None:
+        raise ValueError("say what to describe: a checkpoint, an .onnx file, an engine, or --vit NAME")
     facts = describe(args.what)
     if args.json:
         print(json.dumps(facts))

@@ -21,11 +21,11 @@ LAYERS = {
     "model": {"encoder", "decoder", "decoding", "checkpoint", "preprocess", "tiling"},
     "decoding": {"encoder", "decoder", "model"}, "checkpoint": {"model", "preprocess", "files"},
     "tiling": {"model", "video"}, "selectors": {"decoding"}, "vit": {"model"},
-    "pretrain": {"model", "tiling", "video", "scenes", "selectors", "files"}, "rl": {"pretrain"},
+    "pretrain": {"model", "tiling", "scenes", "selectors", "report", "files"}, "rl": {"pretrain"},
     "evaluate": {"pretrain", "selectors", "report", "vit", "gaze_command"},
-    "export": {"model", "tiling", "video", "files"},
+    "export": {"model", "tiling", "scenes", "files"},
     "gaze_command": {"tiling", "report", "gaze_file", "report_page", "video"},
-    "report_page": {"report", "gaze_file", "video"}, "info": {"checkpoint"}, "demo": {"gaze_command", "scenes"},
+    "report_page": {"report", "gaze_file", "video", "vit"}, "info": {"checkpoint", "vit"}, "demo": {"gaze_command", "scenes"},
 }
 RUNS_ALL_STAGES = {"stages.py", "command.py", "pipeline.py"}  # of pretrain: `autogaze train` ends with rl
 HEAVY = {"pytorch_lightning", "gymnasium", "stable_baselines3", "onnx", "onnxscript", "onnxruntime", "tensorrt",
