@@ -18,6 +18,9 @@ from autogaze.pretrain.paste import paste
 from autogaze.pretrain.reconstructor import Reconstructor
 
 
+EXACT = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # convolutions in float32, not TF32
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """One value a clip, (N,) float64 each."""
@@ -42,7 +45,7 @@ class Measurement:
 
 @dataclass(frozen=True, eq=False)
 class Evaluator:
-    """Scores gazes with a frozen reconstructor, batch by batch, in the precision of its weights."""
+    """Scores gazes with a frozen reconstructor, batch by batch, in the precision of its weights and without TF32."""
 
     reconstructor: Reconstructor
     clips: ClipSet
@@ -65,6 +68,7 @@ class Evaluator:
         return Measurement(method.name, method.sort, gazing_ratio, scores)
 
     @torch.no_grad()
+    @EXACT
     def score(self, choose: Callable[[Tensor, slice], Gaze]) -> Scores:
         """Scores of the gazes that `choose` returns for each batch of clips."""
         parts = []
@@ -79,6 +83,7 @@ class Evaluator:
         return Scores(*torch.cat(parts, dim=1).numpy())
 
     @torch.no_grad()
+    @EXACT
     def frame_losses(self, choose: Callable[[Tensor, slice], Gaze]) -> tuple[Tensor, Tensor]:
         """Loss and count of chosen patches of every frame, each (N, T) on the CPU."""
         losses, counts = [], []
@@ -97,4 +102,3 @@ class Evaluator:
             return Gaze.from_patch_mask(mask, grid)
 
         return self.frame_losses(everything)[0]
-
