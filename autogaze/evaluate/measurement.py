@@ -17,7 +17,6 @@ from autogaze.gaze import Gaze
 from autogaze.pretrain.paste import paste
 from autogaze.pretrain.reconstructor import Reconstructor
 
-
 EXACT = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # convolutions in float32, not TF32
 
 
