@@ -201,7 +201,7 @@ def build(demo: Demo, folder: Path) -> tuple[Any, Any]:
             ratio = gr.Slider(0, 1, config.gazing_ratio, step=0.01, label="Gazing ratio: largest share of patches")
             loss = gr.Slider(0, 2, config.task_loss_requirement or 0, step=0.01,
                              label="Task loss requirement: stop at this predicted loss (0: never)")
-        view = gr.Image(label="Video, chosen patches, what was looked at", interactive=False)
+        view = gr.Image(show_label=False, interactive=False)
         words = gr.Markdown()
         with gr.Tab("Video"):
             video = gr.Video(label=f"At most {demo.limits.megabytes} MB and {demo.limits.seconds:g} s",

@@ -25,6 +25,7 @@ from autogaze.gaze_file import GazeFileWriter
 from autogaze.model import AutoGaze
 from autogaze.report import Overlay
 from autogaze.report_page import write_report
+from autogaze.tiling import FrameGazer
 from autogaze.video import FrameChunk, VideoInfo, open_writer, probe, read_chunks
 
 DEFAULT_CHECKPOINT = "autogaze-base"
@@ -35,8 +36,8 @@ OVERLAY, ARRAYS, SUMMARY, REPORT = "overlay.mp4", "gaze.npz", "gaze.json", "repo
 class GazeOptions:
     """How to look at a video."""
 
-    gazing_ratio: float = 0.75  # largest share of a frame's patches
-    task_loss_requirement: float | None = 0.7  # predicted loss at which a frame may stop; None: never
+    gazing_ratio: float = 1.0  # largest share of a frame's patches
+    task_loss_requirement: float | None = None  # reconstruction loss at which a frame may stop; None: never
     tiles: bool = False  # look at full resolution, tile by tile, instead of at one small square
 
     def __post_init__(self) -> None:
@@ -81,10 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("gaze-out"), help="folder to write to (default gaze-out)")
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, metavar="X",
                         help=f"shipped name, folder, run of autogaze train or hub id (default {DEFAULT_CHECKPOINT})")
-    parser.add_argument("--gazing-ratio", type=float, metavar="R",
-                        help="largest share of a frame's patches, 0 to 1 (default: the checkpoint's)")
-    parser.add_argument("--task-loss-requirement", type=_number_or_none, default="default", metavar="L",
-                        help="reconstruction loss at which a frame may stop, or none (default: the checkpoint's)")
+    parser.add_argument("--gazing-ratio", type=float, metavar="R", help="largest share of a frame's patches, 0 to 1")
+    parser.add_argument("--task-loss-requirement", type=float, metavar="L",
+                        help="reconstruction loss at which a frame may stop; if only one of the two is given the other "
+                             "sets no limit, if none is both are the checkpoint's")
     parser.add_argument("--tiles", action="store_true",
                         help="look at full resolution in tiles (default: the whole frame in one square)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
@@ -96,9 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"{args.out} exists and is not a folder")
     model = AutoGaze.from_pretrained(args.checkpoint, pick_device(args.device))
-    config = model.config
-    loss = config.task_loss_requirement if args.task_loss_requirement == "default" else args.task_loss_requirement
-    options = GazeOptions(config.gazing_ratio if args.gazing_ratio is None else args.gazing_ratio, loss, args.tiles)
+    options = choose_options(model, args.gazing_ratio, args.task_loss_requirement, args.tiles)
     summaries = []
     for info, folder in zip(infos, output_folders(args.video, args.out), strict=True):
         summary = gaze_video(model, info, folder, options, str(args.checkpoint))
@@ -107,6 +106,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(summaries if len(summaries) > 1 else summaries[0]))
     return 0
+
+
+def choose_options(model: AutoGaze, gazing_ratio: float | None, task_loss_requirement: float | None,
+                   tiles: bool = False) -> GazeOptions:
+    """As `AutoGaze.gaze`: if only one is given the other sets no limit; if none is, both are the model's own."""
+    if gazing_ratio is None and task_loss_requirement is None:
+        return GazeOptions(model.config.gazing_ratio, model.config.task_loss_requirement, tiles)
+    return GazeOptions(1.0 if gazing_ratio is None else gazing_ratio, task_loss_requirement, tiles)
 
 
 def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOptions,
@@ -152,26 +159,12 @@ def gaze_chunks(model: AutoGaze, chunks: Iterable[FrameChunk], options: GazeOpti
                 spent: Seconds | None = None) -> Iterator[tuple[FrameChunk, Gaze]]:
     """The gaze of every chunk of frames, with what came before carried along; memory is that of one chunk."""
     spent = spent or Seconds()
-    stream = model.stream(options.gazing_ratio, options.task_loss_requirement)
+    look = FrameGazer(model, options.gazing_ratio, options.task_loss_requirement, options.tiles)
     for chunk in chunks:
         begun = time.perf_counter()
-        video = model.preprocessor(torch.from_numpy(chunk.frames).to(model.device))
-        gaze = join([stream.step(video[:, t]) for t in range(video.shape[1])])
+        gaze = look(chunk.frames).to("cpu")
         spent.gaze += time.perf_counter() - begun
         yield chunk, gaze
-
-
-def join(gazes: list[Gaze]) -> Gaze:
-    """Consecutive gazes (1, t, K) as one, padded to the largest K, on the CPU."""
-    width = max(gaze.ids.shape[2] for gaze in gazes)
-
-    def pad(part: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.pad(part.cpu(), (0, width - part.shape[2]))
-
-    ids, chosen = (torch.cat([pad(part) for part in parts], 1)
-                   for parts in ([gaze.ids for gaze in gazes], [gaze.chosen for gaze in gazes]))
-    losses = [pad(gaze.task_loss) for gaze in gazes if gaze.task_loss is not None]
-    return Gaze(ids, chosen, gazes[0].grid, torch.cat(losses, 1) if len(losses) == len(gazes) else None)
 
 
 def output_folders(videos: list[Path], out: Path) -> list[Path]:
@@ -240,12 +233,6 @@ def _timed(chunks: Iterator[FrameChunk], spent: Seconds) -> Iterator[FrameChunk]
         if chunk is None:
             return
         yield chunk
-
-
-def _number_or_none(text: str) -> float | str | None:
-    if text in ("none", "default"):
-        return None if text == "none" else text
-    return float(text)
 
 
 class _Progress:

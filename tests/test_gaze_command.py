@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from autogaze.cli import main
-from autogaze.gaze_command import GazeOptions, gaze_chunks, gaze_video, join, output_folders, pick_device
+from autogaze.gaze import Gaze
+from autogaze.gaze_command import GazeOptions, choose_options, gaze_chunks, gaze_video, output_folders, pick_device
 from autogaze.gaze_file import load_gaze
 from autogaze.model import AutoGaze
 from autogaze.scenes import render_scene
@@ -67,7 +68,7 @@ def test_an_hours_long_video_is_only_ever_held_chunk_by_chunk(model: AutoGaze, t
 def test_chunk_size_does_not_change_the_gaze(scene: Path, model: AutoGaze) -> None:
     def gaze(size: int) -> torch.Tensor:
         pairs = gaze_chunks(model, read_chunks(scene, size), GazeOptions(0.1, None))
-        return join([gaze for _, gaze in pairs]).patch_mask()
+        return Gaze.join([gaze for _, gaze in pairs]).patch_mask()
 
     assert torch.equal(gaze(3), gaze(10))
 
@@ -94,6 +95,23 @@ def test_looking_at_nothing_is_legal(scene: Path, model: AutoGaze, tmp_path: Pat
     summary = gaze_video(model, probe(scene), tmp_path / "out", GazeOptions(0.0, None))
     assert summary.counts == [0] * 10 and summary.ratio == 0
     assert load_gaze(tmp_path / "out/gaze.npz").gaze().ids.shape == (1, 10, 0)
+
+
+def test_tiles_look_at_every_part_of_a_large_frame(model: AutoGaze, tmp_path: Path) -> None:
+    write_video(tmp_path / "wide.mp4", render_scene(0, 2, (240, 470), "pan"))
+    summary = gaze_video(model, probe(tmp_path / "wide.mp4"), tmp_path / "out", GazeOptions(0.1, None, tiles=True))
+    loaded = load_gaze(tmp_path / "out/gaze.npz")
+    assert summary.grid["frame_size"] == [240, 470] and loaded.grid.frame_size == (240, 470)
+    boxes = loaded.gaze().boxes()[0, 0]
+    assert boxes[:, 2].max() <= 470 and boxes[:, 3].max() <= 240 and boxes[:, 0].max() > 224
+
+
+@pytest.mark.parametrize("ratio, loss, expected", [(None, None, (0.1, None)), (0.3, None, (0.3, None)),
+                                                   (None, 0.5, (1.0, 0.5)), (0.2, 0.5, (0.2, 0.5))])
+def test_one_limit_alone_lifts_the_other(model: AutoGaze, ratio: float | None, loss: float | None,
+                                         expected: tuple[float, float | None]) -> None:
+    options = choose_options(model, ratio, loss)
+    assert (options.gazing_ratio, options.task_loss_requirement) == expected
 
 
 def broken_videos(folder: Path, whole: bytes) -> dict[str, str]:
