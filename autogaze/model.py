@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -178,7 +179,31 @@ class AutoGaze(nn.Module):
 
         return decode_clip(self, video, request)
 
-    def score(self, video: Tensor, gaze: Gaze, temperature: float | None = None, as_decoded: bool | None = None) -> Scores:
+    def gaze(self, source: str | Path | np.ndarray | Tensor, gazing_ratio: float | None = None,
+             task_loss_requirement: float | None = None, tiles: bool = False) -> Gaze:
+        """Look at a whole video: reading, preprocessing, tiling and merging included, frame by frame.
+
+        Args:
+            source: a video file, or uint8 RGB frames (T, H, W, 3).
+            gazing_ratio: largest share of a frame's patches, in [0, 1].
+            task_loss_requirement: reconstruction loss at which a frame may stop. If only one of the two is given, the
+                other sets no limit; if none is, both are the model's own (`config`), as published.
+            tiles: look at full resolution, tile by tile, instead of at the whole frame in one square.
+
+        Returns:
+            Gaze of (1, T, K), on the model's grid; with `tiles` on the frame's own. For a video that is too long to
+            keep the gaze of every frame, see `autogaze.tiling.gaze_frames`.
+
+        Raises:
+            ValueError: if the frames are not uint8 RGB, or the file is not a readable video.
+            FileNotFoundError: if there is no such file.
+        """
+        from autogaze.tiling import gaze_at
+
+        return gaze_at(self, source, gazing_ratio, task_loss_requirement, tiles)
+
+    def score(self, video: Tensor, gaze: Gaze, temperature: float | None = None,
+              as_decoded: bool | None = None) -> Scores:
         """Log-probabilities of given ids and the losses predicted after them; gradients flow.
 
         Args:

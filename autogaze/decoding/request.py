@@ -1,9 +1,13 @@
-"""What a caller asks of decoding: a budget and a requirement for every frame of every clip."""
+"""What a caller asks of decoding: a budget and a requirement for every frame of every clip.
+
+A batch whose clips are all asked the same is decoded in step, as published models do; once a clip has a request of its
+own, every clip is decoded as if it were alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,28 +25,31 @@ class Request:
     requirement: Tensor | None = None  # (B, T) float32, stop once the predicted loss is at most this
     temperature: float | None = None  # None: arg-max; a number: sample
     generator: torch.Generator | None = None
+    in_step: bool = True  # a batch is decoded in step, as published models do; else every clip as if it were alone
 
     @property
     def uniform(self) -> bool:
         """Whether every clip of the batch spends the same number of ids in every frame."""
         return len(self.budget) == 1 or (self.requirement is None and bool((self.budget == self.budget[:1]).all()))
 
-    @property
-    def in_step(self) -> bool:
-        """Whether every clip was asked the same: then a batch is decoded in step, as published models do. A clip
-        with a request of its own is decoded as if it were alone."""
-        same = bool((self.budget == self.budget[:1]).all())
-        return same and (self.requirement is None or bool((self.requirement == self.requirement[:1]).all()))
+    def clips(self, which: slice) -> Request:
+        """The request of some clips."""
+        requirement = None if self.requirement is None else self.requirement[which]
+        return replace(self, budget=self.budget[which], requirement=requirement)
 
     def clip(self, index: int) -> Request:
         """The request of one clip."""
-        requirement = None if self.requirement is None else self.requirement[index : index + 1]
-        return Request(self.budget[index : index + 1], requirement, self.temperature, self.generator)
+        return self.clips(slice(index, index + 1))
 
     def frames(self, start: int, stop: int) -> Request:
         """The request of some frames."""
         requirement = None if self.requirement is None else self.requirement[:, start:stop]
-        return Request(self.budget[:, start:stop], requirement, self.temperature, self.generator)
+        return replace(self, budget=self.budget[:, start:stop], requirement=requirement)
+
+    def repeated(self, times: int) -> Request:
+        """The request with every clip `times` times in a row, one for each of its tiles."""
+        requirement = None if self.requirement is None else self.requirement.repeat_interleave(times, 0)
+        return replace(self, budget=self.budget.repeat_interleave(times, 0), requirement=requirement)
 
 
 def spread(value: PerFrame, batch: int, frames: int, name: str) -> Tensor | None:
@@ -61,8 +68,10 @@ def spread(value: PerFrame, batch: int, frames: int, name: str) -> Tensor | None
             raise ValueError(f"{name} has {len(tensor)} values; give one number, {frames} (one a frame), "
                              f"{batch} (one a clip) or ({batch}, {frames})")
         tensor = tensor.reshape(shape)
-    if tensor.ndim not in (0, 2) or (tensor.ndim == 2 and (tensor.shape[0] not in (1, batch) or tensor.shape[1] not in (1, frames))):
-        raise ValueError(f"{name} must be a number, one a frame, one a clip or ({batch}, {frames}), got {tuple(tensor.shape)}")
+    fits = tensor.ndim == 0 or (tensor.ndim == 2 and tensor.shape[0] in (1, batch) and tensor.shape[1] in (1, frames))
+    if not fits:
+        raise ValueError(f"{name} must be a number, one a frame, one a clip or ({batch}, {frames}), "
+                         f"got {tuple(tensor.shape)}")
     if bool(tensor.isnan().any()):
         raise ValueError(f"{name} must not be NaN")
     return tensor.expand(batch, frames)
@@ -87,4 +96,6 @@ def make_request(grid: PatchGrid, batch: int, frames: int, gazing_ratio: PerFram
     slack = 1e-7 if single else 0.0  # 0.7 is 0.69999999 in float32 and must not lose an id
     budget = ((ratio + slack) * grid.patches_per_frame).long().clamp(1, grid.patches_per_frame) * (ratio > 0)
     requirement = spread(task_loss_requirement, batch, frames, "task_loss_requirement")
-    return Request(budget, None if requirement is None else requirement.float(), temperature, generator)
+    requirement = None if requirement is None else requirement.float()
+    same = all(bool((asked == asked[:1]).all()) for asked in (budget, requirement) if asked is not None)
+    return Request(budget, requirement, temperature, generator, in_step=same)

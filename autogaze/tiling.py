@@ -1,0 +1,219 @@
+"""Any resolution, any aspect, any length: frames are cut into tiles, decoded alone, and put together again.
+
+A tile is a square of `finest side * patch size` pixels: 14 x 14 patches of 16 pixels make 224. A 1080 x 1920 frame is
+5 x 9 tiles; what lies below and right of the frame is zeros, and patches that would start there are cut off. Published
+models know square frames only; for them the grid is `target_scales` / `target_patch_size`, cut as published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autogaze.decoding.clip import decode_chunks, frames_at_once
+from autogaze.decoding.request import PerFrame, Request, make_request
+from autogaze.gaze import Gaze
+from autogaze.grid import PatchGrid
+from autogaze.preprocess import check_frames
+from autogaze.video import FRAMES_AT_ONCE, read_chunks
+
+if TYPE_CHECKING:
+    from autogaze.decoding.stream import GazeStream
+    from autogaze.model import AutoGaze
+
+TILES_AT_ONCE = 64  # tiles decoded together where that cannot change a result: bounds the key/value caches
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How frames of one size are cut into tiles, row by row, and what is known of the tiles is put together."""
+
+    tile: PatchGrid  # of one tile: the model's grid
+    whole: PatchGrid  # of the frame
+    tile_px: int  # side of a tile in the frame
+    rows: int
+    columns: int
+
+    @property
+    def count(self) -> int:
+        """Tiles a frame."""
+        return self.rows * self.columns
+
+    def cut(self, video: Tensor) -> Tensor:
+        """(B, T, C, H, W) -> (B * count, T, C, tile_px, tile_px), zeros beyond the frame."""
+        height, width = self.rows * self.tile_px, self.columns * self.tile_px
+        video = F.pad(video, (0, width - video.shape[-1], 0, height - video.shape[-2]))
+        tiles = video.unflatten(-1, (self.columns, -1)).unflatten(-3, (self.rows, -1))  # (B, T, C, rows, y, columns, x)
+        return tiles.permute(0, 3, 5, 1, 2, 4, 6).flatten(0, 2)
+
+    def join(self, mask: Tensor) -> Tensor:
+        """(B * count, T, patches of a tile) -> (B, T, patches of the frame), for any value per patch."""
+        parts = []
+        for k, part in enumerate(mask.split(list(self.tile.patches_per_scale), dim=-1)):
+            placed = part.unflatten(-1, self.tile.sides[k]).unflatten(0, (-1, self.rows, self.columns))
+            placed = placed.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # (B, T, rows * y, columns * x)
+            height, width = self.whole.sides[k]
+            parts.append(placed[:, :, :height, :width].flatten(2))
+        return torch.cat(parts, dim=-1)
+
+
+def make_tiling(grid: PatchGrid, frame_size: tuple[int, int], target_scales: Sequence[int] | None = None,
+                target_patch_size: int | None = None) -> Tiling:
+    """The tiling of frames of one size.
+
+    Args:
+        grid: the model's.
+        frame_size: (height, width) in pixels.
+        target_scales: pixels, ascending, as many as the grid has. A square frame of the largest one gets the
+            published grid, `PatchGrid(target_scales, target_patch_size)`. On any other frame the patches keep the
+            proportions of the model's scales and the grid covers the frame; by default (None) so do the scales' sizes.
+        target_patch_size: pixels of a patch at the finest scale; the model's by default.
+
+    Raises:
+        ValueError: if there are not as many scales, or they do not fit the tiles.
+    """
+    patch = grid.patch_size if target_patch_size is None else target_patch_size
+    sides = [rows for rows, _ in grid.sides]
+    tile_px = sides[-1] * patch
+    whole = PatchGrid(tuple(side * patch for side in sides) if target_scales is None else tuple(target_scales), patch)
+    if len(whole.scales) != len(sides):
+        raise ValueError(f"target_scales must be as many as the model's {grid.scales}, got {whole.scales}")
+    targets = [rows for rows, _ in whole.sides]
+    if frame_size == (whole.scales[-1],) * 2:
+        rows = columns = -(-targets[-1] // sides[-1])
+        if any(target > rows * side for target, side in zip(targets, sides, strict=True)):
+            raise ValueError(f"target_scales {whole.scales} have more patches than {rows} x {rows} tiles of "
+                             f"{tile_px} px give at the model's scales {grid.scales}")
+    else:
+        if any(target * sides[-1] != side * targets[-1] for target, side in zip(targets, sides, strict=True)):
+            raise ValueError(f"on a {frame_size[0]} x {frame_size[1]} frame target_scales must have the proportions of "
+                             f"the model's scales {grid.scales}, got {whole.scales}; or resize the frame to a square "
+                             f"of {whole.scales[-1]} pixels")
+        whole = replace(whole, frame_size=frame_size)
+        rows, columns = (-(-length // tile_px) for length in frame_size)
+    return Tiling(grid, whole, tile_px, rows, columns)
+
+
+def generate_tiled(model: AutoGaze, video: Tensor, gazing_ratio: PerFrame, task_loss_requirement: PerFrame,
+                   target_scales: Sequence[int] | None, target_patch_size: int | None, temperature: float | None = None,
+                   generator: torch.Generator | None = None) -> Gaze:
+    """`AutoGaze.generate` at another resolution: ids in increasing order, on the frame's own grid.
+
+    Tiles are decoded as one batch, as published, if every clip was asked the same; else every clip's tiles by
+    themselves, so that a clip gets what it would get alone. Ratio and requirement hold in each tile.
+    """
+    tiling = make_tiling(model.grid, (video.shape[-2], video.shape[-1]), target_scales, target_patch_size)
+    request = make_request(model.grid, *video.shape[:2], gazing_ratio, task_loss_requirement, temperature, generator)
+    if tiling.whole == model.grid:
+        return model.decode(video, request)
+    if request.in_step and request.requirement is not None:
+        masks = _decode_tiles(model, video, request, tiling, tiling.count * len(video))
+    elif request.requirement is not None:
+        alone = (replace(request.clip(i), in_step=True) for i in range(len(video)))
+        masks = torch.cat([_decode_tiles(model, video[i : i + 1], own, tiling, tiling.count)
+                           for i, own in enumerate(alone)])
+    else:
+        masks = _decode_tiles(model, video, request, tiling, TILES_AT_ONCE)
+    return Gaze.from_patch_mask(tiling.join(masks), tiling.whole)
+
+
+@torch.no_grad()
+def _decode_tiles(model: AutoGaze, video: Tensor, request: Request, tiling: Tiling, at_once: int) -> Tensor:
+    """Masks (B * count, T, patches of a tile), with `at_once` tiles decoded together."""
+    request = request.repeated(tiling.count)
+    masks = []
+    for start in range(0, len(request.budget), at_once):
+        part = slice(start, start + at_once)
+        step = frames_at_once(at_once)
+        clips = slice(start // tiling.count, -(-part.stop // tiling.count))  # that these tiles are of
+        offset = clips.start * tiling.count
+        chunks = (tiling.cut(video[clips, t : t + step])[start - offset : part.stop - offset]
+                  for t in range(0, video.shape[1], step))
+        masks.append(decode_chunks(model, chunks, request.clips(part)).patch_mask())
+    return torch.cat(masks)
+
+
+class FrameGazer:
+    """Looks at uint8 frames of any size, in order, a few at a time; memory does not grow with the video.
+
+    Args:
+        model: the model; its preprocessing is used.
+        gazing_ratio, task_loss_requirement: numbers, see `defaults`.
+        tiles: look at full resolution, tile by tile, instead of at the whole frame in one square.
+    """
+
+    def __init__(self, model: AutoGaze, gazing_ratio: float | None = None, task_loss_requirement: float | None = None,
+                 tiles: bool = False) -> None:
+        self.model, self.tiles = model, tiles
+        self.gazing_ratio, self.task_loss_requirement = gazing_ratio, task_loss_requirement
+        self._stream: GazeStream | None = None
+        self._tiling: Tiling | None = None
+        self._frame_size: tuple[int, int] | None = None
+
+    def __call__(self, frames: np.ndarray | Tensor) -> Gaze:
+        """The gaze (1, T, K) of the next frames, (T, H, W, 3) uint8, all frames of a video of one size."""
+        frames = check_frames(frames)
+        size = (int(frames.shape[-3]), int(frames.shape[-2]))
+        if self._stream is None:
+            self._open(size)
+        if frames.ndim != 4 or size != self._frame_size:
+            raise ValueError(f"frames must be uint8 (T, H, W, 3) of {self._frame_size} pixels like the first ones, "
+                             f"got {tuple(frames.shape)}")
+        return Gaze.join([self._look(frame) for frame in frames])
+
+    def _open(self, size: tuple[int, int]) -> None:
+        self._frame_size = size
+        self._tiling = make_tiling(self.model.grid, size) if self.tiles else None
+        batch = self._tiling.count if self._tiling else 1
+        self._stream = self.model.stream(self.gazing_ratio, self.task_loss_requirement, batch)
+
+    def _look(self, frame: Tensor) -> Gaze:
+        assert self._stream is not None
+        frame = frame[None].to(self.model.device)
+        if self._tiling is None:
+            return self._stream.step(self.model.preprocessor(frame)[0])
+        tiles = self._tiling.cut(self.model.preprocessor.normalise(frame)[None])
+        gaze = self._stream.step(tiles[:, 0])
+        return Gaze.from_patch_mask(self._tiling.join(gaze.patch_mask()), self._tiling.whole)
+
+
+def gaze_frames(model: AutoGaze, frames: Iterable[np.ndarray | Tensor], gazing_ratio: float | None = None,
+                task_loss_requirement: float | None = None, tiles: bool = False,
+                at_once: int = FRAMES_AT_ONCE) -> Iterator[Gaze]:
+    """Gaze at a camera or any other source of frames.
+
+    Args:
+        frames: uint8 frames (H, W, 3) of one size, in order.
+        gazing_ratio, task_loss_requirement, tiles: as in `FrameGazer`.
+        at_once: frames a result.
+
+    Yields:
+        Gaze (1, t, K) of the next t <= at_once frames.
+    """
+    look, waiting = FrameGazer(model, gazing_ratio, task_loss_requirement, tiles), []
+    for frame in frames:
+        waiting.append(torch.as_tensor(frame))
+        if len(waiting) == at_once:
+            yield look(torch.stack(waiting))
+            waiting = []
+    if waiting:
+        yield look(torch.stack(waiting))
+
+
+def gaze_at(model: AutoGaze, source: str | Path | np.ndarray | Tensor, gazing_ratio: float | None,
+            task_loss_requirement: float | None, tiles: bool) -> Gaze:
+    """See `AutoGaze.gaze`."""
+    if gazing_ratio is None and task_loss_requirement is None:
+        gazing_ratio, task_loss_requirement = model.config.gazing_ratio, model.config.task_loss_requirement
+    look = FrameGazer(model, gazing_ratio, task_loss_requirement, tiles)
+    if isinstance(source, str | Path):
+        return Gaze.join([look(chunk.frames) for chunk in read_chunks(source)])
+    frames = check_frames(source)
+    return Gaze.join([look(part) for part in frames.split(FRAMES_AT_ONCE)])
