@@ -1,0 +1,61 @@
+"""Make the pictures of README and documentation from rendered scenes: `python docs/make_images.py [CHECKPOINT]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from autogaze.gaze_command import DEFAULT_CHECKPOINT
+from autogaze.grid import PatchGrid
+from autogaze.model import AutoGaze
+from autogaze.report import Overlay, scale_colour
+from autogaze.scenes import render_scene
+
+IMAGES = Path(__file__).parent / "images"
+RATIO = 0.1
+QUALITY = 82  # WebP
+SEED, KIND, FRAMES, SIZE = 29, "object", 12, (270, 480)
+SHOWN = (0, 4, 9)
+
+
+def overlay_picture(model: AutoGaze) -> np.ndarray:
+    """The first frame, where everything is new, and later ones, where little is."""
+    scene = render_scene(SEED, FRAMES, SIZE, KIND)
+    gaze = model.gaze(scene, gazing_ratio=RATIO)
+    overlay = Overlay(gaze.grid, SIZE, panel_px=400)
+    masks = gaze.patch_mask()[0].cpu().numpy()
+    return np.concatenate([overlay.draw(scene[t], masks[t], f"frame {t}: {masks[t].sum()} of {masks.shape[1]} patches")
+                           for t in SHOWN])
+
+
+def scales_picture(grid: PatchGrid) -> np.ndarray:
+    """One frame cut into the patches of every scale."""
+    frame = render_scene(SEED, 1, (224, 224), KIND)[0]
+    cells = []
+    for k, scale in enumerate(grid.scales):
+        small = cv2.resize(frame, (scale, scale), interpolation=cv2.INTER_AREA)
+        large = cv2.resize(small, (224, 224), interpolation=cv2.INTER_LINEAR)
+        step = 224 // (scale // grid.patch_size)
+        for at in range(0, 225, step):
+            cv2.line(large, (at, 0), (at, 224), scale_colour(k), 1)
+            cv2.line(large, (0, at), (224, at), scale_colour(k), 1)
+        cells += [large, np.full((224, 12, 3), 255, np.uint8)]
+    return np.concatenate(cells[:-1], 1)
+
+
+def main(argv: Sequence[str]) -> int:
+    model = AutoGaze.from_pretrained(argv[0] if argv else DEFAULT_CHECKPOINT)
+    IMAGES.mkdir(exist_ok=True)
+    for name, picture in {"overlay": overlay_picture(model), "scales": scales_picture(model.grid)}.items():
+        path = IMAGES / f"{name}.webp"
+        cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
+        print(f"{path}: {picture.shape[1]} x {picture.shape[0]}, {path.stat().st_size} bytes", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
