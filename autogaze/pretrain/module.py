@@ -39,7 +39,7 @@ class GazeModule(pl.LightningModule):
         self.judge.to(self.device)
 
     def validation_step(self, batch: Clip, batch_idx: int) -> None:
-        gaze = choose(self.model, batch.video, gazing_ratio=VALIDATION_RATIO)
+        gaze = self.model.generate(batch.video, gazing_ratio=VALIDATION_RATIO)
         loss = self.judge.losses(batch.video, gaze)
         last = last_chosen(gaze.chosen)
         predicted = self.model.score(batch.video, gaze).task_loss_prediction[last]
@@ -70,12 +70,6 @@ class PretrainModule(GazeModule):
         self.log("train/ntp_loss", ids, batch_size=size, prog_bar=True)
         self.log("train/task_loss_prediction_loss", task, batch_size=size)
         return ids + self.recipe.task_loss_weight * task
-
-
-def choose(model: AutoGaze, video: Tensor, **request: Any) -> Any:
-    """`model.generate` outside autocast: decoding has its own precision."""
-    with torch.autocast(video.device.type, enabled=False):
-        return model.generate(video, **request)
 
 
 def last_chosen(chosen: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from autogaze.pretrain.clips import Clip
-from autogaze.pretrain.module import VALIDATION_RATIO, GazeModule, choose
+from autogaze.pretrain.module import VALIDATION_RATIO, GazeModule
 from autogaze.report import Overlay
 
 CLIPS, FRAMES, PANEL_PX = 2, 4, 224
@@ -20,8 +20,8 @@ class Pictures(pl.Callback):
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Clip,
                                 batch_idx: int, dataloader_idx: int = 0) -> None:
-        logger = trainer.logger
-        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not isinstance(logger, TensorBoardLogger):
+        logger, first = trainer.logger, batch_idx == 0 and trainer.is_global_zero
+        if not first or trainer.sanity_checking or not isinstance(logger, TensorBoardLogger):
             return
         assert isinstance(pl_module, GazeModule)
         for k, picture in enumerate(draw(pl_module, batch)):
@@ -31,7 +31,7 @@ class Pictures(pl.Callback):
 def draw(module: GazeModule, batch: Clip) -> list[np.ndarray]:
     """One (height, width, 3) uint8 picture for each of a few clips: video, chosen patches, what was looked at."""
     video = batch.video[:CLIPS]
-    mask = choose(module.model, video, gazing_ratio=VALIDATION_RATIO).patch_mask().cpu().numpy()
+    mask = module.model.generate(video, gazing_ratio=VALIDATION_RATIO).patch_mask().cpu().numpy()
     pixels = ((video + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 1, 3, 4, 2).cpu().numpy()
     overlay = Overlay(module.model.grid, pixels.shape[2:4], PANEL_PX)
     times = np.linspace(0, pixels.shape[1] - 1, min(FRAMES, pixels.shape[1])).round().astype(int)

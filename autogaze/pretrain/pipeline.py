@@ -85,7 +85,8 @@ def finish(run: Run) -> dict[str, Any]:
 
 def validation_clips(run: Run, recipe: TrainerRecipe) -> list[Tensor]:
     """Held-out clips on the device, in batches."""
-    data = RunClips(run.data, run.folder, replace(recipe, photo_share=0.0), recipe.batch_clips, recipe.validate_clips)
+    few = replace(recipe, photo_share=0.0, max_clips=1)  # no training clip is needed here
+    data = RunClips(run.data, run.folder, few, recipe.batch_clips, recipe.validate_clips)
     recipes = data.validation_recipes()
     return [data.render(recipes[i : i + recipe.batch_clips], device()).video
             for i in range(0, len(recipes), recipe.batch_clips)]

@@ -79,7 +79,7 @@ class RunClips(ClipData):
 
 
 class FromTheStart:
-    """A loader whose every pass begins at its first batch: Lightning may leave a pass before the loader knows it ended."""
+    """A loader whose every pass begins at its first batch: Lightning leaves a pass before the loader knows it ended."""
 
     def __init__(self, loader: ClipLoader) -> None:
         self.loader = loader

@@ -11,10 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from autogaze.model import AutoGaze, AutoGazeConfig
+from autogaze.pretrain.greedy import GreedySettings
 from autogaze.pretrain.judge import Judge
-from autogaze.pretrain.labelled import LabelledClips, label_clips, read_labels
+from autogaze.pretrain.labelled import LabelledClips
+from autogaze.pretrain.labels import LabelSettings, read_labels
+from autogaze.pretrain.labels import make_labels as labels_of
 from autogaze.pretrain.module import PretrainModule
 from autogaze.pretrain.pictures import Pictures
 from autogaze.pretrain.recipes import PretrainRecipe, Recipes, TrainerRecipe
@@ -94,21 +98,31 @@ def make_labels(run: Run) -> LabelsResult:
     """Stage 2: RUN/labels.parquet."""
     recipe = run.recipes.labels
     judge = Reconstructor.from_pretrained(run.needs("reconstructor"), device())
-    clips = RunClips(run.data, run.folder, recipe, recipe.batch_clips)
+    clips = RunClips(run.data, run.folder, recipe, recipe.batch_clips, validate_clips=1)
+    settings = LabelSettings(recipe.clips, recipe.batch_clips, recipe.mean_ratio, recipe.seed,
+                             GreedySettings(recipe.mode))
     begun = time.monotonic()
-    made = label_clips(judge, clips, recipe, run.labels, run.resume)
-    return LabelsResult(made, round((time.monotonic() - begun) / 60, 3))
+
+    def minutes() -> float:
+        return (time.monotonic() - begun) / 60
+
+    with tqdm(total=recipe.clips, desc="labels", unit="clip", mininterval=1.0) as bar:
+        def progress(done: int, wanted: int) -> bool:
+            bar.update(done - bar.n)
+            return recipe.max_minutes is None or minutes() < recipe.max_minutes
+
+        labels = labels_of(judge, clips, run.labels, settings, device(), progress=progress)
+    return LabelsResult(len(labels), round(minutes(), 3))
 
 
 def pretrain(run: Run) -> StageResult:
     """Stage 3: RUN/pretrain, by next-token prediction."""
     recipe = run.recipes.pretrain
-    if not run.labels.is_file():
-        raise FileNotFoundError(f"{run.labels} does not exist: run `autogaze train --stage labels --out {run.folder}` first")
     model = untrained(recipe)
     data = LabelledClips(run.data, run.folder, recipe, recipe.batch_clips, recipe.validate_clips, epoch_size(recipe),
                          labels=read_labels(run.labels), grid=model.grid)
-    return fit(PretrainModule(model, run.judge(), recipe), data, recipe, run.stage("pretrain"), run.resume, [Pictures()])
+    module = PretrainModule(model, run.judge(), recipe)
+    return fit(module, data, recipe, run.stage("pretrain"), run.resume, [Pictures()])
 
 
 def untrained(recipe: PretrainRecipe) -> AutoGaze:

@@ -59,7 +59,8 @@ class GazeEnv(gymnasium.Env[Observation, np.int64]):
             "taken": spaces.Box(0, 1, (patches,), np.float32),
             "seen": spaces.Box(0, 1, (patches,), np.float32)})
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None,
+              options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Begin a clip: a random one, or `options={"clip": index}`."""
         super().reset(seed=seed)
         chosen = (options or {}).get("clip")

@@ -16,7 +16,7 @@ from torch import Tensor
 from autogaze.model import AutoGaze
 from autogaze.pretrain.clips import Clip
 from autogaze.pretrain.judge import Judge
-from autogaze.pretrain.module import GazeModule, choose, last_chosen
+from autogaze.pretrain.module import GazeModule, last_chosen
 from autogaze.pretrain.ntp import task_loss_prediction_loss
 from autogaze.pretrain.recipes import RLRecipe
 from autogaze.pretrain.schedule import linear
@@ -96,9 +96,9 @@ class GRPOModule(GazeModule):
         ratios = draw_ratios(len(video), recipe.min_gazing_ratio, recipe.max_gazing_ratio,
                              torch.Generator().manual_seed(seed))
         repeated = video.repeat(recipe.group_size, 1, 1, 1, 1)
-        gaze = choose(self.model, repeated, gazing_ratio=ratios.repeat(recipe.group_size),
-                      task_loss_requirement=recipe.task_loss_requirement, temperature=temperature,
-                      generator=torch.Generator(video.device).manual_seed(seed))
+        gaze = self.model.generate(repeated, gazing_ratio=ratios.repeat(recipe.group_size),
+                                   task_loss_requirement=recipe.task_loss_requirement, temperature=temperature,
+                                   generator=torch.Generator(video.device).manual_seed(seed))
         self.clock.mark("rollout")
         loss = self.judge.losses(repeated, gaze)
         rewards = frame_rewards(loss, gaze.counts, gaze.grid.patches_per_frame, recipe.length_price)

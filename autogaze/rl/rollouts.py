@@ -32,8 +32,12 @@ class Rollouts:
 
 
 def draw_ratios(clips: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """(clips,) float64 gazing ratios, log-uniform in [low, high]."""
-    share = torch.rand(clips, dtype=torch.float64, generator=generator)
+    """(clips,) float64 gazing ratios, log-uniform in [low, high], evenly spread over a batch.
+
+    One clip falls into each of `clips` equal parts of the range: batches differ less, and need buffers of one size.
+    """
+    part = torch.randperm(clips, generator=generator) + torch.rand(clips, dtype=torch.float64, generator=generator)
+    share = part / clips
     return (math.log(low) + share * (math.log(high) - math.log(low))).exp().clamp(low, high)
 
 

@@ -101,8 +101,8 @@ class GazePolicy(ActorCriticPolicy):
         model: its encoder is used. The rest is SB3's.
     """
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Callable[[float], float],
-                 model: AutoGaze, **settings: Any) -> None:
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space,
+                 lr_schedule: Callable[[float], float], model: AutoGaze, **settings: Any) -> None:
         self.patches, self.width = model.grid.patches_per_frame, model.config.hidden_size
         super().__init__(observation_space, action_space, lr_schedule, features_extractor_class=PatchFeatures,
                          features_extractor_kwargs={"model": model}, ortho_init=False, **settings)
