@@ -1,0 +1,233 @@
+"""The two forms of an exported file: their inputs and outputs, and how the graphs are put together from their parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+import torch
+from onnx import helper
+
+from autogaze.export.graph import Asked, Encoder, FrameDecoder, FrameValues, GraphSizes, Past, Rotary
+from autogaze.export.metadata import Metadata
+from autogaze.export.nodes import ELEMENT_TYPES, Nodes, Value
+from autogaze.export.pixels import normalised, resized
+from autogaze.export.weights import GraphWeights, encoder_dtype, graph_weights
+from autogaze.model import AutoGaze
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+STATE = ("conv", "keys", "values", "places", "last_ids")  # a stream's memory; outputs are called next_conv, ...
+GAZE = ("ids", "chosen", "task_loss", "count")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, element type and shape of an input or output; the batch comes first."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]  # without the batch
+
+
+def graph_sizes(model: AutoGaze, metadata: Metadata) -> GraphSizes:
+    """The fixed sizes of the graph that the metadata describes."""
+    return GraphSizes(
+        model.visual_tokens, model.grid.patches_per_frame, metadata.budget, metadata.group, metadata.frames
+    )
+
+
+def state_specs(model: AutoGaze, metadata: Metadata) -> tuple[TensorSpec, ...]:
+    """A stream's memory; all zeros at its start."""
+    config, sizes, dtype = model.config, graph_sizes(model, metadata), PRECISIONS[metadata.precision]
+    side, past = model.vision_model.side, model.vision_model.past_frames
+    cache = (config.num_hidden_layers * config.num_attention_heads, sizes.memory, config.head_dim)
+    return (
+        TensorSpec("conv", encoder_dtype(dtype), (config.encoder_depth * past * config.hidden_size, side, side)),
+        TensorSpec("keys", dtype, cache),
+        TensorSpec("values", dtype, cache),
+        TensorSpec("places", torch.int32, (sizes.window * sizes.block,)),
+        TensorSpec("last_ids", torch.int64, (sizes.group,)),
+    )
+
+
+def input_specs(model: AutoGaze, metadata: Metadata) -> tuple[TensorSpec, ...]:
+    """Inputs in order."""
+    frames = () if metadata.kind == "frame" else (metadata.frames,)
+    height, width = metadata.input_size
+    uint8 = metadata.pixels == "uint8"
+    pixels = TensorSpec(
+        "frames" if frames else "frame",
+        torch.uint8 if uint8 else torch.float32,
+        frames + ((height, width, 3) if uint8 else (3, height, width)),
+    )
+    asked = (
+        TensorSpec("budget", torch.int32, frames),
+        TensorSpec("requirement", torch.float32, frames),
+        TensorSpec("in_step", torch.bool, frames),
+    )
+    return (pixels, *asked) if frames else (pixels, *asked, *state_specs(model, metadata))
+
+
+def output_specs(model: AutoGaze, metadata: Metadata) -> tuple[TensorSpec, ...]:
+    """Outputs in order."""
+    frames = () if metadata.kind == "frame" else (metadata.frames,)
+    dtypes = (torch.int64, torch.bool, torch.float32)
+    gaze = tuple(TensorSpec(name, dtype, (*frames, metadata.budget)) for name, dtype in zip(GAZE, dtypes, strict=False))
+    gaze += (TensorSpec("count", torch.int32, frames),)
+    if frames:
+        return gaze
+    return gaze + tuple(
+        TensorSpec(f"next_{spec.name}", spec.dtype, spec.shape) for spec in state_specs(model, metadata)
+    )
+
+
+def write_graph(model: AutoGaze, metadata: Metadata) -> onnx.ModelProto:
+    """The ONNX graph of a model, in the form that the metadata describes."""
+    nodes, dtype = Nodes(), PRECISIONS[metadata.precision]
+    writer = _Writer(nodes, graph_weights(model, dtype), graph_sizes(model, metadata), metadata, dtype)
+    inputs, outputs = input_specs(model, metadata), output_specs(model, metadata)
+    values = [Value(nodes, spec.name, spec.dtype) for spec in inputs]
+    results = writer.frame(*values) if metadata.kind == "frame" else writer.clip(*values)
+    batch = "batch" if metadata.batch[0] != metadata.batch[1] else metadata.batch[0]
+    named = dict(zip((spec.name for spec in outputs), results, strict=True))
+    infos = [
+        [helper.make_tensor_value_info(spec.name, ELEMENT_TYPES[spec.dtype], (batch, *spec.shape)) for spec in specs]
+        for specs in (inputs, outputs)
+    ]
+    return nodes.model(infos[0], named, infos[1], metadata.to_properties())
+
+
+class _Writer:
+    """Writes one form of the graph."""
+
+    def __init__(
+        self, nodes: Nodes, weights: GraphWeights, sizes: GraphSizes, metadata: Metadata, dtype: torch.dtype
+    ) -> None:
+        self.nodes, self.weights, self.sizes, self.metadata = nodes, weights, sizes, metadata
+        self.encoder = Encoder(nodes, weights, encoder_dtype(dtype))
+        self.decoder = FrameDecoder(nodes, weights, sizes, dtype)
+        self.rotary = Rotary(nodes, weights.frequencies, sizes.window * sizes.block + sizes.visual + sizes.fed, dtype)
+
+    def frame(
+        self,
+        frame: Value,
+        budget: Value,
+        requirement: Value,
+        in_step: Value,
+        conv: Value,
+        keys: Value,
+        values: Value,
+        places: Value,
+        last_ids: Value,
+    ) -> list[Value]:
+        """One frame and the memory to its gaze and the new memory."""
+        nodes, sizes, window = self.nodes, self.sizes, self.sizes.window
+        with nodes.scope("encoder"):
+            visual, next_conv = self.encoder.frame(self._pixels(frame), conv)
+        with nodes.scope("memory"):
+            held = places.to(torch.float32) - 1.0  # the file's places begin at 1, so that a memory of zeros is empty
+            count, new_places = self.decoder.new_places(held)
+            parts = [sizes.memory, sizes.group + sizes.visual] + [sizes.group] * (sizes.steps - 1)
+            at = nodes.concat([nodes.op("Max", held, 0.0), new_places], axis=1)
+            rotation, *rotations = self.rotary.at(at, parts)
+            heads = [layer.heads for layer in self.weights.layers]
+            past = Past(
+                window,
+                self.rotary.turn(keys, *rotation).split(heads, axis=1),
+                values.split(heads, axis=1),
+                held,
+                last_ids,
+            )
+        asked = Asked(budget, self._threshold(requirement), in_step)
+        new = self.decoder.write(visual, past, count, new_places, rotations, True, asked)
+        with nodes.scope("memory"):
+            next_keys, next_values = (
+                nodes.concat([old.cut(2, sizes.block), nodes.concat(blocks, axis=1)], axis=2)
+                for old, blocks in ((keys, new.straight_keys), (values, new.values))
+            )
+            next_places = self._forget(held, new.places)
+        return [
+            new.ids,
+            new.chosen,
+            new.task_loss,
+            new.count,
+            next_conv,
+            next_keys,
+            next_values,
+            next_places,
+            new.last_ids,
+        ]
+
+    def _forget(self, held: Value, new: Value) -> Value:
+        """The window's positions without its oldest frame, counted from what is now its first token; from 1."""
+        nodes, oldest = self.nodes, held.cut(1, 0, self.sizes.block)
+        gone = (nodes.constant(-1.0, torch.float32) < oldest).to(torch.float32).sum(1, keep=True)
+        kept = nodes.concat([held.cut(1, self.sizes.block), new], axis=1)
+        return nodes.where(kept < 0.0, 0.0, kept - gone + 1.0).to(torch.int32)
+
+    def clip(self, frames: Value, budget: Value, requirement: Value, in_step: Value) -> list[Value]:
+        """A whole clip to its gazes; every frame sees exactly the frames before it."""
+        nodes, count = self.nodes, self.metadata.frames
+        with nodes.scope("encoder"):
+            shape = frames_shape(self.metadata)
+            visual = self.encoder.clip(self._pixels(frames.reshape(-1, *shape)), count)
+        threshold, past, gazes = self._threshold(requirement), None, []
+        for t in range(count):
+            index = torch.tensor(t)
+            with nodes.scope(f"frame{t}"):
+                asked = Asked(
+                    budget.gather(index, axis=1), threshold.gather(index, axis=1), in_step.gather(index, axis=1)
+                )
+                tokens, places = self.decoder.new_places(past.places if past else None)
+                new = self.decoder.write(
+                    visual.gather(index, axis=1), past, tokens, places, self._rotations(past, places), False, asked
+                )
+                past = self._extend(past, new)
+            gazes.append((new.ids, new.chosen, new.task_loss, new.count))
+        return [nodes.concat([value.unsqueeze(1) for value in values], axis=1) for values in zip(*gazes, strict=True)]
+
+    def _rotations(self, past: Past | None, places: Value) -> list[tuple[Value, Value]]:
+        """Of a clip's frame: of its prefill, then of every later step."""
+        nodes, sizes = self.nodes, self.sizes
+        steps = [sizes.group] * (sizes.steps - 1)
+        if past is None:
+            return self.rotary.at(places, [sizes.visual, *steps])
+        last = nodes.op("Max", past.places.cut(1, past.frames * sizes.block - sizes.group), 0.0)
+        return self.rotary.at(nodes.concat([last, places], axis=1), [sizes.group + sizes.visual, *steps])
+
+    def _extend(self, past: Past | None, new: FrameValues) -> Past:
+        """A clip's window with one more frame."""
+        if past is None:
+            return Past(1, tuple(new.keys), tuple(new.values), new.places, new.last_ids)
+        keys, values = (
+            tuple(self.nodes.concat([held, block], axis=2) for held, block in zip(old, blocks, strict=True))
+            for old, blocks in ((past.keys, new.keys), (past.values, new.values))
+        )
+        return Past(past.frames + 1, keys, values, self.nodes.concat([past.places, new.places], axis=1), new.last_ids)
+
+    def _pixels(self, frames: Value) -> Value:
+        """Preprocessed float32 frames (N, 3, side, side)."""
+        if self.metadata.pixels == "float32":
+            return frames
+        side, preprocessor = self.metadata.scales[-1], self.metadata.preprocessor
+        x = frames.to(torch.float32).transpose(0, 3, 1, 2)
+        return normalised(
+            self.nodes, resized(self.nodes, x, self.metadata.input_size, (side, side), preprocessor), preprocessor
+        )
+
+    def _threshold(self, requirement: Value) -> Value:
+        """The calibrated threshold on the predicted loss (`AutoGazeConfig.threshold`), as a sum of ramps."""
+        pairs, nodes = self.metadata.calibration, self.nodes
+        if not pairs:
+            return requirement
+        first, last = pairs[0], pairs[-1]
+        total = nodes.op("Min", requirement - first[0], 0.0) + first[1]
+        for (left, low), (right, high) in zip(pairs, pairs[1:], strict=False):
+            total = total + nodes.op("Clip", requirement - left, 0.0, right - left) * ((high - low) / (right - left))
+        return total + nodes.op("Max", requirement - last[0], 0.0)
+
+
+def frames_shape(metadata: Metadata) -> tuple[int, int, int]:
+    """Shape of one frame that goes in."""
+    height, width = metadata.input_size
+    return (height, width, 3) if metadata.pixels == "uint8" else (3, height, width)

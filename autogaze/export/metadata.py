@@ -1,0 +1,170 @@
+"""What an exported file says about itself: the same text keys inside ONNX and TensorRT files, in Python and in C++.
+
+Values are plain text (`scales` = "32+64+112+224"), so that a C++ program reads them without a JSON parser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from autogaze.grid import PatchGrid
+from autogaze.model import AutoGazeConfig
+from autogaze.preprocess import Preprocessor
+
+FORMAT = 1  # of files written here; readers refuse newer ones
+PREFIX = "autogaze."
+
+
+class FormatError(ValueError):
+    """A file that is not ours, not whole, or of a newer format."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Everything a program needs to use an exported file, besides the file."""
+
+    kind: str  # "frame": one frame a call, memory in and out; "clip": all frames at once
+    precision: str  # "fp32", "fp16" or "bf16"
+    scales: tuple[int, ...]  # pixels, ascending
+    patch_size: int  # pixels
+    group: int  # K, ids a decode step
+    budget: int  # most ids a frame may spend
+    frames: int  # "frame": frames remembered; "clip": frames a clip
+    gazing_ratio: float  # default: largest share of a frame's patches
+    task_loss_requirement: float  # default: loss at which a frame may stop; -inf: never
+    calibration: tuple[
+        tuple[float, float], ...
+    ]  # (loss asked for, threshold on the prediction), applied inside the file
+    batch: tuple[int, int]  # smallest and largest
+    pixels: str  # "float32": preprocessed (3, H, W); "uint8": RGB (H, W, 3), preprocessed inside
+    input_size: tuple[int, int]  # (height, width) in pixels of a frame that goes in
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rescale_factor: float
+    offset: bool
+    resample: str
+    format: int = FORMAT
+
+    @property
+    def grid(self) -> PatchGrid:
+        return PatchGrid(self.scales, self.patch_size)
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """What happens to uint8 frames: outside the file when `pixels` is float32, inside otherwise."""
+        return Preprocessor(
+            (self.scales[-1], self.scales[-1]), self.mean, self.std, self.rescale_factor, self.offset, self.resample
+        )
+
+    def to_properties(self) -> dict[str, str]:
+        """Text keys and values."""
+        return {PREFIX + field.name: _write(field.name, getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_properties(cls, properties: dict[str, str], name: str) -> Metadata:
+        """Read text keys and values.
+
+        Args:
+            name: of the file, for messages.
+
+        Raises:
+            FormatError: if it is not ours or of a newer format.
+        """
+        version = properties.get(PREFIX + "format", "")
+        if not version.isdigit():
+            raise FormatError(
+                f"{name}: not an autogaze export (it has no {PREFIX}format); make one with `autogaze export`"
+            )
+        if int(version) > FORMAT:
+            raise FormatError(
+                f"{name}: written in format {version}, this autogaze reads up to {FORMAT}; update autogaze"
+            )
+        missing = [field.name for field in fields(cls) if PREFIX + field.name not in properties]
+        if missing:
+            raise FormatError(f"{name}: metadata lacks {', '.join(missing)}; export it again")
+        try:
+            return cls(**{field.name: _READ[field.name](properties[PREFIX + field.name]) for field in fields(cls)})
+        except ValueError as error:
+            raise FormatError(f"{name}: damaged metadata ({error}); export it again") from error
+
+
+def _write(name: str, value: object) -> str:
+    if name == "scales":
+        return "+".join(map(str, value))  # type: ignore[call-overload]
+    if name == "calibration":
+        return ",".join(f"{asked!r}:{threshold!r}" for asked, threshold in value)  # type: ignore[attr-defined]
+    if isinstance(value, tuple):
+        return ",".join(repr(item) for item in value)
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(item) for item in text.split(","))
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(item) for item in text.split(","))
+
+
+def _pairs(text: str) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(number) for number in pair.split(":")) for pair in text.split(",") if pair)
+
+
+_READ = {
+    "kind": str,
+    "precision": str,
+    "scales": lambda text: tuple(int(scale) for scale in text.split("+")),
+    "patch_size": int,
+    "group": int,
+    "budget": int,
+    "frames": int,
+    "gazing_ratio": float,
+    "task_loss_requirement": float,
+    "calibration": _pairs,
+    "batch": _integers,
+    "pixels": str,
+    "input_size": _integers,
+    "mean": _floats,
+    "std": _floats,
+    "rescale_factor": float,
+    "offset": lambda text: bool(int(text)),
+    "resample": str,
+    "format": int,
+}
+
+
+def describe(
+    config: AutoGazeConfig,
+    preprocessor: Preprocessor,
+    *,
+    kind: str,
+    precision: str,
+    budget: int,
+    frames: int,
+    gazing_ratio: float,
+    batch: tuple[int, int],
+    pixels: str,
+    input_size: tuple[int, int],
+) -> Metadata:
+    """The metadata of a file that is about to be written for a model."""
+    requirement = config.task_loss_requirement
+    return Metadata(
+        kind=kind,
+        precision=precision,
+        scales=config.scales,
+        patch_size=config.patch_size,
+        group=config.num_multi_token_pred,
+        budget=budget,
+        frames=frames,
+        gazing_ratio=gazing_ratio,
+        task_loss_requirement=float("-inf") if requirement is None else requirement,
+        calibration=config.calibration,
+        batch=batch,
+        pixels=pixels,
+        input_size=input_size,
+        mean=preprocessor.mean,
+        std=preprocessor.std,
+        rescale_factor=preprocessor.rescale_factor,
+        offset=preprocessor.offset,
+        resample=preprocessor.resample,
+    )

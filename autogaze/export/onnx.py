@@ -1,0 +1,141 @@
+"""Writes `.onnx` files that were checked: by onnx.checker, by shape inference, and by running them against PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+try:
+    import onnx
+except ImportError as error:
+    raise ImportError("exporting needs onnx and ONNX Runtime: pip install 'autogaze[export]'") from error
+
+from autogaze.export.forms import PRECISIONS, output_specs, write_graph
+from autogaze.export.metadata import Metadata, describe
+from autogaze.export.nodes import ELEMENT_TYPES
+from autogaze.export.parity import Parity, ParityError, compare, scenes
+from autogaze.export.runner import Engine
+from autogaze.files import atomic_path
+from autogaze.model import AutoGaze
+
+FORBIDDEN = {"Loop", "If", "Scan", "NonZero"}  # data-dependent: no CUDA graph, and trouble in TensorRT
+CHECKED_FRAMES = 3
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export; everything that is fixed in the file."""
+
+    clip: bool = False  # whole clips instead of one frame a call
+    precision: str = "fp32"  # of weights and memory: fp32, fp16 or bf16
+    gazing_ratio: float | None = None  # largest share of a frame's patches; None: the checkpoint's
+    batch: tuple[int, int] = (1, 16)  # smallest and largest
+    frames: int | None = None  # frames a clip; None: as many as the model remembers
+    input_size: tuple[int, int] | None = (
+        None  # (height, width) of uint8 frames, preprocessed inside; None: float frames
+    )
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if not 1 <= self.batch[0] <= self.batch[1]:
+            raise ValueError(f"batch must be N or N:M with 1 <= N <= M, got {self.batch[0]}:{self.batch[1]}")
+        if self.input_size is not None and min(self.input_size) < 1:
+            raise ValueError(f"input size must be positive pixels, got {self.input_size}")
+        if self.frames is not None and not self.clip:
+            raise ValueError("frames is a clip's length; a frame file takes clips of any length")
+
+    def metadata(self, model: AutoGaze) -> Metadata:
+        """What the file will say about itself."""
+        config, side = model.config, model.config.scales[-1]
+        ratio = config.gazing_ratio if self.gazing_ratio is None else self.gazing_ratio
+        frames = self.frames or config.max_num_frames
+        if not 1 <= frames <= config.max_num_frames:
+            raise ValueError(
+                f"a clip has 1 to {config.max_num_frames} frames, which is what the model remembers, got {frames}"
+            )
+        return describe(
+            config,
+            model.preprocessor,
+            kind="clip" if self.clip else "frame",
+            precision=self.precision,
+            budget=model.grid.budget(ratio),
+            frames=frames,
+            gazing_ratio=ratio,
+            batch=self.batch,
+            pixels="float32" if self.input_size is None else "uint8",
+            input_size=self.input_size or (side, side),
+        )
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What was written, and how it was checked."""
+
+    path: str
+    nodes: int
+    opset: int
+    metadata: Metadata
+    parity: dict[int, Parity]  # batch size -> comparison with PyTorch
+
+
+def export_onnx(model: AutoGaze, path: str | Path, options: ExportOptions | None = None) -> OnnxReport:
+    """Write a model as ONNX; the file appears only once it has passed its checks.
+
+    Args:
+        model: not changed; checked against in float32 on the CPU.
+        path: ends in `.onnx`.
+
+    Raises:
+        ValueError: on options that do not fit the model.
+        ParityError: if the file does not choose what PyTorch chooses.
+    """
+    options = options or ExportOptions()
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise ValueError(f"an ONNX file must end in .onnx, got {path}")
+    metadata = options.metadata(model)
+    graph = write_graph(model, metadata)
+    check_graph(graph, model, metadata)
+    with atomic_path(path) as temporary:
+        onnx.save(graph, str(temporary))
+        parity = check_file(temporary, model, metadata)
+    return OnnxReport(str(path), len(graph.graph.node), graph.opset_import[0].version, metadata, parity)
+
+
+def check_graph(graph: onnx.ModelProto, model: AutoGaze, metadata: Metadata) -> None:
+    """onnx.checker, shape inference, no control flow, and outputs of the promised shapes."""
+    onnx.checker.check_model(graph, full_check=True)
+    forbidden = FORBIDDEN & {node.op_type for node in graph.graph.node}
+    if forbidden:
+        raise ParityError(f"the graph holds data-dependent nodes: {', '.join(sorted(forbidden))}")
+    bare = onnx.ModelProto()
+    bare.CopyFrom(graph)
+    for output in bare.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)
+    for output, spec in zip(inferred.graph.output, output_specs(model, metadata), strict=True):
+        tensor = output.type.tensor_type
+        shape = tuple(axis.dim_value for axis in tensor.shape.dim)[1:]
+        if shape != spec.shape or tensor.elem_type != ELEMENT_TYPES[spec.dtype]:
+            raise ParityError(
+                f"output {spec.name} must be {spec.dtype} (batch, {spec.shape}), shape inference says {shape}"
+            )
+
+
+def check_file(path: Path, model: AutoGaze, metadata: Metadata) -> dict[int, Parity]:
+    """Run a file on the CPU against PyTorch, at its smallest batch and, where it has a range, at a larger one."""
+    low, high = metadata.batch
+    reference = model if model.device.type == "cpu" else _on_cpu(model)
+    engine, results = Engine.load(path, device="cpu"), {}
+    frames = min(CHECKED_FRAMES, metadata.frames)
+    for batch in sorted({low, min(high, low + 2)}):
+        results[batch] = compare(reference, engine, scenes(metadata, batch, frames))
+    return results
+
+
+def _on_cpu(model: AutoGaze) -> AutoGaze:
+    twin = AutoGaze(replace(model.config))
+    twin.load_state_dict({name: value.cpu() for name, value in model.state_dict().items()})
+    twin.preprocessor = model.preprocessor
+    return twin.eval()

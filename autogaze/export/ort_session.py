@@ -1,0 +1,140 @@
+"""ONNX Runtime: opens an exported `.onnx` file and runs it with bound tensors, on a CPU or a CUDA device."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autogaze.export.forms import TensorSpec
+from autogaze.export.metadata import FormatError, Metadata
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise ImportError("running .onnx files needs ONNX Runtime: pip install 'autogaze[export]'") from error
+
+CUDA = "CUDAExecutionProvider"
+_TYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(bfloat16)": torch.bfloat16,
+    "tensor(int64)": torch.int64,
+    "tensor(int32)": torch.int32,
+    "tensor(bool)": torch.bool,
+    "tensor(uint8)": torch.uint8,
+}
+_NUMBERS = {
+    torch.float32: 1,
+    torch.uint8: 2,
+    torch.int32: 6,
+    torch.int64: 7,
+    torch.bool: 9,
+    torch.float16: 10,
+    torch.bfloat16: 16,
+}  # onnx.TensorProto's
+
+
+class OrtSession:
+    """An `.onnx` file on its device; see `autogaze.export.runner.Session`."""
+
+    def __init__(
+        self, path: Path, device: torch.device | str | None, stream: Any, cuda_graph: bool, threads: int | None
+    ) -> None:
+        self.device, self.cuda_graph = _pick_device(device), cuda_graph
+        self.stream = _stream(stream, self.device)
+        if cuda_graph and self.device.type != "cuda":
+            raise ValueError("a CUDA graph needs a CUDA device")
+        options = ort.SessionOptions()
+        options.enable_mem_reuse = False  # its planner takes time quadratic in the nodes, and the arena reuses anyway
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        self._session = _open(path, options, self._providers())
+        self.metadata = Metadata.from_properties(self._session.get_modelmeta().custom_metadata_map, str(path))
+        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+
+    def run(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], graph: int | None = None) -> None:
+        """See `Session.run`."""
+        binding, place = self._session.io_binding(), (self.device.type, self.device.index or 0)
+        for name, tensor in inputs.items():
+            binding.bind_input(name, *place, _NUMBERS[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
+        for name, tensor in outputs.items():
+            binding.bind_output(name, *place, _NUMBERS[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
+        options = ort.RunOptions()
+        if self.device.type == "cuda":
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+            options.add_run_config_entry("gpu_graph_id", str(graph) if self.cuda_graph and graph else "-1")
+        self._session.run_with_iobinding(binding, options)
+
+    def scope(self) -> Any:
+        """See `Session.scope`."""
+        return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
+
+    def _providers(self) -> list[Any]:
+        if self.stream is None:
+            return ["CPUExecutionProvider"]
+        settings = {
+            "device_id": str(self.device.index or 0),
+            "user_compute_stream": str(self.stream.cuda_stream),
+            "use_tf32": "0",
+            "enable_cuda_graph": "1" if self.cuda_graph else "0",
+        }
+        return [(CUDA, settings), "CPUExecutionProvider"]
+
+
+def _open(path: Path, options: Any, providers: list[Any]) -> Any:
+    """A session, or one clear error."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    broken = (
+        errors.InvalidProtobuf,
+        errors.InvalidGraph,
+        errors.NoSuchFile,
+        errors.Fail,
+        errors.InvalidArgument,
+        errors.NotImplemented,
+        errors.RuntimeException,
+        errors.EPFail,
+    )
+    try:
+        session = ort.InferenceSession(str(path), options, providers=providers)
+    except broken as error:
+        raise FormatError(f"{path}: ONNX Runtime cannot read it (cut short, or not ONNX): {error}") from error
+    wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    if wanted not in session.get_providers():
+        raise ValueError(
+            f"{path}: ONNX Runtime {ort.__version__} could not start {wanted}; install the onnxruntime-gpu "
+            "that fits this CUDA, or use device='cpu'"
+        )
+    return session
+
+
+def _pick_device(device: torch.device | str | None) -> torch.device:
+    there = torch.cuda.is_available() and CUDA in ort.get_available_providers()
+    if device is None:
+        device = "cuda" if there else "cpu"
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"ONNX Runtime runs on cpu or cuda here, got {device}")
+    if device.type == "cuda" and not there:
+        raise ValueError(
+            f"no CUDA device for ONNX Runtime {ort.__version__}: use device='cpu', or install onnxruntime-gpu"
+        )
+    return device
+
+
+def _stream(stream: Any, device: torch.device) -> torch.cuda.Stream | None:
+    if device.type != "cuda":
+        return None
+    if stream is None:
+        return torch.cuda.current_stream(device)
+    return torch.cuda.ExternalStream(stream, device=device) if isinstance(stream, int) else stream
+
+
+def _spec(node: Any) -> TensorSpec:
+    return TensorSpec(node.name, _TYPES[node.type], tuple(node.shape[1:]))

@@ -1,0 +1,286 @@
+"""Runs exported files with the interface of `AutoGaze`: `generate` for clips, `stream` for cameras and long files.
+
+Files are run by a `Session`: ONNX Runtime for `.onnx`, TensorRT for `.engine`. Inputs may be numpy arrays, torch tensors
+or anything that speaks DLPack; results are torch tensors (which speak it too) on the session's device. A stream's
+memory never leaves that device.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autogaze.decoding.request import PerFrame, Request, make_request
+from autogaze.export.forms import GAZE, STATE, TensorSpec
+from autogaze.export.metadata import FormatError, Metadata
+from autogaze.gaze import Gaze
+from autogaze.grid import PatchGrid
+
+SUFFIXES = (".onnx", ".engine", ".plan", ".trt")
+
+
+class Session(Protocol):
+    """An opened file on its device."""
+
+    metadata: Metadata
+    device: torch.device
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], graph: int | None = None) -> None:
+        """Fill `outputs` from `inputs`, all contiguous on `device`, in the session's CUDA stream.
+
+        `graph` names a CUDA graph: a call with the same name has the same tensors.
+        """
+        ...
+
+    def scope(self) -> Any:
+        """A context in which torch works in the session's CUDA stream."""
+        ...
+
+
+class Engine:
+    """An exported file, ready to run. Made by `Engine.load`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.metadata, self.device = session, session.metadata, session.device
+        self.grid: PatchGrid = session.metadata.grid
+        self._graphs = 0
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: torch.device | str | None = None,
+        stream: Any = None,
+        cuda_graph: bool = False,
+        threads: int | None = None,
+    ) -> Engine:
+        """Open an exported file.
+
+        Args:
+            path: what `autogaze export` wrote: .onnx, or .engine (.plan, .trt).
+            device: "cpu", "cuda" or "cuda:1"; by default the GPU if the file can be run there, else the CPU.
+            stream: CUDA stream to work in: a `torch.cuda.Stream` or its handle; torch's current one by default.
+            cuda_graph: capture each stream's call once and replay it (ONNX Runtime on CUDA).
+            threads: CPU threads of ONNX Runtime; its own choice by default.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            FormatError: if it is not an autogaze export, cut short, or of a newer format.
+            ValueError: if it cannot run on the device, such as an engine built for another GPU.
+            ImportError: if the runtime is not installed, naming what to install.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no such exported file: {path}")
+        if path.suffix == ".onnx":
+            from autogaze.export.ort_session import OrtSession
+
+            return cls(OrtSession(path, device, stream, cuda_graph, threads))
+        if path.suffix in SUFFIXES:
+            from autogaze.export.trt_session import TrtSession
+
+            return cls(TrtSession(path, device, stream))
+        raise FormatError(
+            f"{path}: expected {', '.join(SUFFIXES)}; checkpoints are loaded with AutoGaze.from_pretrained"
+        )
+
+    def generate(self, video: Any, gazing_ratio: PerFrame = None, task_loss_requirement: PerFrame = None) -> Gaze:
+        """Choose patches in every frame of a batch of clips; see `AutoGaze.generate`.
+
+        Args:
+            video: (B, T, 3, H, W) float32, preprocessed, or (B, T, H, W, 3) uint8 RGB.
+            gazing_ratio: at most the file's; None: the file's.
+            task_loss_requirement: None never stops early.
+
+        Returns:
+            Gaze of (B, T, budget).
+        """
+        video = self._pixels(video, 5)
+        request = self._request(video.shape[0], video.shape[1], gazing_ratio, task_loss_requirement)
+        largest, parts = self.metadata.batch[1], []
+        for start in range(0, len(video), largest):
+            part = slice(start, min(start + largest, len(video)))
+            decode = self._clip if self.metadata.kind == "clip" else self._frames
+            parts.append(decode(video[part], _asked(request, part)))
+        return self._gaze({name: torch.cat([part[name] for part in parts]) for name in GAZE})
+
+    def stream(
+        self,
+        gazing_ratio: float | Tensor | None = None,
+        task_loss_requirement: float | Tensor | None = None,
+        batch: int = 1,
+    ) -> EngineStream:
+        """Gaze frame by frame; see `AutoGaze.stream`."""
+        if self.metadata.kind != "frame":
+            raise ValueError("a clip file takes whole clips; export without --clip to stream")
+        low, high = self.metadata.batch
+        if not low <= batch <= high:
+            raise ValueError(f"this file takes {low} to {high} streams side by side, got {batch}")
+        request = self._request(batch, 1, gazing_ratio, task_loss_requirement)
+        return EngineStream(self, {name: value[:, 0] for name, value in _asked(request, slice(None)).items()}, batch)
+
+    def new_graph(self) -> int:
+        """A name for one more CUDA graph."""
+        self._graphs += 1
+        return self._graphs
+
+    def allocate(self, specs: tuple[TensorSpec, ...], batch: int) -> dict[str, Tensor]:
+        """Zeroed tensors for inputs or outputs."""
+        with self.session.scope():
+            return {s.name: torch.zeros(batch, *s.shape, dtype=s.dtype, device=self.device) for s in specs}
+
+    def _frames(self, video: Tensor, asked: dict[str, Tensor]) -> dict[str, Tensor]:
+        batch = len(video)
+        padded = max(batch, self.metadata.batch[0])
+        video, asked = _grow(video, padded), {name: _grow(value, padded) for name, value in asked.items()}
+        stream = EngineStream(self, {name: value[:, 0] for name, value in asked.items()}, padded)
+        steps = [
+            stream.run(video[:, t], {name: value[:, t] for name, value in asked.items()}) for t in range(video.shape[1])
+        ]
+        with self.session.scope():
+            return {name: torch.stack([step[name] for step in steps], 1)[:batch] for name in GAZE}
+
+    def _clip(self, video: Tensor, asked: dict[str, Tensor]) -> dict[str, Tensor]:
+        (batch, count), frames = video.shape[:2], self.metadata.frames
+        if count > frames:
+            raise ValueError(
+                f"this file takes clips of up to {frames} frames, got {count}; a frame file takes any length"
+            )
+        padded = max(batch, self.metadata.batch[0])
+        with self.session.scope():
+            values = {self.session.inputs[0].name: video, **asked}
+            tensors = {
+                spec.name: _grow(
+                    _grow(values[spec.name].to(self.device, spec.dtype), padded), frames, dim=1
+                ).contiguous()
+                for spec in self.session.inputs
+            }
+            outputs = self.allocate(self.session.outputs, padded)
+            self.session.run(tensors, outputs)
+            return {name: outputs[name][:batch, :count] for name in GAZE}
+
+    def _gaze(self, values: dict[str, Tensor]) -> Gaze:
+        return Gaze(values["ids"], values["chosen"], self.grid, values["task_loss"])
+
+    def _pixels(self, pixels: Any, ndim: int) -> Tensor:
+        """Pixels as the file takes them; uint8 frames are preprocessed outside if the file does not do it."""
+        tensor = as_tensor(pixels)
+        uint8, side = self.metadata.pixels == "uint8", self.metadata.input_size
+        if tensor.ndim == ndim and tensor.dtype == torch.uint8 and tensor.shape[-1] == 3 and not uint8:
+            frames = tensor[:, None] if ndim == 4 else tensor
+            video = self.metadata.preprocessor(frames)
+            return video[:, 0] if ndim == 4 else video
+        shape = (*side, 3) if uint8 else (3, *side)
+        dtype_fits = tensor.dtype == torch.uint8 if uint8 else tensor.is_floating_point()
+        if tensor.ndim != ndim or tuple(tensor.shape[-3:]) != shape or not dtype_fits or 0 in tensor.shape:
+            lead = "B, T, " if ndim == 5 else "B, "
+            wanted = "uint8" if uint8 else "float"
+            raise ValueError(
+                f"expected {wanted} ({lead}{', '.join(map(str, shape))}), got {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        return tensor if uint8 else tensor.float()
+
+    def _request(self, batch: int, frames: int, ratio: PerFrame, requirement: PerFrame) -> Request:
+        limit = self.metadata.budget
+        never = float("-inf")
+        request = make_request(
+            self.grid,
+            batch,
+            frames,
+            self._own_ratio() if ratio is None else ratio,
+            never if requirement is None else requirement,
+        )
+        if int(request.budget.max()) > limit:
+            raise ValueError(
+                f"this file spends at most {limit} of {self.grid.patches_per_frame} ids a frame "
+                f"(gazing ratio {self.metadata.gazing_ratio:g}), asked for {int(request.budget.max())}"
+            )
+        return request
+
+    def _own_ratio(self) -> float:
+        """A ratio that spends exactly the file's budget."""
+        return min(1.0, (self.metadata.budget + 0.5) / self.grid.patches_per_frame)
+
+
+class EngineStream:
+    """Streams side by side, one frame of each at a time, with their memory on the device."""
+
+    def __init__(self, engine: Engine, asked: dict[str, Tensor], batch: int) -> None:
+        self.engine, self.asked, self.batch = engine, asked, batch
+        session = engine.session
+        self._pixels_name = session.inputs[0].name
+        self._inputs = engine.allocate(tuple(spec for spec in session.inputs if spec.name not in STATE), batch)
+        state = tuple(spec for spec in session.inputs if spec.name in STATE)
+        self._memory = [engine.allocate(state, batch), engine.allocate(state, batch)]  # read one, write the other
+        self._results = [engine.allocate(tuple(s for s in session.outputs if s.name in GAZE), batch) for _ in range(2)]
+        self._graphs = (engine.new_graph(), engine.new_graph())
+        self.frame = 0  # frames seen
+
+    def reset(self) -> None:
+        """Forget everything: the next frame opens a new clip."""
+        self.frame = 0
+        with self.engine.session.scope():
+            for memory in self._memory:
+                for tensor in memory.values():
+                    tensor.zero_()
+
+    def step(self, frame: Any) -> Gaze:
+        """Choose patches of the next frame.
+
+        Args:
+            frame: (B, 3, H, W) float32, preprocessed, or (B, H, W, 3) uint8 RGB.
+
+        Returns:
+            Gaze of (B, 1, budget).
+        """
+        pixels = self.engine._pixels(frame, 4)
+        if len(pixels) != self.batch:
+            raise ValueError(f"this stream takes {self.batch} frames side by side, got {len(pixels)}")
+        values = self.run(pixels, self.asked)
+        return Gaze(values["ids"][:, None], values["chosen"][:, None], self.engine.grid, values["task_loss"][:, None])
+
+    def run(self, pixels: Tensor, asked: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One call of the file: `GAZE` by name, each (B, ...), new tensors."""
+        session, turn = self.engine.session, self.frame % 2
+        memory, after, results = self._memory[turn], self._memory[1 - turn], self._results[turn]
+        with session.scope():
+            for name, value in {self._pixels_name: pixels, **asked}.items():
+                self._inputs[name].copy_(value, non_blocking=True)
+            outputs = results | {f"next_{name}": tensor for name, tensor in after.items()}
+            session.run(self._inputs | memory, outputs, self._graphs[turn])
+            self.frame += 1
+            return {name: tensor.clone() for name, tensor in results.items()}
+
+
+def _asked(request: Request, part: slice) -> dict[str, Tensor]:
+    """A request of some clips as the inputs of a file, each (B, T)."""
+    assert request.requirement is not None
+    in_step = torch.tensor([request.frames(t, t + 1).in_step for t in range(request.budget.shape[1])])
+    budget, requirement = request.budget[part].int(), request.requirement[part]
+    return {"budget": budget, "requirement": requirement, "in_step": in_step.expand(len(budget), -1)}
+
+
+def as_tensor(value: Any) -> Tensor:
+    """A torch tensor of a numpy array, a torch tensor, or anything that speaks DLPack; shares memory where it can."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if hasattr(value, "__dlpack__"):
+        return torch.from_dlpack(value)
+    raise ValueError(f"expected a numpy array, a torch tensor or a DLPack tensor, got {type(value).__name__}")
+
+
+def _grow(value: Tensor, length: int, dim: int = 0) -> Tensor:
+    """Repeat the last entry of a dimension up to a length."""
+    missing = length - value.shape[dim]
+    if missing <= 0:
+        return value
+    last = value.narrow(dim, value.shape[dim] - 1, 1)
+    return torch.cat([value, last.repeat_interleave(missing, dim)], dim)
