@@ -88,8 +88,9 @@ def page(parts: Parts) -> str:
         "# Where gazing pays, and where it does not",
         "",
         f"Written by `python -m benchmarks.vit --parts --ship` from parts measured on {parts.device} "
-        f"({parts.date[:10]}): the dense ViT, encoding packed patches, and choosing them. bf16, CUDA graphs, eager kernels on both sides. "
-        "Ask for your own case with `autogaze info --vit NAME --size 224 --frames 16 --batch 8 --ratio 0.1`.",
+        f"({parts.date[:10]}): the dense ViT, encoding packed patches, and choosing them. bf16, CUDA graphs, "
+        "eager kernels on both sides. Ask for your own case with "
+        "`autogaze info --vit NAME --size 224 --frames 16 --batch 8 --ratio 0.1`.",
         "",
         "Each cell: times faster than dense at ratio 0.1, then the ratio below which gazing pays (`never`: at no "
         "ratio). Less than 1 means slower: leave the gaze out.",

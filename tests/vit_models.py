@@ -104,7 +104,12 @@ CASES = (
         _vit(reg_tokens=4, no_embed_class=True, init_values=1e-1),
         _timm,
     ),
-    Case("CLIP: norm before the blocks", "timm VisionTransformer", _vit(pre_norm=True), _timm),
+    Case(
+        "CLIP: norm before the blocks, patch 14",
+        "timm VisionTransformer",
+        _vit(pre_norm=True, patch_size=14, img_size=56),
+        _timm,
+    ),
     Case(
         "MAE, patch 16",
         "timm VisionTransformer",
@@ -117,7 +122,12 @@ CASES = (
         _vit(qk_norm=True, scale_attn_norm=True, scale_mlp_norm=True),
         _timm,
     ),
-    Case("post-norm blocks", "timm VisionTransformer", _vit(block_fn=ResPostBlock, init_values=0.5), _timm),
+    Case(
+        "post-norm blocks, patch 32",
+        "timm VisionTransformer",
+        _vit(block_fn=ResPostBlock, init_values=0.5, patch_size=32, img_size=128),
+        _timm,
+    ),
     Case(
         "parallel scaling blocks", "timm VisionTransformer", _vit(block_fn=ParallelScalingBlock, qkv_bias=False), _timm
     ),

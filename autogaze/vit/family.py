@@ -106,6 +106,10 @@ REFUSALS = (
         "Qwen2-VL, Qwen2.5-VL, Qwen3-VL vision towers",
         (
             "Qwen2VisionTransformerPretrainedModel",
+            "Qwen2VLModel",
+            "Qwen2VLForConditionalGeneration",
+            "Qwen2_5_VLModel",
+            "Qwen2_5_VLForConditionalGeneration",
             "Qwen2_5_VisionTransformerPretrainedModel",
             "Qwen3VLVisionModel",
             "Qwen3VLMoeVisionModel",

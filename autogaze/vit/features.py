@@ -47,10 +47,12 @@ class PackedFeatures:
         """
         clips, units = self.prefix.shape[:2]
         step = self.frames // units
-        pooled = self.head(
-            PoolInput(self.features, self.prefix.flatten(0, 1), self.offsets[::step].contiguous(), self.longest * step)
+        tokens = PoolInput(
+            self.features, self.prefix.flatten(0, 1), self.offsets[::step].contiguous(), self.longest * step
         )
-        return pooled if self.joint else pooled.unflatten(0, (clips, units))
+        with torch.inference_mode(self.features.is_inference()):  # so that it may be called outside that block
+            pooled = self.head(tokens)
+            return pooled if self.joint else pooled.unflatten(0, (clips, units))
 
     def dense(self, fill: float = 0.0) -> Tensor:
         """Features as a map, for detection and segmentation heads.

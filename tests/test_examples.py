@@ -1,0 +1,80 @@
+"""The examples run, and stay short."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from autogaze import AutoGaze
+from autogaze.model import AutoGazeConfig
+from autogaze.scenes import render_scene
+from autogaze.video import probe, write_video
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    AutoGaze(AutoGazeConfig.tiny()).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("video") / "scene.mp4"
+    write_video(path, render_scene(1, frames=5, size=(96, 128)), fps=8)
+    return str(path)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_at_most_forty_lines(path: Path) -> None:
+    if path.stem == "moving_digits":
+        pytest.skip("an experiment, not an example of a call")
+    assert len(path.read_text().splitlines()) <= 40
+
+
+def test_gaze_a_video(video: str, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _load("gaze_video").main(video, checkpoint, str(tmp_path / "out.mp4"))
+    assert probe(tmp_path / "out.mp4").frames == 5
+    assert "130 patches of 5 frames, 9.8% of all" in capsys.readouterr().out  # int(0.1 * 265) a frame
+
+
+def test_encode_with_timm(video: str, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm")
+    pooled = _load("encode_timm").main(video, checkpoint, "vit_tiny_patch16_224", pretrained=False)
+    assert pooled.shape == (1, 5, 192) and pooled.isfinite().all()
+    assert "130 patches encoded instead of 980" in capsys.readouterr().out
+
+
+def test_encode_with_siglip2(video: str, checkpoint: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vit = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**size))
+    pooled = _load("encode_siglip2").main(video, checkpoint, vit)
+    assert pooled.shape == (1, 5, 32) and pooled.isfinite().all()
+
+
+def test_stream_a_camera(video: str, checkpoint: str) -> None:
+    assert _load("stream_camera").main(video, checkpoint) == 5
+    with pytest.raises(SystemExit, match="cannot open"):
+        _load("stream_camera").main("no-such-file.mp4", checkpoint)
+
+
+def test_fine_tune(checkpoint: str) -> None:
+    pytest.importorskip("timm")
+    losses = _load("fine_tune").main(checkpoint, steps=2, name="test_vit", frames=2)
+    assert len(losses) == 2 and all(0 < loss < 10 for loss in losses)
