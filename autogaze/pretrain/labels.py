@@ -72,7 +72,7 @@ class LabelSettings:
 def make_labels(model: Reconstructor, data: ClipData, path: str | Path, settings: LabelSettings,
                 device: torch.device | str = "cpu", rank: int = 0, world: int = 1,
                 progress: Callable[[int, int], bool | None] | None = None) -> list[Label]:
-    """Label clips of the training split, or go on with what a killed run left.
+    """Label clips of the training split, or go on with what an earlier or a killed run left.
 
     Args:
         model: the judge, on `device`.
@@ -90,23 +90,23 @@ def make_labels(model: Reconstructor, data: ClipData, path: str | Path, settings
     Raises:
         ValueError: if shards of other settings are in the way.
     """
-    path = Path(path)
+    path, size = Path(path), settings.batch_clips
     provenance = _provenance(model, data, settings)
-    if path.is_file():
-        return read_labels(path, provenance)
+    before = read_labels(path, provenance) if path.is_file() else []
     labels: list[Label] = []
-    for number in range(rank, -(-settings.clips // settings.batch_clips), world):
-        shard = _shard(path, number)
-        if shard.is_file():
-            labels += read_labels(shard, provenance)
-        else:
-            fresh = _label_batch(model, data, settings, number, torch.device(device))
-            write_labels(shard, fresh, provenance)
-            labels += fresh
+    for number in range(rank, -(-settings.clips // size), world):
+        wanted = min(size, settings.clips - number * size)
+        known = before[number * size : number * size + wanted]
+        if len(known) < wanted and _shard(path, number).is_file():
+            known = read_labels(_shard(path, number), provenance)
+        if len(known) != wanted:
+            known = _label_batch(model, data, settings, number, torch.device(device))
+            write_labels(_shard(path, number), known, provenance)
+        labels += known
         if progress is not None and progress(len(labels), settings.clips // world) is False:
             break
     if world == 1:
-        write_labels(path, labels, provenance)
+        write_labels(path, max(labels, before, key=len), provenance)
         _remove_shards(path)
     return labels
 

@@ -1,0 +1,167 @@
+"""Labels: a file that says how it was made, shards that resume, and what is imported."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autogaze.grid import PatchGrid
+from autogaze.pretrain import labels as labels_module
+from autogaze.pretrain.clips import ClipRecipe
+from autogaze.pretrain.data import ClipData
+from autogaze.pretrain.greedy import GreedySettings
+from autogaze.pretrain.labels import (
+    Label,
+    LabelSettings,
+    draw_budgets,
+    import_published,
+    join_shards,
+    make_labels,
+    read_labels,
+    read_provenance,
+    to_gaze,
+    write_labels,
+)
+from autogaze.pretrain.reconstructor import Reconstructor, ReconstructorConfig
+from autogaze.video import write_video
+
+CONFIG = ReconstructorConfig(scales=(16, 32, 64), width=16, depth=1, heads=1, mlp_ratio=1)
+SETTINGS = LabelSettings(clips=5, batch_clips=2, mean_ratio=0.1, greedy=GreedySettings(candidates=4, picks=2))
+
+
+@pytest.fixture(scope="module")
+def model() -> Reconstructor:
+    torch.manual_seed(0)
+    return Reconstructor(CONFIG).eval()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ClipData:
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for i in range(3):
+        small = random.integers(0, 255, (8, 10, 12, 3), np.uint8)
+        write_video(folder / "train" / f"{i}.mp4", small.repeat(8, 1).repeat(8, 2))
+    return ClipData(folder, frames=3, size=64, batch_clips=2)
+
+
+def same(a: Label, b: Label) -> bool:
+    return (a.recipe == b.recipe and np.array_equal(a.ids, b.ids) and np.array_equal(a.counts, b.counts)
+            and np.array_equal(a.losses, b.losses, equal_nan=True))
+
+
+def test_a_label_rebuilds_its_clip_and_its_losses(model: Reconstructor, data: ClipData, tmp_path: Path) -> None:
+    made = make_labels(model, data, tmp_path / "labels.parquet", SETTINGS)
+    assert len(made) == 5
+    read = read_labels(tmp_path / "labels.parquet")
+    assert all(same(a, b) for a, b in zip(made, read, strict=True))
+    gaze, after = to_gaze(read, CONFIG.grid)
+    clip = data.render([label.recipe for label in read])
+    with torch.no_grad():
+        loss = model(clip.video, gaze).loss
+    recorded = after.gather(2, gaze.counts[..., None] - 1)[..., 0]
+    torch.testing.assert_close(recorded, loss, atol=1e-5, rtol=1e-4)
+    assert not (tmp_path / "labels.shards").exists()
+
+
+def test_a_killed_run_goes_on_behind_its_last_shard(model: Reconstructor, data: ClipData, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make_labels(model, data, tmp_path / "whole.parquet", SETTINGS)
+    real, numbers = labels_module._label_batch, []
+
+    def counted(*args: object) -> list[Label]:
+        numbers.append(args[3])
+        if len(numbers) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(labels_module, "_label_batch", counted)
+    with pytest.raises(KeyboardInterrupt):
+        make_labels(model, data, tmp_path / "labels.parquet", SETTINGS)
+    assert not (tmp_path / "labels.parquet").exists()
+    resumed = make_labels(model, data, tmp_path / "labels.parquet", SETTINGS)
+    assert numbers == [0, 1, 2, 2]
+    assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+def test_more_labels_are_added_to_those_that_are_there(model: Reconstructor, data: ClipData, tmp_path: Path) -> None:
+    first = make_labels(model, data, tmp_path / "labels.parquet", replace(SETTINGS, clips=3))
+    more = make_labels(model, data, tmp_path / "labels.parquet", SETTINGS)
+    assert len(first) == 3 and len(more) == 5
+    assert all(same(a, b) for a, b in zip(first[:2], more, strict=False))
+    assert len(make_labels(model, data, tmp_path / "labels.parquet", replace(SETTINGS, clips=2))) == 2
+    assert len(read_labels(tmp_path / "labels.parquet")) == 5
+
+
+def test_several_processes_make_the_same_labels(model: Reconstructor, data: ClipData, tmp_path: Path) -> None:
+    whole = make_labels(model, data, tmp_path / "whole.parquet", SETTINGS)
+    for rank in range(2):
+        make_labels(model, data, tmp_path / "labels.parquet", SETTINGS, rank=rank, world=2)
+    joined = join_shards(tmp_path / "labels.parquet")
+    assert all(same(a, b) for a, b in zip(whole, joined, strict=True))
+
+
+def test_shards_of_other_settings_are_refused(model: Reconstructor, data: ClipData, tmp_path: Path) -> None:
+    make_labels(model, data, tmp_path / "labels.parquet", SETTINGS)
+    with pytest.raises(ValueError, match=r"made with other settings \(mean_ratio\)"):
+        make_labels(model, data, tmp_path / "labels.parquet", replace(SETTINGS, mean_ratio=0.2))
+
+
+def test_the_search_stops_when_it_is_told_to(model: Reconstructor, data: ClipData, tmp_path: Path) -> None:
+    made = make_labels(model, data, tmp_path / "labels.parquet", SETTINGS, progress=lambda done, wanted: done < 4)
+    assert len(made) == 4
+
+
+def test_provenance_says_how_labels_were_made(model: Reconstructor, data: ClipData, tmp_path: Path) -> None:
+    make_labels(model, data, tmp_path / "labels.parquet", SETTINGS)
+    provenance = read_provenance(tmp_path / "labels.parquet")
+    assert provenance["reconstructor"]["scales"] == [16, 32, 64]
+    assert provenance["greedy"]["mode"] == "fast" and provenance["mean_ratio"] == 0.1 and provenance["frames"] == 3
+
+
+def test_budgets_have_the_mean_ratio_asked_for() -> None:
+    budgets = draw_budgets(0.07, 500, 16, PatchGrid(), torch.Generator().manual_seed(0))
+    assert budgets.float().mean().item() / 265 == pytest.approx(0.07, rel=0.1)
+    assert budgets.min() >= 1 and budgets.max() <= 132
+
+
+def test_damaged_or_foreign_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no labels at"):
+        read_labels(tmp_path / "none.parquet")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(ValueError, match="damaged or not a parquet file"):
+        read_labels(tmp_path / "bad.parquet")
+
+
+def test_lengths_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 choices in 2 frames need as many ids and 5 losses, got 2 and 5"):
+        Label(ClipRecipe("video", "a.mp4", 2), np.array([1, 2]), np.array([4, 5]), np.zeros(5))
+
+
+def test_published_labels_import(tmp_path: Path) -> None:
+    grid = PatchGrid((16, 32, 64))
+    flat = {"gazing_pos": [3, 0, -1, 21 + 5], "num_gazing_each_frame": [3, 1], "task_losses": [0.5, 0.4, 9, 0.3]}
+    (tmp_path / "gazing_labels.json").write_text(json.dumps({"a.mp4": flat}))
+    (tmp_path / "list.json").write_text(json.dumps([{"video": "a.mp4", "gazing_pos": [[3, 0], [5]], "start": 4}]))
+    label, = import_published(tmp_path / "gazing_labels.json", grid)
+    assert label.counts.tolist() == [2, 1] and label.ids.tolist() == [3, 0, 5]
+    gaze, after = to_gaze([label], grid)
+    torch.testing.assert_close(after, torch.tensor([[[0.5, 0.4], [0.3, torch.nan]]]), equal_nan=True)
+    nested, = import_published(tmp_path / "list.json", grid)
+    assert nested.ids.tolist() == [3, 0, 5] and nested.recipe.start == 4 and np.isnan(nested.losses).all()
+    write_labels(tmp_path / "labels.parquet", [label], {"source": "published"})
+    assert same(read_labels(tmp_path / "labels.parquet")[0], label)
+
+
+def test_another_form_of_published_labels_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"video": "a.mp4"}]')
+    with pytest.raises(ValueError, match="has not the form of gazing_labels.json"):
+        import_published(tmp_path / "a.json")
+    (tmp_path / "b.json").write_text('[{"video": "a.mp4", "gazing_pos": [[300]]}]')
+    with pytest.raises(ValueError, match="ids outside their frame"):
+        import_published(tmp_path / "b.json")
