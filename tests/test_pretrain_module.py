@@ -115,7 +115,8 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
 
 
 def test_weights_are_averaged_where_asked(tmp_path: Path) -> None:
-    plain, averaged = make_module(max_steps=6, validate_every=6), make_module(max_steps=6, validate_every=6, ema_decay=0.9)
+    plain = make_module(max_steps=6, validate_every=6)
+    averaged = make_module(max_steps=6, validate_every=6, ema_decay=0.9)
     for module, folder in ((plain, "plain"), (averaged, "averaged")):
         fit(module, Shown(6), module.recipe, tmp_path / folder)
     kept = {name: AutoGaze.from_pretrained(tmp_path / name).connector.pos_embed for name in ("plain", "averaged")}

@@ -89,7 +89,8 @@ def rollouts_of(module: GRPOModule):  # type: ignore[no-untyped-def]
 
 def test_learns_to_look_at_the_only_thing_to_see(tmp_path: Path) -> None:
     module = make_module()
-    before = float(module.judge.losses(batch(0, 8).video, module.model.generate(batch(0, 8).video, gazing_ratio=0.1)).mean())
+    video = batch(0, 8).video
+    before = float(module.judge.losses(video, module.model.generate(video, gazing_ratio=0.1)).mean())
     result = fit(module, Spots(30), module.recipe, tmp_path)
     assert result.steps == 30 and result.best <= 0.6 * before
 

@@ -30,7 +30,7 @@ def test_looking_at_more_is_rewarded() -> None:
     reconstructor = Reconstructor(TINY)
     video = torch.rand(2, 3, 3, 64, 64) * 2 - 1
     mask = torch.zeros(2, 3, reconstructor.grid.patches_per_frame, dtype=torch.bool)
-    judge = Judge(reconstructor)
-    some = judge.losses(video, Gaze.from_patch_mask(mask.index_fill(2, torch.arange(4), True), judge.reconstructor.grid))
-    every = judge.losses(video, Gaze.from_patch_mask(~mask, judge.reconstructor.grid))
+    judge, grid = Judge(reconstructor), reconstructor.grid
+    some = judge.losses(video, Gaze.from_patch_mask(mask.index_fill(2, torch.arange(4), True), grid))
+    every = judge.losses(video, Gaze.from_patch_mask(~mask, grid))
     assert bool((every < some).all())

@@ -9,6 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from autogaze.pretrain.sources import RunClips
 from autogaze.pretrain.trainer import StageResult, batches_of, fit
 
 WEIGHTS = "model.safetensors"
+PPO_CLIPS = 32  # that PPO plays on
 
 
 @dataclass(frozen=True)
@@ -131,14 +133,29 @@ def untrained(recipe: PretrainRecipe) -> AutoGaze:
     return AutoGaze(AutoGazeConfig.tiny() if recipe.size == "tiny" else AutoGazeConfig())
 
 
-def train_rl(run: Run) -> StageResult:
-    """Stage 4: RUN/rl, by GRPO (for PPO see `autogaze.rl.sb3`)."""
+def train_rl(run: Run) -> Any:
+    """Stage 4: RUN/rl, by GRPO, or by PPO where the recipe says so."""
     from autogaze.rl.module import GRPOModule  # rl imports pretrain, so pretrain must not import rl on its own
 
     recipe = run.recipes.rl
+    if recipe.algorithm == "ppo":
+        return train_ppo(run)
     model = AutoGaze.from_pretrained(run.needs("pretrain"))
     module = GRPOModule(model.train(), run.judge(), recipe)
     return fit(module, run.clips(recipe), recipe, run.stage("rl"), run.resume, [Pictures()])
+
+
+def train_ppo(run: Run) -> Any:
+    """PPO on the Gymnasium environment; leaves RUN/rl/ppo.zip, and no new model."""
+    from autogaze.rl.sb3 import train_ppo as learn
+
+    recipe = run.recipes.rl
+    start = run.stage("pretrain") if (run.stage("pretrain") / WEIGHTS).is_file() else None
+    model = AutoGaze.from_pretrained(start) if start else untrained(run.recipes.pretrain)
+    data = run.clips(recipe)
+    clips = data.render([data.recipe(0, k) for k in range(PPO_CLIPS)]).video
+    held_out = data.render(data.validation_recipes()).video
+    return learn(model, run.judge().reconstructor, list(clips), list(held_out), recipe, run.stage("rl"))
 
 
 def set_aside(folder: Path) -> None:

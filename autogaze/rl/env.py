@@ -17,6 +17,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from autogaze.gaze import Gaze
+from autogaze.pretrain.incremental import attempt, commit, look, start
 from autogaze.pretrain.reconstructor import Reconstructor
 
 Observation = dict[str, np.ndarray]
@@ -67,7 +68,9 @@ class GazeEnv(gymnasium.Env[Observation, np.int64]):
         self.clip = int(self.np_random.integers(len(self.clips))) if chosen is None else int(chosen)
         self.video = self.clips[self.clip]
         self.mask = torch.zeros(1, len(self.video), self.grid.patches_per_frame, dtype=torch.bool)
-        self.frame, self.loss = 0, self._frame_loss(0)
+        self.frame, memory = 0, start(self.reconstructor, 1)
+        self.sight = look(self.reconstructor, memory, self.video[None, 0])
+        self.loss = self._frame_loss()
         return self._observe(), self._info()
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -77,12 +80,10 @@ class GazeEnv(gymnasium.Env[Observation, np.int64]):
             raise ValueError(f"action must be in [0, {self.stop}] (a patch, or {self.stop} to stop), got {action}")
         if action != self.stop:
             self.mask[0, self.frame, action] = True
-            loss = self._frame_loss(self.frame)
+            loss = self._frame_loss()
             reward, self.loss = self.loss - loss - self.patch_price, loss
         if action == self.stop or int(self.mask[0, self.frame].sum()) >= self.budget:
-            self.frame += 1
-            if self.frame < len(self.video):
-                self.loss = self._frame_loss(self.frame)
+            self._next_frame()
         return self._observe(), reward, self.frame == len(self.video), False, self._info()
 
     def action_masks(self) -> np.ndarray:
@@ -95,9 +96,16 @@ class GazeEnv(gymnasium.Env[Observation, np.int64]):
         return Gaze.from_patch_mask(self.mask, self.grid)
 
     @torch.no_grad()
-    def _frame_loss(self, frame: int) -> float:
-        seen = slice(0, frame + 1)
-        return float(self.reconstructor.reconstruct(self.video[None, seen], self.mask[:, seen]).loss[0, frame])
+    def _frame_loss(self) -> float:
+        return float(attempt(self.reconstructor, self.sight, self.mask[:, None, self.frame]).loss)
+
+    @torch.no_grad()
+    def _next_frame(self) -> None:
+        memory = commit(self.reconstructor, self.sight, self.mask[:, self.frame])
+        self.frame += 1
+        if self.frame < len(self.video):
+            self.sight = look(self.reconstructor, memory, self.video[None, self.frame])
+            self.loss = self._frame_loss()
 
     def _observe(self) -> Observation:
         frame = min(self.frame, len(self.video) - 1)

@@ -6,22 +6,29 @@ the visual tokens it covers; ids that are taken have probability zero, in sampli
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
+from autogaze.files import atomic_path, write_json
 from autogaze.model import AutoGaze
 from autogaze.pretrain.recipes import RLRecipe
+from autogaze.pretrain.reconstructor import Reconstructor
 from autogaze.rl.env import GazeEnv
 
+ENVIRONMENTS, ROLLOUT = 4, 128  # side by side, and steps of each between updates
 NEVER = -1e8  # logit of an action that is not there
 EXTRA = 2  # taken and seen stand behind an id's features
 
@@ -117,13 +124,66 @@ class GazePolicy(ActorCriticPolicy):
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
 
-def make_ppo(model: AutoGaze, make_env: Callable[[], GazeEnv], recipe: RLRecipe, environments: int = 4,
-             device: str = "cpu", tensorboard: str | None = None) -> PPO:
+def make_ppo(model: AutoGaze, make_env: Callable[[], GazeEnv], recipe: RLRecipe,
+             tensorboard: str | None = None) -> PPO:
     """PPO on environments made by `make_env`, with the recipe's knobs that PPO knows."""
-    return PPO(GazePolicy, DummyVecEnv([make_env] * environments), policy_kwargs={"model": model}, seed=recipe.seed,
+    return PPO(GazePolicy, DummyVecEnv([make_env] * ENVIRONMENTS), policy_kwargs={"model": model}, seed=recipe.seed,
                learning_rate=recipe.learning_rate, clip_range=recipe.clip or 0.2, gamma=recipe.discount,
-               max_grad_norm=recipe.gradient_clip, n_steps=128, batch_size=128, n_epochs=4, ent_coef=0.001,
-               device=device, tensorboard_log=tensorboard)
+               max_grad_norm=recipe.gradient_clip, n_steps=ROLLOUT, batch_size=ROLLOUT, n_epochs=4,
+               ent_coef=0.001, device=model.device, tensorboard_log=tensorboard)
+
+
+@dataclass(frozen=True)
+class PPOResult:
+    """What PPO reached on held-out clips: mean return of an episode, greedy."""
+
+    steps: int  # of the environments
+    minutes: float
+    start_return: float
+    final_return: float
+
+
+class Clock(BaseCallback):
+    """Ends PPO after some minutes."""
+
+    def __init__(self, max_minutes: float | None) -> None:
+        super().__init__()
+        self.begun, self.max_minutes = time.monotonic(), max_minutes
+
+    @property
+    def minutes(self) -> float:
+        return (time.monotonic() - self.begun) / 60
+
+    def _on_step(self) -> bool:
+        return self.max_minutes is None or self.minutes < self.max_minutes
+
+
+def train_ppo(model: AutoGaze, reconstructor: Reconstructor, clips: Sequence[Tensor], held_out: Sequence[Tensor],
+              recipe: RLRecipe, folder: Path) -> PPOResult:
+    """PPO on clips; leaves `ppo.zip` (SB3's form), TensorBoard logs and `ppo.json` in a folder.
+
+    Args:
+        model: its encoder starts the policy.
+        reconstructor: pays the reward.
+        clips, held_out: (T, 3, H, W) float clips to learn on and to measure with.
+        recipe: `max_steps` counts iterations (rollout of all environments and update); `max_gazing_ratio` is the
+            budget and `length_price` the price of looking at everything.
+        folder: of the stage.
+    """
+    price = recipe.length_price / reconstructor.grid.patches_per_frame
+
+    def make(clips: Sequence[Tensor]) -> GazeEnv:
+        return GazeEnv(clips, reconstructor, recipe.max_gazing_ratio, price, model.config.temporal_kernel - 1)
+
+    algorithm = make_ppo(model, lambda: make(clips), recipe, tensorboard=str(folder / "tensorboard"))
+    exam, clock = make(held_out), Clock(recipe.max_minutes)
+    start = mean_return(algorithm, exam)
+    algorithm.learn(recipe.max_steps * ROLLOUT * ENVIRONMENTS, callback=clock)
+    with atomic_path(folder / "ppo.zip") as temporary:
+        algorithm.save(temporary)
+    result = PPOResult(algorithm.num_timesteps, round(clock.minutes, 3), start, mean_return(algorithm, exam))
+    write_json(folder / "ppo.json", asdict(result))
+    return result
 
 
 def mean_return(algorithm: PPO, env: GazeEnv, greedy: bool = True) -> float:
