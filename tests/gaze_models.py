@@ -16,14 +16,14 @@ SMALL = AutoGazeConfig(scales=(16, 32, 64), patch_size=16, hidden_size=32, num_h
 
 def small_model(seed: int = 0, **config: Any) -> AutoGaze:
     """A model with large random weights, so that every part of it matters to what is chosen."""
-    model = AutoGaze(replace(SMALL, **config))
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv3d):
-            fan_in = module.weight[0].numel()
-            module.weight.data.normal_(0, 2 / fan_in**0.5, generator=generator)
-        elif isinstance(module, nn.Embedding):
-            module.weight.data.normal_(0, 1, generator=generator)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoGaze(replace(SMALL, **config))
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Conv3d):
+                module.weight.data.normal_(0, 2 / module.weight[0].numel() ** 0.5)
+            elif isinstance(module, nn.Embedding):
+                module.weight.data.normal_()
     return model.eval()
 
 

@@ -1,0 +1,74 @@
+"""The frame encoder: equal to torch's own convolutions, causal, and the same frame by frame."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autogaze.encoder import FrameEncoder
+
+
+@pytest.fixture
+def encoder() -> FrameEncoder:
+    return FrameEncoder(image_size=32, patch_size=8, channels=12, out_channels=10, depth=2)
+
+
+def reference(encoder: FrameEncoder, video: Tensor) -> Tensor:
+    """The published order of layers, with torch's convolutions on the whole clip."""
+    x = encoder.temporal_conv(video.transpose(1, 2))
+    x = F.layer_norm(x.movedim(1, -1), (x.shape[1],), encoder.norm.weight, encoder.norm.bias).movedim(-1, 1)
+    for block in encoder.blocks:
+        x = F.relu(block.conv3d(F.pad(x, (0, 0, 0, 0, 2, 0))))  # two zero frames in front
+    return encoder.out_proj(x).flatten(3).permute(0, 2, 3, 1)
+
+
+@torch.no_grad()
+def test_it_equals_plain_convolutions(encoder: FrameEncoder) -> None:
+    video = torch.randn(2, 4, 3, 32, 32)
+    torch.testing.assert_close(encoder(video)[0], reference(encoder, video), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_frames_of_another_size_are_resized_bicubically(encoder: FrameEncoder) -> None:
+    video = torch.randn(1, 2, 3, 50, 41)
+    resized = F.interpolate(video[0], size=(32, 32), mode="bicubic", align_corners=False, antialias=False)[None]
+    torch.testing.assert_close(encoder(video)[0], encoder(resized)[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cuts", [(1, 2, 3, 4), (2,), (3,), (1, 4)])
+def test_any_way_of_cutting_a_clip_gives_the_same_tokens(encoder: FrameEncoder, cuts: tuple[int, ...]) -> None:
+    video = torch.randn(2, 5, 3, 32, 32)
+    cache, parts = None, []
+    for part in torch.tensor_split(video, cuts, dim=1):
+        tokens, cache = encoder(part, cache)
+        parts.append(tokens)
+    torch.testing.assert_close(torch.cat(parts, 1), encoder(video)[0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_frame_never_depends_on_later_ones(encoder: FrameEncoder) -> None:
+    video = torch.randn(1, 4, 3, 32, 32)
+    other = video.clone()
+    other[:, 3] = 0
+    torch.testing.assert_close(encoder(video)[0][:, :3], encoder(other)[0][:, :3])
+    assert not torch.allclose(encoder(video)[0][:, 3], encoder(other)[0][:, 3])
+
+
+@torch.no_grad()
+def test_two_blocks_see_four_frames_back_and_no_further(encoder: FrameEncoder) -> None:
+    video = torch.randn(1, 6, 3, 32, 32)
+    other = video.clone()
+    other[:, 0] = 0
+    ours, theirs = encoder(video)[0], encoder(other)[0]
+    assert not torch.allclose(ours[:, 4], theirs[:, 4]) and torch.allclose(ours[:, 5], theirs[:, 5])
+
+
+def test_a_side_that_patches_do_not_fill_is_cut_like_a_convolution_does() -> None:
+    encoder = FrameEncoder(image_size=30, patch_size=8, channels=4, out_channels=4)
+    video = torch.randn(1, 1, 3, 30, 30)
+    with torch.no_grad():
+        assert encoder(video)[0].shape == (1, 1, 9, 4)
+        torch.testing.assert_close(encoder(video)[0], reference(encoder, video), atol=1e-5, rtol=1e-5)
