@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from autogaze.decoding.choice import pad_columns
+from autogaze.decoding.choice import Column, pad_columns
 from autogaze.decoding.engine import begin
 from autogaze.decoding.request import Request
 from autogaze.gaze import Gaze
@@ -17,24 +18,34 @@ from autogaze.gaze import Gaze
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
 
-ENCODE_FRAMES = 16  # frames encoded at once: bounds memory on long clips
+FRAMES_AT_ONCE = 16  # frames of a clip encoded at once, and
+IMAGES_AT_ONCE = 256  # frames of all clips: they bound memory on long clips and on many tiles
+
+
+def frames_at_once(batch: int) -> int:
+    """How many frames of so many clips are encoded at once."""
+    return max(1, min(FRAMES_AT_ONCE, IMAGES_AT_ONCE // batch))
 
 
 def decode_clip(model: AutoGaze, video: Tensor, request: Request) -> Gaze:
     """Choose patches in every frame of a batch of clips; see `AutoGaze.generate`."""
-    frames = video.shape[1]
+    return decode_chunks(model, video.split(frames_at_once(len(video)), dim=1), request)
+
+
+def decode_chunks(model: AutoGaze, chunks: Iterable[Tensor], request: Request) -> Gaze:
+    """`decode_clip` of a video (B, T, 3, H, W) that comes in stretches of frames, so that it need not exist at once."""
     if request.requirement is not None:
         request = replace(request, requirement=model.config.threshold(request.requirement))
-    engine = begin(model, request, frames)
-    cache, columns = None, []
-    for start in range(0, frames, ENCODE_FRAMES):
-        visual, cache = model.embed(video[:, start : start + ENCODE_FRAMES].to(model.device), cache)
-        for t in range(visual.shape[1]):
-            columns.append(engine.step(visual[:, t], request.frames(start + t, start + t + 1)))
+    engine = begin(model, request, request.budget.shape[1])
+    cache, columns, start = None, [], 0
+    for chunk in chunks:
+        visual, cache = model.embed(chunk.to(model.device), cache)
+        columns.append(engine.frames(visual, request.frames(start, start + chunk.shape[1])))
+        start += chunk.shape[1]
     return join_frames(columns, model)
 
 
-def join_frames(columns: list[tuple[Tensor, Tensor, Tensor]], model: AutoGaze) -> Gaze:
-    """One gaze of the frames' ids, chosen and predicted losses, padded to the longest frame."""
-    ids, chosen, loss = pad_columns(columns, partial(torch.stack, dim=1))
+def join_frames(columns: list[Column], model: AutoGaze) -> Gaze:
+    """One gaze of stretches of frames: ids, chosen and predicted losses, padded to the longest frame."""
+    ids, chosen, loss = pad_columns(columns, partial(torch.cat, dim=1))
     return Gaze(ids.where(chosen, 0), chosen, model.grid, loss)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from autogaze.decoding.cached import CachedDecoding
-from autogaze.decoding.choice import Column
+from autogaze.decoding.choice import Column, pad_columns
 from autogaze.decoding.plain import PlainDecoding
 from autogaze.decoding.request import Request
 
@@ -21,9 +23,29 @@ WAYS = ("auto", "fused", "cached", "plain")
 class Decoding(Protocol):
     """State of a batch of clips that are decoded frame by frame."""
 
-    def step(self, visual: Tensor, request: Request) -> Column:
-        """Ids (B, K) int64, chosen (B, K) bool and predicted losses (B, K) of the next frame."""
+    def frames(self, visual: Tensor, request: Request) -> Column:
+        """Choose the ids of the next T frames.
+
+        Args:
+            visual: (B, T, N, width) visual tokens.
+            request: of these frames, (B, T).
+
+        Returns:
+            ids (B, T, K) int64, chosen (B, T, K) bool, predicted loss before each id (B, T, K) float32, NaN in slots
+            that were not decoded.
+        """
         ...
+
+
+class FrameByFrame:
+    """A way that knows one frame at a time, as a `Decoding`."""
+
+    def __init__(self, way: PlainDecoding | CachedDecoding) -> None:
+        self.way = way
+
+    def frames(self, visual: Tensor, request: Request) -> Column:
+        columns = [self.way.step(visual[:, t], request.frames(t, t + 1)) for t in range(visual.shape[1])]
+        return pad_columns(columns, partial(torch.stack, dim=1))
 
 
 def chosen_way(model: AutoGaze) -> tuple[str, str]:
@@ -45,14 +67,15 @@ def chosen_way(model: AutoGaze) -> tuple[str, str]:
 
 
 def begin(model: AutoGaze, request: Request, frames: int) -> Decoding:
-    """A decoding for `frames` frames to come (a stream: `max_num_frames`) that never spends more than `request`."""
+    """A decoding for `frames` frames to come (a stream: any number) that never spends more than `request`."""
     batch, budget = len(request.budget), int(request.budget.max()) if request.budget.numel() else 0
     window = model.config.max_num_frames
     way, _ = chosen_way(model)
     if way == "fused":
         from autogaze.decoding.fused import FusedDecoding
 
-        return FusedDecoding(model, batch, min(window, frames), budget)
+        return FusedDecoding(model, request, frames)
     if way == "plain":
-        return PlainDecoding(model.gaze_decoder, batch, window)
-    return CachedDecoding(model.gaze_decoder, batch, min(window, frames), model.visual_tokens, budget, request.uniform)
+        return FrameByFrame(PlainDecoding(model.gaze_decoder, batch, window))
+    cached = CachedDecoding(model.gaze_decoder, batch, min(window, frames), model.visual_tokens, budget, request.uniform)
+    return FrameByFrame(cached)

@@ -1,2 +1,369 @@
-"""placeholder"""
-def why_not(model): return "not built yet"
+"""Decoding on a GPU: Triton kernels in CUDA graphs, many clips side by side.
+
+Two graphs do everything: a prefill (the rest of the last frame and a frame's visual tokens) and a step (one group of
+ids). A frame is one replay of the first and a few of the second; the kernels keep all state on the device. Without a
+requirement the host knows how many steps there are and never waits. With one, it looks at a counter in pinned memory
+that is one step old, so the device never waits for the host either.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from autogaze.decoder import GazeDecoder, rotate, rotation
+from autogaze.decoding.choice import Column
+from autogaze.decoding.request import Request
+
+if TYPE_CHECKING:
+    from autogaze.model import AutoGaze
+
+CHUNK = 16  # frames whose visual tokens, budgets and results are on the device at once
+REBASE_AT = 1 << 17  # tokens after which cached positions are moved back, so that rotary angles stay exact
+
+
+def why_not(model: AutoGaze) -> str:
+    """The reason why the fused kernels cannot decode for this model; empty if they can."""
+    if model.device.type != "cuda":
+        return f"the model is on {model.device.type}, and the kernels need a CUDA device"
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "Triton is not installed (it comes with the CUDA builds of PyTorch)"
+    if torch.cuda.get_device_capability(model.device) < (8, 0):
+        return "the kernels need a GPU of compute capability 8.0 (Ampere) or newer"
+    config = model.config
+    if config.head_dim not in (16, 32, 64):
+        return f"the kernels handle a head_dim of 16, 32 or 64, this model has {config.head_dim}"
+    if config.num_attention_heads * config.head_dim != config.hidden_size:
+        return "the kernels need heads as wide as the model"
+    if config.grid.patches_per_frame > 4096 or config.num_multi_token_pred > model.visual_tokens:
+        return "the kernels handle up to 4096 patches a frame, and groups no larger than a frame's visual tokens"
+    return ""
+
+
+def compute_dtype(model: AutoGaze) -> torch.dtype:
+    """bfloat16 for a bfloat16 model or under autocast, else float32."""
+    if model.connector.pos_embed.dtype == torch.bfloat16:
+        return torch.bfloat16
+    if torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
+        return torch.bfloat16
+    return torch.float32
+
+
+class PackedWeights:
+    """The decoder's matrices as the kernels read them: input-major, norm weights folded in, in one dtype."""
+
+    def __init__(self, decoder: GazeDecoder, dtype: torch.dtype) -> None:
+        self.decoder, self.dtype = decoder, dtype
+        self.version = -1
+        self.tensors = self._pack()
+
+    def refresh(self) -> None:
+        """Follow the parameters if training has changed them; the addresses stay, since graphs hold them."""
+        version = sum(p._version for p in self.decoder.parameters() if not p.is_inference())
+        if version != self.version:
+            for name, fresh in self._pack().items():
+                self.tensors[name].copy_(fresh)
+            self.version = version
+
+    @torch.no_grad()
+    def _pack(self) -> dict[str, Tensor]:
+        trunk, dtype = self.decoder.model, self.dtype
+        packed = {"embedding": trunk.embed_tokens.weight.to(dtype).clone(), "frequencies": trunk.frequencies.clone()}
+        for i, layer in enumerate(trunk.layers):
+            attention, before = layer.self_attn, layer.input_layernorm.weight.float()
+            after, mlp = layer.post_attention_layernorm.weight.float(), layer.mlp
+            halves = []
+            for projection in (attention.q_proj, attention.k_proj):
+                heads = projection.weight.float().unflatten(0, (attention.heads, 2, -1))  # (head, half, D/2, C)
+                halves += [heads[:, 0].flatten(0, 1), heads[:, 1].flatten(0, 1)]
+            matrices = {
+                "wqk": torch.cat(halves) * before, "wv": attention.v_proj.weight.float() * before,
+                "wo": attention.o_proj.weight, "wg": mlp.gate_proj.weight.float() * after,
+                "wu": mlp.up_proj.weight.float() * after, "wd": mlp.down_proj.weight}
+            packed |= {f"{name}{i}": matrix.t().to(dtype).contiguous() for name, matrix in matrices.items()}
+        final = trunk.norm.weight.float()
+        packed["wl"] = (self.decoder.lm_head.weight.float() * final).t().to(dtype).contiguous()
+        packed["wt"] = (self.decoder.task_loss_prediction_head.weight.float() * final).to(dtype).contiguous()
+        return packed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a set of buffers and graphs is made for; equal plans share them."""
+
+    batch: int
+    ring: int  # frame slots in the key/value ring
+    slots: int  # ids a frame can hold, whole groups
+    dtype: torch.dtype
+    stops: bool
+    samples: bool
+
+
+class Workspace:
+    """Buffers and graphs of one plan: the state of `plan.batch` clips on the device."""
+
+    def __init__(self, model: AutoGaze, weights: PackedWeights, plan: Plan) -> None:
+        self.config, self.plan, self.weights, self.device = model.config, plan, weights, model.device
+        config, decoder = model.config, model.gaze_decoder
+        self.group, self.visual_tokens, self.patches = decoder.group, model.visual_tokens, decoder.vocabulary - 1
+        self.layers, self.heads, self.head_dim = config.num_hidden_layers, config.num_attention_heads, config.head_dim
+        self.rows = self.group + self.visual_tokens
+        self.tokens = self.visual_tokens + plan.slots + self.group
+        self.frames_per_split = max(1, min(plan.ring, plan.batch * self.heads // 96))
+        self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        self._check_memory()
+        self._allocate()
+
+    def _cache_shape(self) -> tuple[int, ...]:
+        return (self.layers, self.plan.batch, self.heads, self.plan.ring, self.tokens, self.head_dim)
+
+    def _check_memory(self) -> None:
+        if self.device.type != "cuda":
+            return
+        need = 2 * math.prod(self._cache_shape()) * self.plan.dtype.itemsize
+        free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        if need > free:
+            raise ValueError(f"decoding {self.plan.batch} clips with up to {self.plan.slots} ids a frame needs "
+                             f"{need / 2**30:.1f} GiB for keys and values, {free / 2**30:.1f} GiB are free: "
+                             "use a smaller batch or gazing_ratio")
+
+    def _allocate(self) -> None:
+        plan, device, width = self.plan, self.device, self.config.hidden_size
+        batch, splits = plan.batch, -(-plan.ring // self.frames_per_split)
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.keys, self.values = (empty(*self._cache_shape(), dtype=plan.dtype) for _ in range(2))
+        self.query = empty(batch, self.heads, self.rows, self.head_dim, dtype=plan.dtype)
+        self.x, self.last = empty(batch * self.rows, width), empty(batch, width)
+        self.out = empty(splits, batch, self.heads, self.rows, self.head_dim)
+        self.peak, self.mass = (empty(splits, batch, self.heads, self.rows) for _ in range(2))
+        self.logits = empty(batch, self.group, self.patches + 1)
+        self.losses = empty(batch, self.group)
+        self.taken = empty(batch, self.patches, dtype=torch.int8)
+        self.visual = empty(batch, CHUNK, self.visual_tokens, width, dtype=plan.dtype)
+        self.budgets = empty(batch, CHUNK, dtype=torch.int32)
+        self.requirements = empty(batch, CHUNK)
+        self.out_ids = empty(CHUNK, batch, plan.slots, dtype=torch.int32)
+        self.out_chosen = empty(CHUNK, batch, plan.slots, dtype=torch.int8)
+        self.out_loss = empty(CHUNK, batch, plan.slots)
+        from autogaze.decoding.kernels import COLUMNS
+
+        self.state = empty(batch, COLUMNS, dtype=torch.int32)
+        self.frame_len = empty(batch, plan.ring, dtype=torch.int32)
+        self.ids, self.pend_ids, self.pend_slots = (empty(batch, self.group, dtype=torch.int32) for _ in range(3))
+        self.clock = empty(2, dtype=torch.int32)  # frame of the chunk, frame of the clip
+        self.in_step = empty(2, dtype=torch.int32)  # this frame's, the last frame's
+        self.running = empty(1, dtype=torch.int32)
+        self.seed, self.temperature = empty(1, dtype=torch.int32), empty(1)
+
+    def reset(self) -> None:
+        """Begin new clips."""
+        for tensor in (self.state, self.frame_len, self.in_step):
+            tensor.zero_()
+        self.clock.fill_(-1)
+
+    def launch(self, prefill: bool) -> None:
+        """Enqueue the kernels of one pass."""
+        from autogaze.decoding import kernels
+
+        plan, weights, w = self.plan, self.weights.tensors, self.config.hidden_size
+        precision = "tf32" if plan.dtype == torch.bfloat16 else "ieee"
+        rows = self.rows if prefill else self.group
+        dims = {"C": w, "CP": _power(w), "D": self.head_dim}
+        ring = {"RING": plan.ring, "TOKENS": self.tokens, "COLS": kernels.COLUMNS, "K": self.group, "HEADS": self.heads}
+        mode = {"PREFILL": prefill, "PRECISION": precision}
+        eps, batch = self.config.rms_norm_eps, plan.batch
+        narrow = plan.dtype == torch.float32  # float32 tiles take twice the registers
+        blocks = {"NB": 16 if narrow or (self.heads * self.head_dim // 2) % 32 else 32, "VB": 32}
+        row_block = self._row_block(batch * rows)
+        last_block = self._row_block(batch)
+        if prefill:
+            kernels.begin_frame[(1,)](self.state, self.frame_len, self.clock, self.budgets, self.in_step, self.running, batch,
+                                      V=self.visual_tokens, K=self.group, RING=plan.ring, CHUNK=CHUNK,
+                                      COLS=kernels.COLUMNS, BLOCK=_power(batch))
+        feed = self.pend_ids if prefill else self.ids
+        kernels.open_rows[(_ceil(batch * rows, row_block),)](
+            self.x, self.query, self.keys[0], self.values[0], weights["wqk0"], weights["wv0"], weights["frequencies"],
+            weights["embedding"], self.visual, feed, self.pend_slots, self.state, self.clock, eps, batch, rows,
+            V=self.visual_tokens, CHUNK=CHUNK, BM=row_block, **ring, **dims, **blocks, **mode)
+        for layer in range(self.layers):
+            last = layer == self.layers - 1
+            first, count = (rows - 1, 1) if last else (0, rows)
+            query_block = 16 if count <= 16 or narrow else 64
+            kernels.attend[(batch * self.heads, _ceil(count, query_block), _ceil(plan.ring, self.frames_per_split))](
+                self.query, self.keys[layer], self.values[layer], self.out, self.peak, self.mass, self.frame_len,
+                self.pend_slots, self.state, self.clock, self.head_dim**-0.5 * math.log2(math.e), batch, rows, first, count,
+                WINDOW=self.config.max_num_frames, D=self.head_dim, BM=query_block, BN=32 if narrow else 64,
+                FRAMES=self.frames_per_split, **ring, **mode)
+            block, nxt = (last_block, layer) if last else (row_block, layer + 1)
+            kernels.close_layer[(_ceil(batch * count, block),)](
+                self.x, self.last, self.query, self.keys[nxt], self.values[nxt], self.out, self.peak, self.mass,
+                weights[f"wo{layer}"], weights[f"wg{layer}"], weights[f"wu{layer}"], weights[f"wd{layer}"], weights[f"wqk{nxt}"],
+                weights[f"wv{nxt}"], weights["frequencies"], self.pend_slots, self.state, self.clock, eps, batch, rows, first,
+                count, HIDDEN=self.config.intermediate_size, BM=block, HB=32 if narrow else 64, FRAMES=self.frames_per_split,
+                LAST=last, **ring, **dims, **blocks, **mode)
+        kernels.read_heads[(_ceil(batch, last_block), self.group)](
+            self.last, self.logits, self.losses, weights["wl"], weights["wt"], self.state, eps, batch,
+            VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=last_block, NB=32 if narrow else 64,
+            C=w, CP=_power(w), PRECISION=precision)
+        kernels.choose[(batch,)](
+            self.logits, self.losses, self.taken, self.state, self.frame_len, self.clock, self.requirements, self.ids,
+            self.pend_ids, self.pend_slots, self.out_ids, self.out_chosen, self.out_loss, self.running, self.seed,
+            self.temperature, batch, PATCHES=self.patches, PB=_power(self.patches), V=self.visual_tokens, K=self.group,
+            KP=_power(self.group), SLOTS_OUT=plan.slots, SB=_power(plan.slots), RING=plan.ring, CHUNK=CHUNK,
+            COLS=kernels.COLUMNS, PREFILL=prefill, STOPS=plan.stops, SAMPLES=plan.samples, num_warps=1)
+
+    def _row_block(self, rows: int) -> int:
+        """Rows a program: few while there are processors to spare, more when weights would be read too often."""
+        return 16 if self.plan.dtype == torch.float32 or rows < 16 * 264 else 32
+
+    def run(self, prefill: bool) -> None:
+        """Replay one pass, capturing it the first time."""
+        if self.device.type != "cuda":  # Triton's interpreter, for tests without a GPU
+            return self.launch(prefill)
+        if prefill not in self.graphs:
+            self._capture(prefill)
+        self.graphs[prefill].replay()
+
+    def _capture(self, prefill: bool) -> None:
+        """Compile (outside the capture) and record a pass, leaving the state as it was."""
+        kept = [t for t in vars(self).values() if isinstance(t, Tensor) and t.numel() < 1 << 20]
+        saved = [t.clone() for t in kept]
+        self.launch(prefill)
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.launch(prefill)
+        for tensor, before in zip(kept, saved, strict=True):
+            tensor.copy_(before)
+        self.graphs[prefill] = graph
+
+
+class Pool:
+    """Idle workspaces of a model, so that a call finds its buffers and graphs ready; a few, the oldest go first."""
+
+    IDLE = 4
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.idle: list[tuple[Plan, Workspace]] = []
+        self.weights: dict[torch.dtype, PackedWeights] = {}
+
+    def take(self, model: AutoGaze, plan: Plan) -> Workspace:
+        with self.lock:
+            if plan.dtype not in self.weights:
+                self.weights[plan.dtype] = PackedWeights(model.gaze_decoder, plan.dtype)
+            self.weights[plan.dtype].refresh()
+            for i, (held, workspace) in enumerate(self.idle):
+                if held == plan and workspace.device == model.device:
+                    del self.idle[i]
+                    return workspace
+            return Workspace(model, self.weights[plan.dtype], plan)
+
+    def give_back(self, workspace: Workspace) -> None:
+        with self.lock:
+            self.idle.append((workspace.plan, workspace))
+            del self.idle[: -self.IDLE]
+
+
+_pools: WeakKeyDictionary[AutoGaze, Pool] = WeakKeyDictionary()
+
+
+def pool_of(model: AutoGaze) -> Pool:
+    """The workspaces of a model; kept beside it, so that copying or saving a model does not meet them."""
+    return _pools.setdefault(model, Pool())
+
+
+class FusedDecoding:
+    """Decodes a batch of clips on a workspace that it holds until it is forgotten."""
+
+    def __init__(self, model: AutoGaze, request: Request, frames: int) -> None:
+        group, window = model.gaze_decoder.group, model.config.max_num_frames
+        budget = int(request.budget.max())
+        ring = max(2, frames) if frames <= window else window + 1
+        slots = group * max(1, -(-budget // group))
+        plan = Plan(len(request.budget), ring, slots, compute_dtype(model), request.requirement is not None,
+                    request.temperature is not None)
+        self.pool = pool_of(model)
+        self.space = self.pool.take(model, plan)
+        self.space.reset()
+        self.seen = 0  # frames
+        self.counts = torch.zeros(2, dtype=torch.int32, pin_memory=self.space.device.type == "cuda")
+        self.events = [torch.cuda.Event() for _ in range(2)] if plan.stops and self.space.device.type == "cuda" else []
+        if request.temperature is not None:
+            self.space.temperature.fill_(request.temperature)
+            generator = request.generator
+            device = generator.device if generator is not None else "cpu"
+            self.space.seed.copy_(torch.randint(0, 2**31 - 1, (1,), generator=generator, device=device))
+
+    def __del__(self) -> None:
+        space = self.__dict__.pop("space", None)
+        if space is not None:
+            self.pool.give_back(space)
+
+    def frames(self, visual: Tensor, request: Request) -> Column:
+        """Choose the ids of up to CHUNK frames; see `Decoding.frames`."""
+        space, count = self.space, visual.shape[1]
+        self._rebase()
+        space.visual[:, :count] = visual
+        space.budgets[:, :count] = request.budget.to(torch.int32)
+        if request.requirement is not None:
+            space.requirements[:, :count] = request.requirement
+        space.in_step[0] = request.in_step
+        space.clock[0] = -1
+        steps = (request.budget.amax(0) + space.group - 1) // space.group - 1
+        for t, most in enumerate(steps.tolist()):
+            space.run(prefill=True)
+            self._steps(max(0, most))
+        self.seen += count
+        ids, chosen, loss = (part[:count].transpose(0, 1) for part in (space.out_ids, space.out_chosen, space.out_loss))
+        return ids.long(), chosen.bool(), loss.clone()
+
+    def _steps(self, most: int) -> None:
+        """The steps of a frame; with a stop rule, until no clip goes on (noticed one step late)."""
+        space = self.space
+        for step in range(most):
+            if self.events:
+                slot = step % 2
+                if step >= 2:
+                    self.events[slot].synchronize()
+                    if int(self.counts[slot]) <= 0:
+                        return
+                self.counts[slot : slot + 1].copy_(space.running, non_blocking=True)
+                self.events[slot].record()
+            space.run(prefill=False)
+
+    def _rebase(self) -> None:
+        """Move all positions back once they are large: only differences matter to rotary positions."""
+        space = self.space
+        if self.seen * space.tokens < REBASE_AT:
+            return
+        from autogaze.decoding import kernels
+
+        total = space.state[:, kernels.TOTAL.value]
+        back = total - space.plan.ring * space.tokens
+        cos, sin = rotation(-back[:, None], space.weights.tensors["frequencies"])  # (B, 1, 1, D)
+        cos, sin = cos[:, :, :, None], sin[:, :, :, None]
+        for keys in space.keys:
+            keys.copy_(rotate(keys.float(), cos, sin))
+        for column in (kernels.TOTAL, kernels.PEND_POSITION, kernels.GROUP_POSITION, kernels.VISUAL_POSITION):
+            space.state[:, column.value] -= back
+        self.seen = space.plan.ring
+
+
+def _power(n: int) -> int:
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)

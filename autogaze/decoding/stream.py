@@ -34,7 +34,7 @@ class GazeStream:
     def reset(self) -> None:
         """Forget everything: the next frame opens a new clip."""
         self.frame = 0
-        self._engine = begin(self.model, self.request, self.model.config.max_num_frames)
+        self._engine = begin(self.model, self.request, self.model.config.max_num_frames + 1)
         self._cache: tuple[Tensor, ...] | None = None
 
     @torch.no_grad()
@@ -51,4 +51,4 @@ class GazeStream:
             raise ValueError(f"frame must be ({self.batch}, 3, H, W) float, got {frame.dtype} {tuple(frame.shape)}")
         visual, self._cache = self.model.embed(frame[:, None].to(self.model.device), self._cache)
         self.frame += 1
-        return join_frames([self._engine.step(visual[:, 0], self.request)], self.model)
+        return join_frames([self._engine.frames(visual, self.request)], self.model)
