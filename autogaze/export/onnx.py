@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 try:
     import onnx
 except ImportError as error:
@@ -98,9 +100,32 @@ def export_onnx(model: AutoGaze, path: str | Path, options: ExportOptions | None
     graph = write_graph(model, metadata)
     check_graph(graph, model, metadata)
     with atomic_path(path) as temporary:
-        onnx.save(graph, str(temporary))
-        parity = check_file(temporary, model, metadata)
+        if metadata.precision == "bf16":  # ONNX Runtime has no bfloat16 on a CPU
+            onnx.save(float32_twin(graph), str(temporary))
+            parity = check_file(temporary, model, metadata)
+            onnx.save(graph, str(temporary))
+        else:
+            onnx.save(graph, str(temporary))
+            parity = check_file(temporary, model, metadata)
     return OnnxReport(str(path), len(graph.graph.node), graph.opset_import[0].version, metadata, parity)
+
+
+def float32_twin(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The same nodes and the same rounded weights with float32 wherever the graph has bfloat16."""
+    twin = onnx.ModelProto()
+    twin.CopyFrom(graph)
+    for tensor in twin.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.BFLOAT16:
+            bits = np.frombuffer(tensor.raw_data, np.uint16).astype(np.uint32) << 16
+            tensor.data_type, tensor.raw_data = onnx.TensorProto.FLOAT, bits.tobytes()
+    for node in twin.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.i == onnx.TensorProto.BFLOAT16:
+                attribute.i = onnx.TensorProto.FLOAT
+    for value in (*twin.graph.input, *twin.graph.output):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return twin
 
 
 def check_graph(graph: onnx.ModelProto, model: AutoGaze, metadata: Metadata) -> None:

@@ -1,7 +1,8 @@
 """Does an exported file choose what PyTorch chooses? Asked before a file is kept.
 
-Both look at scenes that the project renders, with a different budget and requirement for every sample. Where they part,
-the two choices must be a near tie for PyTorch; after that the clips are different sequences and are compared no further.
+Both look at scenes that the project renders, with a different budget and requirement for every sample. Where they
+part, the two choices must be a near tie for PyTorch; after that the clips are different sequences and are compared no
+further.
 """
 
 from __future__ import annotations

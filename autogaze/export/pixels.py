@@ -1,7 +1,8 @@
 """Preprocessing inside an exported graph: uint8 frames are resized and normalised as `autogaze.preprocess` does it.
 
-Resizing to a fixed size is linear in rows and in columns, so each pass is one matrix product; results are rounded
-to whole levels after each pass, as PIL does.
+Resizing to a fixed size is linear in rows and in columns, so each pass is one matrix product. PIL computes in 22-bit
+fixed point; here each weight is split into its upper and lower 11 bits, whose sums are whole numbers that float32
+(even TF32) holds exactly, so that every pixel comes out the same.
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ import torch
 from torch import Tensor
 
 from autogaze.export.nodes import Nodes, Value
-from autogaze.preprocess import Preprocessor, _taps
+from autogaze.preprocess import _WEIGHT_BITS, Preprocessor, _taps
+
+HALF = 1 << (_WEIGHT_BITS // 2)
 
 
 def resized(
     nodes: Nodes, frames: Value, source: tuple[int, int], target: tuple[int, int], preprocessor: Preprocessor
 ) -> Value:
-    """Resize frames (N, 3, H, W) float32, 0 to 255."""
+    """Resize frames (N, 3, H, W) float32, whole numbers from 0 to 255."""
     if source[1] != target[1]:
-        frames = _levels(nodes, frames @ resize_matrix(source[1], target[1], preprocessor.resample).T)
+        weights = _halves(source[1], target[1], preprocessor.resample)
+        frames = _levels(nodes, *(frames @ weights.T.contiguous()).split([target[1]] * 2, axis=-1))
     if source[0] != target[0]:
-        frames = _levels(nodes, nodes.constant(resize_matrix(source[0], target[0], preprocessor.resample)) @ frames)
+        weights = _halves(source[0], target[0], preprocessor.resample)
+        frames = _levels(nodes, *(nodes.constant(weights) @ frames).split([target[0]] * 2, axis=-2))
     return frames
 
 
@@ -34,14 +39,17 @@ def normalised(nodes: Nodes, frames: Value, preprocessor: Preprocessor) -> Value
     return x / std if bool((std != 1).any()) else x
 
 
-def resize_matrix(source: int, target: int, resample: str) -> Tensor:
-    """(target, source) float32 weights of one resizing pass."""
+def _halves(source: int, target: int, resample: str) -> Tensor:
+    """(2 * target, source) float32: upper, then lower halves of the fixed-point weights of a pass."""
     first, weights = _taps(source, target, resample)
-    matrix = torch.zeros(target, source + weights.shape[1], dtype=torch.float64)
-    columns = first[:, None] + torch.arange(weights.shape[1])
-    matrix.scatter_(1, columns, weights.double() / weights.double().sum(1, keepdim=True))
-    return matrix[:, :source].float().contiguous()
+    matrix = torch.zeros(target, source + weights.shape[1], dtype=torch.int64)
+    matrix.scatter_(1, first[:, None] + torch.arange(weights.shape[1]), weights.long())
+    matrix = matrix[:, :source]  # the weights beyond the edge are 0
+    upper = matrix.div(HALF, rounding_mode="floor")
+    return torch.cat([upper, matrix - upper * HALF]).float()
 
 
-def _levels(nodes: Nodes, x: Value) -> Value:
-    return nodes.op("Clip", nodes.op("Floor", x + 0.5), 0.0, 255.0)
+def _levels(nodes: Nodes, upper: Value, lower: Value) -> Value:
+    """Levels from 0 to 255 of the two halves of a fixed-point sum, rounded to the nearest."""
+    carried = upper + nodes.op("Floor", lower * (1 / HALF)) + float(HALF // 2)
+    return nodes.op("Clip", nodes.op("Floor", carried * (1 / HALF)), 0.0, 255.0)

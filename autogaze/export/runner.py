@@ -1,8 +1,8 @@
 """Runs exported files with the interface of `AutoGaze`: `generate` for clips, `stream` for cameras and long files.
 
-Files are run by a `Session`: ONNX Runtime for `.onnx`, TensorRT for `.engine`. Inputs may be numpy arrays, torch tensors
-or anything that speaks DLPack; results are torch tensors (which speak it too) on the session's device. A stream's
-memory never leaves that device.
+Files are run by a `Session`: ONNX Runtime for `.onnx`, TensorRT for `.engine`. Inputs may be numpy arrays, torch
+tensors or anything that speaks DLPack; results are torch tensors (which speak it too) on the session's device. A
+stream's memory never leaves that device.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ def graph_weights(model: AutoGaze, dtype: torch.dtype) -> GraphWeights:
     head = torch.cat([logits, decoder.task_loss_prediction_head.weight]).T
     return GraphWeights(
         encoder=_encoder(model, encoder_dtype(dtype)),
-        layers=tuple(_layer(layer, dtype) for layer in decoder.model.layers),
+        layers=tuple(_layer(cast(DecoderLayer, layer), dtype) for layer in decoder.model.layers),
         norm=_norm(decoder.model.norm),
         head=_plain(head, dtype),
         embeddings=_plain(decoder.model.embed_tokens.weight[:-1], torch.float32),
@@ -126,7 +126,7 @@ def _encoder(model: AutoGaze, dtype: torch.dtype) -> EncoderWeights:
 
 
 def _norm(norm: nn.RMSNorm) -> NormWeights:
-    return NormWeights(_plain(norm.weight, torch.float32), float(norm.eps))
+    return NormWeights(_plain(norm.weight, torch.float32), cast(float, norm.eps))
 
 
 def _turn(weight: Tensor) -> Tensor:

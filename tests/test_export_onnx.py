@@ -1,0 +1,230 @@
+"""Exported ONNX files choose what PyTorch chooses, in every form, and are refused where they would not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from autogaze.model import AutoGaze, AutoGazeConfig
+from autogaze.preprocess import Preprocessor
+
+onnx = pytest.importorskip("onnx", reason="needs the export extra: onnx")
+pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
+
+from autogaze.export.forms import write_graph  # noqa: E402
+from autogaze.export.onnx import ExportOptions, check_graph, export_onnx, float32_twin  # noqa: E402
+from autogaze.export.parity import ParityError, compare, scenes  # noqa: E402
+from autogaze.export.runner import Engine  # noqa: E402
+from autogaze.gaze import Gaze  # noqa: E402
+
+SMALL = AutoGazeConfig(
+    scales=(16, 32, 64), hidden_size=48, num_hidden_layers=2, num_attention_heads=3, head_dim=16, intermediate_size=96,
+    num_multi_token_pred=4, max_num_frames=5, encoder_depth=2, gazing_ratio=0.5, task_loss_requirement=None)
+
+
+def sharp(config: AutoGazeConfig, factor: float = 3.0) -> AutoGaze:
+    """A random model whose best id wins clearly."""
+    torch.manual_seed(0)
+    model = AutoGaze(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name and "bias" not in name:
+                parameter *= factor
+    return model
+
+
+@pytest.fixture(scope="module")
+def small() -> AutoGaze:
+    return sharp(SMALL)
+
+
+@pytest.fixture(scope="module")
+def frame_file(small: AutoGaze, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "frame.onnx"
+    export_onnx(small, path, ExportOptions(gazing_ratio=0.9, batch=(1, 4)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip_file(small: AutoGaze, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "clip.onnx"
+    export_onnx(small, path, ExportOptions(clip=True, gazing_ratio=0.5, batch=(1, 4)))
+    return path
+
+
+def requirement(model: AutoGaze, video: Tensor, quantile: float = 0.15) -> float:
+    """A requirement that some frames meet."""
+    free = model.generate(video, 0.9)
+    assert free.task_loss is not None
+    return float(free.task_loss[free.chosen].quantile(quantile))
+
+
+def assert_same(expected: Gaze, got: Gaze) -> None:
+    width = expected.ids.shape[2]
+    assert not got.chosen[..., width:].any()
+    torch.testing.assert_close(got.chosen[..., :width], expected.chosen)
+    assert torch.equal(got.ids[..., :width].where(expected.chosen, 0), expected.ids.where(expected.chosen, 0))
+    assert expected.task_loss is not None and got.task_loss is not None
+    torch.testing.assert_close(got.task_loss[..., :width], expected.task_loss, atol=1e-4, rtol=0, equal_nan=True)
+
+
+def test_a_frame_file_equals_generate_past_the_window(small: AutoGaze, frame_file: Path) -> None:
+    video = torch.randn(3, 12, 3, 64, 64)  # the model remembers 5 frames
+    assert_same(small.generate(video, 0.9), Engine.load(frame_file, "cpu", threads=1).generate(video, 0.9))
+
+
+@pytest.mark.parametrize("asked", ["alike", "each its own"])
+def test_stop_rule_and_budgets_equal_generate(small: AutoGaze, frame_file: Path, asked: str) -> None:
+    video = torch.randn(3, 8, 3, 64, 64)
+    ratio = torch.full((3, 8), 0.9, dtype=torch.float64)
+    if asked == "each its own":
+        ratio[1, 2:5], ratio[0, 1] = 0.05, 0.0
+    needed = torch.full((3, 8), requirement(small, video))
+    expected = small.generate(video, ratio, needed)
+    assert 0 < int(expected.counts.sum()) < 3 * 8 * 18  # the rule stopped some frames
+    assert_same(expected, Engine.load(frame_file, "cpu", threads=1).generate(video, ratio, needed))
+
+
+def test_a_clip_file_equals_generate(small: AutoGaze, clip_file: Path) -> None:
+    engine = Engine.load(clip_file, "cpu", threads=1)
+    video = torch.randn(2, 5, 3, 64, 64)
+    needed = requirement(small, video)
+    assert_same(small.generate(video, 0.5, needed), engine.generate(video, 0.5, needed))
+    assert_same(small.generate(video[:, :3], 0.5), engine.generate(video[:, :3], 0.5))
+    with pytest.raises(ValueError, match="up to 5 frames, got 6"):
+        engine.generate(torch.randn(1, 6, 3, 64, 64), 0.5)
+    with pytest.raises(ValueError, match="without --clip"):
+        engine.stream()
+
+
+def test_streaming_equals_the_models_stream(small: AutoGaze, frame_file: Path) -> None:
+    video = torch.randn(2, 7, 3, 64, 64)
+    needed = requirement(small, video)
+    theirs = small.stream(0.5, needed, batch=2)
+    ours = Engine.load(frame_file, "cpu", threads=1).stream(0.5, needed, batch=2)
+    for _ in range(2):
+        for t in range(7):
+            assert_same(theirs.step(video[:, t]), ours.step(video[:, t]))
+        theirs.reset()
+        ours.reset()
+
+
+def test_a_calibrated_requirement_is_applied_inside(small: AutoGaze, tmp_path: Path) -> None:
+    video = torch.randn(2, 3, 3, 64, 64)
+    threshold = requirement(small, video)
+    model = sharp(SMALL).with_calibration(((0.2, threshold - 1.0), (0.6, threshold), (0.9, threshold + 0.5)))
+    export_onnx(model, tmp_path / "gaze.onnx", ExportOptions(gazing_ratio=0.9, batch=(1, 2)))
+    engine = Engine.load(tmp_path / "gaze.onnx", "cpu", threads=1)
+    for asked in (0.6, 0.1, 0.75, 2.0):
+        assert_same(model.generate(video, 0.9, asked), engine.generate(video, 0.9, asked))
+    assert model.generate(video, 0.9, 0.6).counts.sum() < model.generate(video, 0.9).counts.sum()
+
+
+def test_uint8_frames_are_resized_and_normalised_inside(small: AutoGaze, tmp_path: Path) -> None:
+    model = sharp(SMALL)
+    model.preprocessor = Preprocessor((64, 64), (0.1, 0.0, -0.1), (0.9, 1.0, 1.1))
+    export_onnx(model, tmp_path / "gaze.onnx", ExportOptions(gazing_ratio=0.3, batch=(2, 2), input_size=(90, 131)))
+    engine = Engine.load(tmp_path / "gaze.onnx", "cpu", threads=1)
+    clips = scenes(engine.metadata, 2, 3)
+    assert_same(model.generate(model.preprocessor(clips), 0.3), engine.generate(clips.numpy(), 0.3))
+    with pytest.raises(ValueError, match=r"uint8 \(B, T, 90, 131, 3\)"):
+        engine.generate(clips[:, :, :80], 0.3)
+
+
+def test_fp16_and_bf16_agree_to_rounding(small: AutoGaze, tmp_path: Path) -> None:
+    for precision in ("fp16", "bf16"):
+        report = export_onnx(small, tmp_path / "gaze.onnx", ExportOptions(precision=precision, gazing_ratio=0.3))
+        assert all(parity.share > 0.5 for parity in report.parity.values())
+        graph = onnx.load(tmp_path / "gaze.onnx")
+        kind = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
+        keys = next(value for value in graph.graph.input if value.name == "keys")
+        assert keys.type.tensor_type.elem_type == kind
+
+
+def test_the_float32_twin_of_a_bf16_graph_has_the_same_nodes(small: AutoGaze) -> None:
+    graph = write_graph(small, ExportOptions(precision="bf16").metadata(small))
+    twin = float32_twin(graph)
+    assert [node.op_type for node in twin.graph.node] == [node.op_type for node in graph.graph.node]
+    ours, theirs = (
+        next(t for t in g.graph.initializer if list(t.dims) == [48, 5 * 48]) for g in (graph, twin)
+    )
+    half = torch.frombuffer(bytearray(ours.raw_data), dtype=torch.bfloat16).float().numpy()
+    np.testing.assert_array_equal(half, np.frombuffer(theirs.raw_data, np.float32))
+
+
+def test_inputs_may_be_numpy_torch_or_dlpack(small: AutoGaze, frame_file: Path) -> None:
+    engine, video = Engine.load(frame_file, "cpu", threads=1), torch.randn(1, 2, 3, 64, 64)
+
+    class Foreign:
+        def __dlpack__(self, **options: object) -> object:
+            return video.__dlpack__(**options)
+
+        def __dlpack_device__(self) -> object:
+            return video.__dlpack_device__()
+
+    expected = engine.generate(video, 0.3)
+    for other in (video.numpy(), Foreign()):
+        assert torch.equal(engine.generate(other, 0.3).ids, expected.ids)
+    assert np.from_dlpack(expected.ids).shape == expected.ids.shape
+    with pytest.raises(ValueError, match="got list"):
+        engine.generate([1, 2], 0.3)
+
+
+def test_batches_are_split_and_padded_to_what_the_file_takes(small: AutoGaze, tmp_path: Path) -> None:
+    export_onnx(small, tmp_path / "gaze.onnx", ExportOptions(gazing_ratio=0.3, batch=(2, 2)))
+    engine = Engine.load(tmp_path / "gaze.onnx", "cpu", threads=1)
+    video = torch.randn(3, 2, 3, 64, 64)
+    assert_same(small.generate(video, 0.3), engine.generate(video, 0.3))
+    with pytest.raises(ValueError, match="2 to 2 streams"):
+        engine.stream(batch=1)
+
+
+def test_the_graph_is_lean_and_has_no_control_flow(tmp_path: Path) -> None:
+    model = AutoGaze(AutoGazeConfig())
+    options = ExportOptions(gazing_ratio=0.1)  # 26 ids: 3 groups
+    graph = write_graph(model, options.metadata(model))
+    assert len(graph.graph.node) < 900
+    assert not {"Loop", "If", "Scan", "NonZero"} & {node.op_type for node in graph.graph.node}
+    check_graph(graph, model, options.metadata(model))
+
+
+def test_a_file_that_chooses_otherwise_is_not_kept(
+    small: AutoGaze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = sharp(replace(SMALL), 2.5)
+    engine = Engine.load(_export(small, tmp_path / "good.onnx"), "cpu", threads=1)
+    with pytest.raises(ParityError, match="part at frame|predicted-loss"):
+        compare(other, engine, scenes(engine.metadata, 2, 2))
+    monkeypatch.setattr("autogaze.export.onnx.write_graph", lambda model, metadata: write_graph(other, metadata))
+    with pytest.raises(ParityError):
+        export_onnx(small, tmp_path / "bad.onnx", ExportOptions(gazing_ratio=0.3))
+    assert [path.name for path in tmp_path.iterdir()] == ["good.onnx"]
+
+
+def test_the_published_recordings_are_reproduced(shared: Path, tmp_path: Path) -> None:
+    """Cases of ../shared/compat/tiny through an exported file."""
+    import json
+
+    from safetensors.torch import load_file
+
+    folder = shared / "compat" / "tiny"
+    model = AutoGaze.from_pretrained(folder / "model")
+    cases, tensors = json.loads((folder / "cases.json").read_text())["cases"], load_file(folder / "cases.safetensors")
+    export_onnx(model, tmp_path / "gaze.onnx", ExportOptions(gazing_ratio=0.5))
+    engine = Engine.load(tmp_path / "gaze.onnx", "cpu", threads=1)
+    for name in ("ratio", "threshold", "streaming"):
+        case = cases[name]
+        gaze = engine.generate(tensors["video"], case["gazing_ratio"], case.get("task_loss_requirement"))
+        info, kept = gaze.to_gazing_info(), ~tensors[f"{name}.if_padded_gazing"].bool()
+        assert torch.equal(~info["if_padded_gazing"], kept), name
+        assert torch.equal(info["gazing_pos"].where(kept, 0), tensors[f"{name}.gazing_pos"].where(kept, 0)), name
+
+
+def _export(model: AutoGaze, path: Path) -> Path:
+    export_onnx(model, path, ExportOptions(gazing_ratio=0.3))
+    return path
