@@ -78,7 +78,7 @@ def finish(run: Run) -> dict[str, Any]:
     models = {name: model.to(device()).eval() for name, model in models.items()}
     trained = models[list(models)[-1]]
     summary = summarise(models, judge, clips)
-    write_model(trained, judge, clips, run.model)
+    write_model(trained, judge, clips, run.model, recipe.calibration_thresholds)
     print(summary.lines(), file=sys.stderr)
     return {"val": _named(summary, list(models)[-1])}
 
@@ -92,10 +92,10 @@ def validation_clips(run: Run, recipe: TrainerRecipe) -> list[Tensor]:
             for i in range(0, len(recipes), recipe.batch_clips)]
 
 
-def write_model(model: AutoGaze, judge: Judge, clips: Sequence[Tensor], folder: Path) -> None:
+def write_model(model: AutoGaze, judge: Judge, clips: Sequence[Tensor], folder: Path, thresholds: int) -> None:
     """Calibrate the stop rule, set the default requirement to the loss that RATIO reaches on average, save."""
     reached = mean_loss(judge, clips, lambda video: model.generate(video, gazing_ratio=RATIO))
-    calibrate(model, judge, clips)
+    calibrate(model, judge, clips, thresholds)
     model.config = replace(model.config, task_loss_requirement=round(reached, 4))
     model.save_pretrained(folder)
 

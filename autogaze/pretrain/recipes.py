@@ -104,9 +104,11 @@ class PretrainRecipe(TrainerRecipe):
 
     size: str = "tiny"  # tiny | base (the published size)
     task_loss_weight: float = 1.0  # weight of the loss head
+    calibration_thresholds: int = 24  # tried when the stop rule is calibrated at the end
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _positive(self, "calibration_thresholds")
         _one_of(self, "size", ("tiny", "base"))
 
 

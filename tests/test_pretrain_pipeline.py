@@ -1,0 +1,121 @@
+"""`autogaze train` from end to end on rendered scenes: every stage leaves its files, mistakes are one line, a run that
+was killed goes on to the same numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autogaze.cli import main
+from autogaze.model import AutoGaze
+from autogaze.scenes import write_scenes
+
+SMALL = ["frames=2", "validate_clips=2", "max_steps=2", "batch_clips=2", "validate_every=2", "checkpoint_every=1",
+         "labels.clips=2", "labels.mean_ratio=0.02", "rl.group_size=2", "rl.max_gazing_ratio=0.05",
+         "pretrain.calibration_thresholds=2", "max_minutes=null"]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, clips=4, frames=4, size=(96, 96), share_val=0.5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "--data", str(scenes), "--out", str(run), *SMALL]) == 0
+    return run
+
+
+def test_all_stages_leave_what_the_next_one_reads(finished: Path) -> None:
+    for name in ("reconstructor/model.safetensors", "labels.parquet", "pretrain/last.ckpt", "rl/metrics.csv",
+                 "model/config.json", "summary.json", "clips.parquet"):
+        assert (finished / name).is_file(), name
+    model = AutoGaze.from_pretrained(finished)
+    assert model.config.task_loss_requirement is not None and model.config.task_loss_requirement < 0.7
+
+
+def test_the_summary_compares_the_model_with_its_start_and_random(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    losses = summary["val"]["reconstruction_loss"]
+    assert {"trained", "untrained", "random", "NTP", "NTP+RL", "difference"} <= losses.keys()
+    assert summary["val"]["gazing_ratio"] == 0.1 and summary["val"]["dense"] < min(losses.values())
+
+
+def test_finished_stages_are_skipped_on_resume(finished: Path, scenes: Path,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("last.ckpt")}
+    arguments = ["train", "--data", str(scenes), "--out", str(finished), "--stage", "rl", "--resume", "--json", *SMALL]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rl"]["steps"] == 2
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_new_start_sets_the_old_stage_aside(finished: Path, scenes: Path) -> None:
+    assert main(["train", "--data", str(scenes), "--out", str(finished), "--stage", "reconstructor", *SMALL[:6]]) == 0
+    assert (finished / "reconstructor.1" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--data", "/no/such/folder"], "no data folder /no/such/folder"),
+    (["--data", "EMPTY"], "holds no readable video"),
+    (["--data", "SCENES", "learning_rat=1"], "did you mean learning_rate"),
+    (["--data", "SCENES", "--config", "/no/such.yaml"], "no such recipe file"),
+    (["--data", "SCENES", "--stage", "labels"], "run `autogaze train --stage reconstructor"),
+    (["--data", "SCENES", "--stage", "pretrain"], "no labels at"),
+])
+def test_mistakes_are_one_line_and_exit_code_2(arguments: list[str], message: str, scenes: Path, tmp_path: Path,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    names = {"EMPTY": str(tmp_path / "empty"), "SCENES": str(scenes)}
+    assert main(["train", "--out", str(tmp_path / "run"), *(names.get(word, word) for word in arguments)]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("autogaze: ") and message in line
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(finished: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    kept = (finished / "rl" / "last.ckpt").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.save", full)
+    arguments = ["--stage", "rl", "--resume", *SMALL, "max_steps=4"]
+    assert main(["train", "--data", str(scenes), "--out", str(finished), *arguments]) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert (finished / "rl" / "last.ckpt").read_bytes() == kept
+    assert [path.name for path in (finished / "rl").glob(".*")] == []
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_numbers_of_an_unbroken_one(scenes: Path, tmp_path: Path) -> None:
+    arguments = ["train", "--data", str(scenes), "--stage", "reconstructor"]
+    settings = ["frames=2", "validate_clips=2", "max_steps=12", "batch_clips=1", "validate_every=6",
+                "checkpoint_every=2", "max_minutes=null", "ema_decay=0.9"]
+    assert main([*arguments, "--out", str(tmp_path / "whole"), *settings]) == 0
+    cut = tmp_path / "cut"
+    process = subprocess.Popen([sys.executable, "-m", "autogaze.cli", *arguments, "--out", str(cut), *settings],
+                               env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (cut / "reconstructor" / "last.ckpt").is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert main([*arguments, "--out", str(cut), "--resume", *settings]) == 0
+    curves = []
+    for run in ("whole", "cut"):
+        with (tmp_path / run / "reconstructor" / "metrics.csv").open() as file:
+            curves.append([{k: v for k, v in row.items() if k != "minutes"} for row in csv.DictReader(file)])
+    assert curves[0] == curves[1]
