@@ -11,20 +11,21 @@ from typing import Any
 import pytest
 
 CHROMIUM = shutil.which("chromium")
+HERE = ("file:", "data:", "blob:", "http://127.0.0.1:", "ws://127.0.0.1:")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
 
 
 @contextmanager
-def open_page(url: str, width: int = 1100, height: int = 900, dark: bool = False,
-              offline: bool = True) -> Iterator[Any]:
-    """A page that fails the test when its console reports an error or it asks the network for anything."""
+def open_page(url: str, width: int = 1100, height: int = 900, dark: bool = False) -> Iterator[Any]:
+    """A page that fails the test when its console reports an error or it asks another host for anything."""
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        context = browser.new_context(viewport={"width": width, "height": height}, offline=offline,
+        context = browser.new_context(viewport={"width": width, "height": height},
                                       color_scheme="dark" if dark else "light")
         page = context.new_page()
         errors: list[str] = []
+        page.route(lambda address: not address.startswith(HERE), lambda route: errors.append(route.request.url))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(url)
