@@ -9,6 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from autogaze.export.onnx import ExportOptions, OnnxReport, export_onnx
+from autogaze.export.parity import Parity, ParityError
+from autogaze.export.tensorrt import HARDWARE, BuildError, BuildOptions, EngineReport, export_tensorrt
+from autogaze.export.triton import write_repository
 from autogaze.model import AutoGaze
 
 
@@ -17,33 +20,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--onnx", type=Path, metavar="FILE", help="write an ONNX file")
     target.add_argument("--trt", type=Path, metavar="FILE", help="build a TensorRT engine")
-    parser.add_argument(
-        "--precision", default="fp32", choices=["fp32", "fp16", "bf16"], help="of weights and memory (default fp32)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--precision", default="fp32", choices=["fp32", "fp16", "bf16"], help="of weights and memory (default fp32)")
+    add(
         "--gazing-ratio",
         type=float,
         metavar="R",
         help="largest share of a frame's patches, in (0, 1] (default: the checkpoint's)",
     )
-    parser.add_argument(
+    add(
         "--batch",
         type=_batch,
         default=(1, 16),
         metavar="N[:M]",
         help="batch size, or smallest and largest (default 1:16)",
     )
-    parser.add_argument("--clip", action="store_true", help="take whole clips instead of one frame a call")
-    parser.add_argument(
-        "--frames", type=int, metavar="T", help="frames a clip, with --clip (default: what the model remembers)"
-    )
-    parser.add_argument(
+    add("--clip", action="store_true", help="take whole clips instead of one frame a call")
+    add("--frames", type=int, metavar="T", help="frames a clip, with --clip (default: what the model remembers)")
+    add(
         "--uint8",
         type=_size,
         metavar="HxW",
-        help="take uint8 frames of this size in pixels and preprocess them inside (default: float frames)",
+        help="take uint8 frames of this size in pixels, preprocess inside (default: float frames)",
     )
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    add("--triton", type=Path, metavar="DIR", help="also write a Triton Inference Server model repository")
+    _add_build_arguments(parser)
+    add("--json", action="store_true", help="print one line of JSON")
+
+
+def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    build = parser.add_argument_group("with --trt")
+    build.add_argument("--workspace-mib", type=int, metavar="MIB", help="scratch memory in MiB (default: no limit)")
+    build.add_argument("--timing-cache", type=Path, metavar="FILE", help="kernel timings, read and written")
+    build.add_argument("--version-compatible", action="store_true", help="run with later TensorRT versions too")
+    build.add_argument("--hardware", default="this", choices=list(HARDWARE), help="GPUs to run on (default: this one)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,21 +66,39 @@ def run(args: argparse.Namespace) -> int:
         input_size=args.uint8,
     )
     model = AutoGaze.from_pretrained(args.checkpoint, "cpu")
-    report = export_onnx(model, args.onnx, options)
+    try:
+        report = export_onnx(model, args.onnx, options) if args.onnx else _build(model, args, options)
+    except (ParityError, BuildError) as error:
+        print(f"autogaze: {error}", file=sys.stderr)
+        return 2
     print(_words(report), file=sys.stderr)
+    if args.triton is not None:
+        print(f"{write_repository(Path(report.path), args.triton)}: Triton model repository", file=sys.stderr)
     if args.json:
         print(json.dumps({**asdict(report), "metadata": report.metadata.to_properties()}))
     return 0
 
 
-def _words(report: OnnxReport) -> str:
-    worst = min(report.parity.values(), key=lambda parity: parity.share)
-    batches = " and ".join(map(str, report.parity))
-    return (
-        f"{report.path}: {report.metadata.kind} graph, {report.metadata.precision}, {report.nodes} nodes, "
-        f"opset {report.opset}, up to {report.metadata.budget} ids a frame; "
-        f"at batch {batches} {worst.share:.1%} of {worst.slots} slots equal PyTorch's"
-    )
+def _build(model: AutoGaze, args: argparse.Namespace, options: ExportOptions) -> EngineReport:
+    build = BuildOptions(args.workspace_mib, args.timing_cache, args.version_compatible, args.hardware)
+    return export_tensorrt(model, args.trt, options, build, lambda phase: print(f"{phase} ...", file=sys.stderr))
+
+
+def _words(report: OnnxReport | EngineReport) -> str:
+    metadata = report.metadata
+    what = f"{metadata.kind} graph, {metadata.precision}, up to {metadata.budget} ids a frame"
+    if isinstance(report, OnnxReport):
+        return f"{report.path}: {what}, {report.nodes} nodes, opset {report.opset}; {_share(report.parity)}"
+    line = f"{report.path}: {what}, {report.runtime} {report.version}, {report.bytes / 2**20:.1f} MiB"
+    if report.engine_parity is None:
+        return f"{line}; its graph {_share(report.graph_parity)}; there is no GPU here to run the engine itself"
+    return f"{line}; {_share(report.engine_parity)}"
+
+
+def _share(parity: dict[int, Parity]) -> str:
+    worst = min(parity.values(), key=lambda one: one.share)
+    batches = " and ".join(map(str, parity))
+    return f"at batch {batches} {worst.share:.1%} of {worst.slots} slots equal PyTorch's"
 
 
 def _batch(text: str) -> tuple[int, int]:

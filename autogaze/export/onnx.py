@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,22 +93,30 @@ def export_onnx(model: AutoGaze, path: str | Path, options: ExportOptions | None
         ValueError: on options that do not fit the model.
         ParityError: if the file does not choose what PyTorch chooses.
     """
-    options = options or ExportOptions()
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"an ONNX file must end in .onnx, got {path}")
+    graph, metadata, parity = checked_graph(model, options or ExportOptions())
+    with atomic_path(path) as temporary:
+        onnx.save(graph, str(temporary))
+    return OnnxReport(str(path), len(graph.graph.node), graph.opset_import[0].version, metadata, parity)
+
+
+def checked_graph(model: AutoGaze, options: ExportOptions) -> tuple[onnx.ModelProto, Metadata, dict[int, Parity]]:
+    """A model's graph, run in ONNX Runtime on the CPU against PyTorch.
+
+    ONNX Runtime has no bfloat16 on a CPU: there the graph's float32 twin is run.
+
+    Raises:
+        ParityError: if it does not choose what PyTorch chooses.
+    """
     metadata = options.metadata(model)
     graph = write_graph(model, metadata)
     check_graph(graph, model, metadata)
-    with atomic_path(path) as temporary:
-        if metadata.precision == "bf16":  # ONNX Runtime has no bfloat16 on a CPU
-            onnx.save(float32_twin(graph), str(temporary))
-            parity = check_file(temporary, model, metadata)
-            onnx.save(graph, str(temporary))
-        else:
-            onnx.save(graph, str(temporary))
-            parity = check_file(temporary, model, metadata)
-    return OnnxReport(str(path), len(graph.graph.node), graph.opset_import[0].version, metadata, parity)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        onnx.save(float32_twin(graph) if metadata.precision == "bf16" else graph, str(path))
+        return graph, metadata, check_file(path, model, metadata)
 
 
 def float32_twin(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -148,11 +157,11 @@ def check_graph(graph: onnx.ModelProto, model: AutoGaze, metadata: Metadata) -> 
             )
 
 
-def check_file(path: Path, model: AutoGaze, metadata: Metadata) -> dict[int, Parity]:
-    """Run a file on the CPU against PyTorch, at its smallest batch and, where it has a range, at a larger one."""
+def check_file(path: Path, model: AutoGaze, metadata: Metadata, device: str = "cpu") -> dict[int, Parity]:
+    """Run a file against PyTorch, at its smallest batch and, where it has a range, at a larger one."""
     low, high = metadata.batch
     reference = model if model.device.type == "cpu" else _on_cpu(model)
-    engine, results = Engine.load(path, device="cpu"), {}
+    engine, results = Engine.load(path, device), {}
     frames = min(CHECKED_FRAMES, metadata.frames)
     for batch in sorted({low, min(high, low + 2)}):
         results[batch] = compare(reference, engine, scenes(metadata, batch, frames))

@@ -20,7 +20,7 @@ from autogaze.export.metadata import FormatError, Metadata
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
 
-SUFFIXES = (".onnx", ".engine", ".plan", ".trt")
+ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 class Session(Protocol):
@@ -82,12 +82,12 @@ class Engine:
             from autogaze.export.ort_session import OrtSession
 
             return cls(OrtSession(path, device, stream, cuda_graph, threads))
-        if path.suffix in SUFFIXES:
+        if path.suffix in ENGINE_SUFFIXES:
             from autogaze.export.trt_session import TrtSession
 
             return cls(TrtSession(path, device, stream))
         raise FormatError(
-            f"{path}: expected {', '.join(SUFFIXES)}; checkpoints are loaded with AutoGaze.from_pretrained"
+            f"{path}: expected .onnx, {', '.join(ENGINE_SUFFIXES)}; checkpoints are loaded with AutoGaze.from_pretrained"
         )
 
     def generate(self, video: Any, gazing_ratio: PerFrame = None, task_loss_requirement: PerFrame = None) -> Gaze:

@@ -1,0 +1,126 @@
+"""Writes a Triton Inference Server model repository around an exported file.
+
+A frame file becomes a stateful model: sequence batching keeps each stream's requests on one slot, and Triton carries the
+memory from call to call as implicit state, so a client sends a frame and gets a gaze. A clip file becomes an ordinary
+model. See `docs/formats.md` and `autogaze.export.triton_client`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from autogaze.export.forms import GAZE, STATE, TensorSpec
+from autogaze.export.metadata import Metadata
+from autogaze.export.runner import ENGINE_SUFFIXES
+
+NAME = "autogaze"
+IDLE_MICROSECONDS = 60_000_000  # a stream that sends nothing for a minute is forgotten
+_TYPES = {
+    torch.float32: "TYPE_FP32",
+    torch.float16: "TYPE_FP16",
+    torch.bfloat16: "TYPE_BF16",
+    torch.int64: "TYPE_INT64",
+    torch.int32: "TYPE_INT32",
+    torch.bool: "TYPE_BOOL",
+    torch.uint8: "TYPE_UINT8",
+}
+
+
+def write_repository(path: Path, folder: Path, name: str = NAME) -> Path:
+    """Write `folder/name` with `config.pbtxt` and version 1 of the model.
+
+    Args:
+        path: an exported file, .onnx or .engine.
+        folder: the repository; other models in it stay.
+
+    Returns:
+        The model's folder.
+    """
+    metadata, inputs, outputs = _describe(path)
+    target = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
+    try:
+        (fresh / "1").mkdir()
+        engine = path.suffix in ENGINE_SUFFIXES
+        if engine:  # Triton wants the bare plan
+            from autogaze.export.engine_file import read_engine
+
+            (fresh / "1" / "model.plan").write_bytes(read_engine(path).plan)
+        else:
+            shutil.copyfile(path, fresh / "1" / "model.onnx")
+        (fresh / "config.pbtxt").write_text(config(metadata, inputs, outputs, engine, name), encoding="utf-8")
+        fresh.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return target
+
+
+def config(
+    metadata: Metadata, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], engine: bool, name: str = NAME
+) -> str:
+    """The text of `config.pbtxt`."""
+    lines = [
+        f'name: "{name}"',
+        'platform: "tensorrt_plan"' if engine else 'platform: "onnxruntime_onnx"',
+        f"max_batch_size: {metadata.batch[1]}",
+    ]
+    lines += [_tensor("input", spec) for spec in inputs if spec.name not in STATE]
+    lines += [_tensor("output", spec) for spec in outputs if spec.name in GAZE]
+    lines.append("instance_group [ { count: 1 kind: KIND_AUTO } ]")
+    if metadata.kind == "frame":
+        lines.append(_sequence_batching(metadata, tuple(spec for spec in inputs if spec.name in STATE)))
+    else:
+        lines.append("dynamic_batching { }")
+    lines += [
+        f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+        for key, value in metadata.to_properties().items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _sequence_batching(metadata: Metadata, state: tuple[TensorSpec, ...]) -> str:
+    parts = [
+        "sequence_batching {",
+        f"  max_sequence_idle_microseconds: {IDLE_MICROSECONDS}",
+        f"  oldest {{ max_candidate_sequences: {max(64, 4 * metadata.batch[1])} }}",
+    ]
+    for spec in state:
+        kind, shape = _TYPES[spec.dtype], ", ".join(map(str, spec.shape))
+        parts += [
+            "  state {",
+            f'    input_name: "{spec.name}"',
+            f'    output_name: "next_{spec.name}"',
+            f"    data_type: {kind}",
+            f"    dims: [ {shape} ]",
+            f'    initial_state {{ name: "empty_{spec.name}" data_type: {kind} dims: [ {shape} ] zero_data: true }}',
+            "  }",
+        ]
+    return "\n".join([*parts, "}"])
+
+
+def _tensor(kind: str, spec: TensorSpec) -> str:
+    """One input or output. Triton has no tensor without dimensions beside the batch: those get one of size 1."""
+    dims = ", ".join(map(str, spec.shape or (1,)))
+    reshape = "" if spec.shape else " reshape { shape: [ ] }"
+    return f'{kind} {{ name: "{spec.name}" data_type: {_TYPES[spec.dtype]} dims: [ {dims} ]{reshape} }}'
+
+
+def _describe(path: Path) -> tuple[Metadata, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    if path.suffix in ENGINE_SUFFIXES:
+        from autogaze.export.engine_file import read_engine
+
+        file = read_engine(path)
+        return file.metadata, file.facts.inputs, file.facts.outputs
+    from autogaze.export.runner import Engine
+
+    session = Engine.load(path, "cpu").session
+    return session.metadata, session.inputs, session.outputs

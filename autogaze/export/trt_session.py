@@ -1,0 +1,87 @@
+"""TensorRT: opens an `.engine` file and runs it in a CUDA stream, with tensors bound where they lie."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autogaze.export.engine_file import EngineFile, read_engine
+from autogaze.export.forms import TensorSpec
+from autogaze.export.metadata import FormatError
+from autogaze.export.tensorrt import torch_type
+
+
+class TrtSession:
+    """An `.engine` file on its GPU; see `autogaze.export.runner.Session`."""
+
+    def __init__(self, path: Path, device: torch.device | str | None, stream: Any) -> None:
+        file = read_engine(path)  # first: a damaged file is refused wherever it is opened
+        self.metadata = file.metadata
+        trt = _runtime_package(path, file)
+        if not torch.cuda.is_available():
+            raise ValueError(f"{path}: a TensorRT engine needs a CUDA GPU; export ONNX to run on a CPU")
+        self.device = torch.device(device or "cuda")
+        if self.device.type != "cuda":
+            raise ValueError(f"{path}: a TensorRT engine runs on cuda, got device {self.device}")
+        if stream is None:
+            stream = torch.cuda.current_stream(self.device)
+        self.stream = torch.cuda.ExternalStream(stream, device=self.device) if isinstance(stream, int) else stream
+        with torch.cuda.device(self.device):
+            self._logger = trt.Logger(trt.Logger.ERROR)
+            self._runtime = trt.Runtime(self._logger)
+            self._engine = self._runtime.deserialize_cuda_engine(file.plan)
+            if self._engine is None:
+                raise ValueError(f"{path}: {_why_not(trt, file)}")
+            self._context = self._engine.create_execution_context()
+        self.inputs, self.outputs = _specs(trt, self._engine)
+        if (self.inputs, self.outputs) != (file.facts.inputs, file.facts.outputs):
+            raise FormatError(f"{path}: the plan's inputs and outputs are not those that the file names")
+
+    def run(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], graph: int | None = None) -> None:
+        """See `Session.run`."""
+        for name, tensor in inputs.items():
+            self._context.set_input_shape(name, tuple(tensor.shape))
+            self._context.set_tensor_address(name, tensor.data_ptr())
+        for name, tensor in outputs.items():
+            self._context.set_tensor_address(name, tensor.data_ptr())
+        if not self._context.execute_async_v3(self.stream.cuda_stream):
+            raise RuntimeError("TensorRT could not run the engine; its log on stderr says why")
+
+    def scope(self) -> Any:
+        """See `Session.scope`."""
+        return torch.cuda.stream(self.stream)
+
+
+def _runtime_package(path: Path, file: EngineFile) -> Any:
+    facts = file.facts
+    try:
+        return importlib.import_module(facts.runtime)
+    except ModuleNotFoundError as error:
+        name = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}.get(facts.runtime, facts.runtime)
+        raise ImportError(f"{path}: this engine needs {facts.runtime}: pip install {name}=={facts.version}") from error
+
+
+def _why_not(trt: Any, file: EngineFile) -> str:
+    facts = file.facts
+    here = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    if facts.version != trt.__version__ and not facts.version_compatible:
+        return f"built with {facts.runtime} {facts.version}, this is {trt.__version__}; export it again"
+    return (
+        f"built for {facts.hardware} with {facts.runtime} {facts.version}, cannot run on {here}; export it again here"
+    )
+
+
+def _specs(trt: Any, engine: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of an engine, in its order."""
+    found: tuple[list[TensorSpec], list[TensorSpec]] = ([], [])
+    for i in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(i)
+        spec = TensorSpec(
+            name, torch_type(trt, engine.get_tensor_dtype(name)), tuple(engine.get_tensor_shape(name))[1:]
+        )
+        found[engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT].append(spec)
+    return tuple(found[0]), tuple(found[1])
