@@ -48,10 +48,11 @@ def test_the_ratio_needed_is_read_off_the_curve_in_its_logarithm() -> None:
 def test_ratio_for_loss_tells_what_a_method_needs_to_match_random() -> None:
     curves = [measured(name, "selector", ratio, factor / ratio**0.5)
               for name, factor in (("random", 1.0), ("better", 0.5)) for ratio in (0.01, 0.04, 0.16)]
-    rows = {(row.method, row.target): row.ratio for row in ratios_for_loss(curves, 1.0)}
-    assert rows["random", "random at 0.04"] == pytest.approx(0.04)
-    assert rows["better", "random at 0.04"] == pytest.approx(0.01)  # half the loss: a quarter of the patches
-    assert rows["better", "dense loss x 1.1"] is None
+    rows = {(row.method, row.target): row for row in ratios_for_loss(curves, 1.0)}
+    assert rows["random", "random at 0.04"].ratio == pytest.approx(0.04)
+    assert rows["better", "random at 0.04"].ratio == pytest.approx(0.01)  # half the loss: a quarter of the patches
+    assert rows["better", "random at 0.01"].at_most and not rows["random", "random at 0.01"].at_most
+    assert rows["better", "dense loss x 1.1"].ratio is None
 
 
 def test_the_worst_clips_are_those_that_gain_least_over_random() -> None:

@@ -7,7 +7,7 @@ choices are not optimal: a gaze may in principle do better.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,13 +19,15 @@ from autogaze.pretrain.greedy import GreedySettings, greedy_gaze
 from autogaze.pretrain.reconstructor import Reconstructor
 from autogaze.selectors.ranking import open_video
 
+SETTINGS = GreedySettings(candidates=12, picks=2, worth=0.8)  # more careful than labels are made
+
 
 @dataclass(frozen=True, eq=False)
 class GreedyOracle:
     """Exactly the budget in every frame. On a GPU the search runs in bfloat16; what it finds is judged in float32."""
 
     reconstructor: Reconstructor
-    settings: GreedySettings = field(default_factory=GreedySettings)
+    settings: GreedySettings = SETTINGS
 
     @property
     def grid(self) -> PatchGrid:

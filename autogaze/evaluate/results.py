@@ -86,6 +86,7 @@ class RatioForLoss:
     target: str
     loss: float
     ratio: float | None  # None: not reached at any ratio that was measured
+    at_most: bool = False  # the smallest ratio that was measured is already enough
 
 
 @dataclass(frozen=True)

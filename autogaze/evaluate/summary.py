@@ -76,7 +76,7 @@ def ratios_for_loss(measurements: Sequence[Measurement], dense: float) -> list[R
     targets = [(f"dense loss x {factor:g}", dense * factor) for factor in OVER_DENSE]
     targets += [(f"random at {one.gazing_ratio:g}", float(one.scores.loss.mean()))
                 for one in measurements if one.method == RANDOM]
-    return [RatioForLoss(name, label, loss, ratio_at(curve, loss))
+    return [RatioForLoss(name, label, loss, ratio_at(curve, loss), curve[0][1] < loss)
             for label, loss in targets for name, curve in curves.items()]
 
 

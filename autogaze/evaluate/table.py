@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from autogaze.evaluate.bootstrap import Interval
-from autogaze.evaluate.results import Results
+from autogaze.evaluate.results import RatioForLoss, Results
 
 
 def markdown(results: Results) -> str:
@@ -69,9 +69,9 @@ def kind_table(results: Results) -> str:
 def ratio_for_loss_table(results: Results) -> str:
     """The ratio that each method needs for a loss."""
     targets = dict.fromkeys((row.target, row.loss) for row in results.ratios_for_loss)
-    found = {(row.method, row.target): row.ratio for row in results.ratios_for_loss}
+    found = {(row.method, row.target): _ratio(row) for row in results.ratios_for_loss}
     return table(["loss to reach", *results.methods()],
-                 [[f"{target} = {loss:.4f}", *(_ratio(found[method, target]) for method in results.methods())]
+                 [[f"{target} = {loss:.4f}", *(found[method, target] for method in results.methods())]
                   for target, loss in targets], "Gazing ratio needed (- : more than was measured)")
 
 
@@ -124,5 +124,5 @@ def _loss(interval: Interval) -> str:
     return f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
 
 
-def _ratio(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.3f}"
+def _ratio(row: RatioForLoss) -> str:
+    return "-" if row.ratio is None else f"{'<= ' * row.at_most}{row.ratio:.3f}"
