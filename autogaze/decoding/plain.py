@@ -7,7 +7,8 @@ never notices (published models allow 16 frames and stop there).
 Rotary positions count the tokens of the sequence, with one exception that published models were trained with: a group
 that is fed while its frame is being decoded takes the positions of the frame's last K visual tokens. The last
 group of a frame, which is fed with the next frame, is counted like any other token. Published models decode a batch in
-step, so a clip that ends a frame early has its last group fed while the others go on (`Request.in_step`).
+step, so a clip that ends a frame early has its last group fed while the others go on (`Request.in_step`): the ids that
+the stop rule left out of that group then stand in it as `eos`, seen by the group's later ids and by nothing else.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from autogaze.decoding.request import Request
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The ids that a clip kept of one group, and where in the group they stood."""
+    """One group of a clip."""
 
     ids: Tensor  # (n,) int64
-    slots: Tensor  # (n,) int64
+    kept: Tensor  # (n,) bool, False where the stop rule made padding
 
 
 class PlainMemory:
@@ -43,6 +44,15 @@ class PlainMemory:
     def open_frame(self) -> None:
         self.frames.append([None] * self.layers)
         del self.frames[: -self.window]
+
+    def forget(self, kept: Tensor) -> None:
+        """Of the last len(kept) tokens, keep those."""
+        for layer, pair in enumerate(self.frames[-1]):
+            assert pair is not None
+            before = pair[0].shape[2] - len(kept)
+            index = torch.cat([torch.arange(before, device=kept.device), before + kept.nonzero().squeeze(1)])
+            self.frames[-1][layer] = (pair[0][:, :, index], pair[1][:, :, index])
+        self.position -= int((~kept).sum())
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         held = self.frames[-1][layer]
@@ -64,15 +74,15 @@ class PlainFrame:
         self.decoder, self.memory, self.request = decoder, memory, request
         self.room = int(request.budget[0])
         self.requirement = None if request.requirement is None else request.requirement[0].to(visual.device)
-        if memory.pending is not None:
-            self.feed(memory.pending, memory.position + torch.arange(len(memory.pending.ids), device=visual.device))
-            memory.pending = None
-        memory.open_frame()
-        positions = torch.arange(memory.position, memory.position + len(visual), device=visual.device)
-        self.hidden = self._append(visual, positions)
-        self.group_position = memory.position - decoder.group
         self.taken = torch.zeros(1, decoder.vocabulary - 1, dtype=torch.bool, device=visual.device)
-        self.done, self.groups = self.room == 0, 0
+        if memory.pending is not None and bool(memory.pending.kept.any()):
+            ids = memory.pending.ids[memory.pending.kept]
+            self._append(decoder.model.embed_tokens(ids), self._count(len(ids)))
+        memory.pending = None
+        memory.open_frame()
+        self.hidden = self._append(visual, self._count(len(visual)))
+        self.group_position = memory.position - decoder.group
+        self.done = self.room == 0
         self.columns: list[Column] = []
 
     def choose(self) -> Group:
@@ -84,13 +94,18 @@ class PlainFrame:
         size = min(self.room, self.decoder.group)
         self.columns.append((group[0, :size], kept[0, :size], task_loss[0, :size]))
         self.room, self.done = self.room - size, bool(ended)
-        return Group(group[0][kept[0]], kept[0].nonzero().squeeze(1))
+        return Group(group[0, :size], kept[0, :size])
 
-    def feed(self, group: Group, positions: Tensor | None = None) -> None:
-        """Append a group; without `positions` it takes those of the frame's last visual tokens."""
-        if len(group.ids):
-            positions = self.group_position + group.slots if positions is None else positions
-            self.hidden = self._append(self.decoder.model.embed_tokens(group.ids), positions)
+    def feed(self, group: Group) -> None:
+        """Append a group while the frame is being decoded, at the positions of its last visual tokens."""
+        ids = group.ids.where(group.kept, self.decoder.vocabulary - 1)
+        positions = self.group_position + torch.arange(len(ids), device=ids.device)
+        self.hidden = self._append(self.decoder.model.embed_tokens(ids), positions)
+        self.memory.forget(group.kept)
+
+    def _count(self, tokens: int) -> Tensor:
+        """Rotary positions of tokens that are counted."""
+        return torch.arange(self.memory.position, self.memory.position + tokens, device=self.taken.device)
 
     def _append(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Append tokens (N, width) to the sequence and return the last hidden state (1, width)."""
