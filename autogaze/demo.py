@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -163,6 +164,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     model = AutoGaze.from_pretrained(args.checkpoint, pick_device(args.device))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as Ctrl-C: leave through the block below, which cleans up
     with tempfile.TemporaryDirectory(prefix="autogaze-demo-") as folder:
         page, theme = build(Demo(model, DemoLimits(args.max_mb, args.max_seconds)), Path(folder))
         print(f"autogaze: http://{args.host}:{args.port} (stop with Ctrl-C)", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -87,13 +88,14 @@ def test_the_webcam_remembers_and_starts_anew_with_other_settings(demo: Demo) ->
 
 
 @pytest.fixture(scope="module")
-def address(tiny_checkpoint: Path) -> Iterator[str]:
+def address(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("gradio", reason="needs autogaze[demo]")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "autogaze.cli", "demo", "--checkpoint", str(tiny_checkpoint), "--port", str(port)]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    scratch = tmp_path_factory.mktemp("scratch")
+    server = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(scratch)})
     end = time.monotonic() + 90
     while True:
         try:
@@ -105,6 +107,7 @@ def address(tiny_checkpoint: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.terminate()
     server.wait(20)
+    assert not list(scratch.glob("autogaze-demo-*")), "what visitors sent is still there"
 
 
 @needs_browser
