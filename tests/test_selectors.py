@@ -139,6 +139,7 @@ def test_the_pyramid_keeps_a_coarse_base_in_every_frame() -> None:
     gaze = make_selector("pyramid", GRID)(moving_square(3), 0.1)
     assert gaze.mask(0).all()
     assert gaze.mask(-1).sum(-1).tolist() == [[22] * 3]
+    assert make_selector("pyramid", GRID)(moving_square(1), 0.02).mask(0).all()
 
 
 @pytest.mark.parametrize("ratio", [torch.tensor([0.1, 0.2]), [0.01, 0.1, 0.3]])

@@ -40,7 +40,7 @@ def plot_losses(results: Results, path: str | Path) -> None:
     for axes in (left, right):
         axes.set(xscale="log", xlabel="share of patches looked at")
         axes.grid(alpha=0.25, which="both")
-    right.legend(fontsize=8)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.suptitle(f"{results.protocol.clips} clips, {results.protocol.frames} frames each "
                     "(dotted: everything looked at)")
     with atomic_path(path) as temporary:

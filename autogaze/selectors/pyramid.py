@@ -1,8 +1,8 @@
 """Pooled pyramid: coarse everywhere, fine where it changes.
 
-Whole coarse scales as far as half the budget pays for them (pooled tokens of every frame, as in slow-fast pooling,
-e.g. SlowFast-LLaVA, arXiv:2407.15841), the rest on the patches of the finest scale that differ most from the frame
-before.
+Whole coarse scales as far as half the budget pays for them, the coarsest in any case (pooled tokens of every frame, as
+in slow-fast pooling, e.g. SlowFast-LLaVA, arXiv:2407.15841), the rest on the patches of the finest scale that differ
+most from the frame before.
 """
 
 from __future__ import annotations
@@ -39,5 +39,5 @@ class PyramidSelector:
         ends = torch.tensor([0, *self.grid.offsets[1:], self.grid.patches_per_frame], device=video.device)
         pooled = (ends <= budget[..., None] // 2).sum(-1) - 1  # whole scales that half the budget pays for
         scale = self.grid.locate(torch.arange(self.grid.patches_per_frame, device=video.device))[0]
-        whole = scale < pooled.clamp(max=len(self.grid.scales) - 1)[..., None]
+        whole = scale < pooled.clamp(1, len(self.grid.scales) - 1)[..., None]
         return best_first((base + 100.0).where(whole, scores), budget, self.grid)
