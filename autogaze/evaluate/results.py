@@ -159,7 +159,8 @@ def _build(kind: Any, data: Any) -> Any:
     """A dataclass (or tuple of them) from what `asdict` made of it."""
     if is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{field.name: _build(hints[field.name], data[field.name]) for field in fields(kind)})
+        known = {field.name: data[field.name] for field in fields(kind) if field.name in data}  # others have defaults
+        return kind(**{name: _build(hints[name], value) for name, value in known.items()})
     options = [option for option in get_args(kind) if is_dataclass(option)]
     if isinstance(data, list):
         return tuple(_build(get_args(kind)[0], value) for value in data)
