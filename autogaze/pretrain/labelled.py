@@ -16,6 +16,8 @@ from autogaze.pretrain.data import RawClips
 from autogaze.pretrain.labels import Label, to_gaze
 from autogaze.pretrain.sources import RunClips
 
+JITTER = 0.15  # largest change of brightness (range -1..1) and saturation (a share): neither moves what is worth seeing
+
 
 @dataclass(frozen=True, eq=False)
 class Shown:
@@ -28,7 +30,7 @@ class Shown:
 
 
 class LabelledClips(RunClips):
-    """Draws its training clips from labels; every other one is mirrored, clip and gaze alike.
+    """Draws its training clips from labels; half are mirrored, clip and gaze alike, and light and colour vary.
 
     Args:
         labels: of training clips.
@@ -43,21 +45,25 @@ class LabelledClips(RunClips):
         self.labels, self.grid = list(labels), grid
         shown = [to_shown(label, grid) for label in labels]
         mirror = mirrored_ids(grid)
-        self.by_recipe = {mirrored.recipe: mirrored for mirrored in
+        self.by_recipe = {colourless(mirrored.recipe): mirrored for mirrored in
                           (replace(one, recipe=flipped(one.recipe), ids=mirror[one.ids]) for one in shown)}
-        self.by_recipe |= {one.recipe: one for one in shown}
+        self.by_recipe |= {colourless(one.recipe): one for one in shown}
 
     def recipe(self, epoch: int, index: int) -> ClipRecipe:
         random = random_stream(self.seed, epoch, index)
         order = random_stream(self.seed, epoch, 2**40 + index // len(self.labels)).permutation(len(self.labels))
         recipe = self.labels[order[index % len(self.labels)]].recipe
-        return flipped(recipe) if random.random() < 0.5 else recipe
+        recipe = flipped(recipe) if random.random() < 0.5 else recipe
+        brightness, saturation = random.uniform(-1, 1, 2) * JITTER
+        return replace(recipe, brightness=float(recipe.brightness + brightness),
+                       saturation=float(recipe.saturation * (1 + saturation)))
 
     def transfer_batch_to_device(self, batch: RawClips, device: torch.device, dataloader_idx: int = 0) -> Clip:
         clip = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        if not all(recipe in self.by_recipe for recipe in clip.recipes):
+        keys = [colourless(recipe) for recipe in clip.recipes]
+        if not all(key in self.by_recipe for key in keys):
             return clip  # of validation
-        return with_labels(clip, [self.by_recipe[recipe] for recipe in clip.recipes], self.grid)
+        return with_labels(clip, [self.by_recipe[key] for key in keys], self.grid)
 
 
 def to_shown(label: Label, grid: PatchGrid) -> Shown:
@@ -69,6 +75,11 @@ def to_shown(label: Label, grid: PatchGrid) -> Shown:
 def flipped(recipe: ClipRecipe) -> ClipRecipe:
     """The recipe of the mirrored clip."""
     return replace(recipe, flip=not recipe.flip)
+
+
+def colourless(recipe: ClipRecipe) -> ClipRecipe:
+    """The recipe without what may be varied and leave the label right."""
+    return replace(recipe, brightness=0.0, saturation=1.0)
 
 
 def with_labels(clip: Clip, labels: Sequence[Shown], grid: PatchGrid) -> Clip:
