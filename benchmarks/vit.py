@@ -31,8 +31,9 @@ from autogaze import AutoGaze, Gaze
 from autogaze.files import write_json
 from autogaze.model import AutoGazeConfig
 from autogaze.vit import GazedViT, GraphedViT
+from benchmarks.timing import machine
 from benchmarks.vit_opponents import dense_frames, dense_joint, published, published_decode_ms
-from benchmarks.vit_timing import Timing, graphed, machine, measure, start_memory
+from benchmarks.vit_timing import Timing, graphed, measure, start_memory
 
 GAZE_FRAMES = 16  # frames that the gaze model remembers: longer clips are gazed at in parts of 16
 
@@ -96,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "benchmark": "vit",
         "quick": args.quick,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **machine(device),
+        **machine(),
+        "timm": timm.__version__,
     }
     torch.manual_seed(0)
     if args.parts:

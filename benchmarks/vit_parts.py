@@ -76,7 +76,7 @@ def ship(result: dict[str, Any]) -> None:
     """Write the parts into the package and the page into docs/."""
     write_json(
         PARTS_FILE,
-        {"device": result["device"], "date": result["date"], "versions": result["versions"], **result["parts"]},
+        {"device": result["device"], "date": result["date"], "torch": result["torch"], **result["parts"]},
     )
     load_parts.cache_clear()
     write_text(PAGE, page(load_parts()))

@@ -1,13 +1,14 @@
-"""Time and memory of one call, on a GPU in a CUDA graph, with the machine it ran on."""
+"""Time of one call from an idle device to an idle device, and the memory of building and running it.
+
+`benchmarks.timing` times kernels by CUDA events; here the host's part counts too, since gazing has one.
+"""
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -73,15 +74,3 @@ def start_memory(device: torch.device) -> float:
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def machine(device: torch.device) -> dict[str, object]:
-    """Device and versions, for the result file."""
-    versions = {}
-    for name in ("torch", "timm", "transformers", "triton"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": name, "cuda": torch.version.cuda, "python": platform.python_version(), "versions": versions}

@@ -71,12 +71,16 @@ def test_missing_measurements_name_the_command_that_makes_them(tmp_path: Path) -
         load_parts(tmp_path / "none.json")
 
 
-def test_the_command_answers_in_numbers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_answers_in_words_and_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("autogaze.vit.break_even.load_parts", _parts)
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     parser.add_argument("--json", action="store_true")
-    assert run(parser.parse_args(["--vit", "vit-b/16", "--batch", "4", "--ratio", "0.5", "--json"])) == 0
-    out, err = capsys.readouterr()
-    result = json.loads(out)
-    assert result["pays"] and math.isclose(result["dense_ms"], 64) and err.startswith("Yes: ")
+    question = ["--vit", "vit-b/16", "--batch", "4", "--ratio", "0.5"]
+    assert run(parser.parse_args([*question, "--json"])) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["pays"] and math.isclose(result["dense_ms"], 64)
+    assert run(parser.parse_args(question)) == 0
+    assert capsys.readouterr().out.startswith("Yes: ")

@@ -38,8 +38,8 @@ HEADER = """# Which ViTs can be gazed
 
 Written by `tests/test_vit_support.py` from the models themselves (tiny, random weights). In every row of the first
 table, with every patch of the finest scale chosen and `attention="frame"`, features, class and register tokens and the
-pooled output equal the dense model's within 1e-4; with some patches chosen, `frame`, `block_causal` and `joint` attention give
-each clip what it gets alone, gradients reach the weights, and a fixed capacity gives the same numbers. timm 1.0.16 to
+pooled output equal the dense model's within 1e-4. With some patches chosen, `frame`, `block_causal` and `joint`
+attention give each clip what it gets alone, gradients reach the weights, a capacity changes nothing. timm 1.0.16 to
 1.0.31 and transformers 4.51 to 5.x were tried; patch sizes and input sizes are free. Of the 242 architectures that timm
 1.0.31 registers for these three classes 239 are taken; the three with differential attention are refused.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -142,11 +141,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer on stderr in words, with `--json` on stdout in numbers."""
+    """Answer in words, or in numbers with `--json`."""
     verdict = will_it_pay(args.vit, args.size, args.frames, args.batch, args.ratio)
-    print(in_words(verdict), file=sys.stderr)
-    if getattr(args, "json", False):
-        print(json.dumps({**asdict(verdict), "pays": verdict.pays, "times_faster": round(verdict.times_faster, 3)}))
+    numbers = {**asdict(verdict), "pays": verdict.pays, "times_faster": round(verdict.times_faster, 3)}
+    print(json.dumps(numbers) if args.json else in_words(verdict))
     return 0
 
 
