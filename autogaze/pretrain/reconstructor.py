@@ -138,7 +138,9 @@ class Reconstructor(nn.Module):
     def __init__(self, config: ReconstructorConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or ReconstructorConfig.small()
-        self.grid, self.painter = config.grid, Painter(config.grid)
+        self.grid = config.grid
+        self.painter = Painter(self.grid)
+        self.patches = self.grid.patches_per_frame
         self.rows, self.columns = self.grid.sides[-1]
         self.block_side = config.patch_size // 4 if config.patch_size % 4 == 0 else config.patch_size  # pixels
         width, patch = config.width, config.patch_size
@@ -178,9 +180,9 @@ class Reconstructor(nn.Module):
     def reconstruct(self, video: Tensor, mask: Tensor) -> Reconstruction:
         """`forward` from a patch mask (B, T, patches_per_frame) bool instead of a gaze."""
         check_video(video, self.grid)
-        if mask.shape != (*video.shape[:2], self.grid.patches_per_frame):
+        if mask.shape != (*video.shape[:2], self.patches):
             raise ValueError(f"the gaze must cover the video's {tuple(video.shape[:2])} clips and frames and "
-                             f"{self.grid.patches_per_frame} patches, got {tuple(mask.shape)}")
+                             f"{self.patches} patches, got {tuple(mask.shape)}")
         seen = last_seen(mask)
         age = self.painter.split(ages(seen))
         images = [remembered(image, part, side) for image, part, side in
