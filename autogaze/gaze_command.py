@@ -24,7 +24,7 @@ from autogaze.gaze import Gaze
 from autogaze.gaze_file import GazeFileWriter
 from autogaze.model import AutoGaze
 from autogaze.report import Overlay
-from autogaze.report_page import write_report
+from autogaze.report_page import Rebuild, write_report
 from autogaze.tiling import FrameGazer
 from autogaze.video import FrameChunk, VideoInfo, open_writer, probe, read_chunks
 
@@ -88,6 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              "sets no limit, if none is both are the checkpoint's")
     parser.add_argument("--tiles", action="store_true",
                         help="look at full resolution in tiles (default: the whole frame in one square)")
+    parser.add_argument("--reconstructor", type=Path, metavar="DIR",
+                        help="also show what this reconstructor, such as RUN/reconstructor, makes of the gaze")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--json", action="store_true", help="print the summaries as JSON on the last line of stdout")
 
@@ -98,9 +100,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.out} exists and is not a folder")
     model = AutoGaze.from_pretrained(args.checkpoint, pick_device(args.device))
     options = choose_options(model, args.gazing_ratio, args.task_loss_requirement, args.tiles)
+    rebuild = None if args.reconstructor is None else load_rebuild(args.reconstructor, model)
     summaries = []
     for info, folder in zip(infos, output_folders(args.video, args.out), strict=True):
-        summary = gaze_video(model, info, folder, options, str(args.checkpoint))
+        summary = gaze_video(model, info, folder, options, str(args.checkpoint), rebuild)
         print(summary.line(folder), file=sys.stderr)
         summaries.append(asdict(summary) | {"out": str(folder)})
     if args.json:
@@ -117,8 +120,8 @@ def choose_options(model: AutoGaze, gazing_ratio: float | None, task_loss_requir
 
 
 def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOptions,
-               checkpoint: str = "") -> GazeSummary:
-    """Look at one video and write the four files into `folder`.
+               checkpoint: str = "", rebuild: Rebuild | None = None) -> GazeSummary:
+    """Look at one video and write the four files into `folder`; with `rebuild` the report shows reconstructions.
 
     Raises:
         VideoError: if the video turns out to be damaged on the way; nothing is left behind then.
@@ -144,7 +147,8 @@ def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOpti
             summary = _summary(info, model, options, checkpoint, arrays, spent, time.perf_counter() - started)
             text = json.dumps(asdict(summary), indent=1)
             files.enter_context(atomic_path(folder / SUMMARY)).write_text(text + "\n", encoding="utf-8")
-            write_report(files.enter_context(atomic_path(folder / REPORT)), info.path, arrays.view(), asdict(summary))
+            write_report(files.enter_context(atomic_path(folder / REPORT)), info.path, arrays.view(), asdict(summary),
+                         rebuild if arrays.grid == model.grid else None)
             arrays.finish(files.enter_context(atomic_path(folder / ARRAYS)))
         return summary
     except BaseException:
@@ -153,6 +157,22 @@ def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOpti
         raise
     finally:
         progress.end()
+
+
+def load_rebuild(folder: Path, model: AutoGaze) -> Rebuild:
+    """A reconstructor as `write_report` wants it."""
+    from autogaze.pretrain.reconstructor import Reconstructor
+
+    judge = Reconstructor.from_pretrained(folder, model.device)
+    if judge.grid != model.grid:
+        raise ValueError(f"{folder} rebuilds patches of {judge.grid}, this checkpoint chooses from {model.grid}")
+
+    @torch.no_grad()
+    def rebuild(frames: np.ndarray, gaze: Gaze) -> tuple[np.ndarray, np.ndarray]:
+        result = judge(model.preprocessor(frames).to(model.device), gaze.to(model.device))
+        return model.preprocessor.restore(result.frames[0]).cpu().numpy(), result.loss[0].cpu().numpy()
+
+    return rebuild
 
 
 def gaze_chunks(model: AutoGaze, chunks: Iterable[FrameChunk], options: GazeOptions,

@@ -52,12 +52,15 @@ class VideoGaze:
         last = self.counts.cumsum() - 1
         return np.where(self.counts > 0, self.task_loss[last] if len(self.task_loss) else np.nan, np.nan)
 
-    def gaze(self) -> Gaze:
-        """As the result type, (1, T, K)."""
-        slots = np.arange(int(self.counts.max(initial=0)))
-        chosen = torch.from_numpy(slots[None] < self.counts[:, None])
+    def gaze(self, start: int = 0, stop: int | None = None) -> Gaze:
+        """Some frames, by default all, as the result type (1, T, K)."""
+        counts = self.counts[start:stop]
+        first = int(self.counts[:start].sum())
+        part = slice(first, first + int(counts.sum()))
+        chosen = torch.from_numpy(np.arange(int(counts.max(initial=0)))[None] < counts[:, None])
         ids, loss = torch.zeros(chosen.shape, dtype=torch.int64), torch.zeros(chosen.shape)
-        ids[chosen], loss[chosen] = torch.from_numpy(self.ids).long(), torch.from_numpy(self.task_loss)
+        ids[chosen] = torch.from_numpy(self.ids[part].astype(np.int64))
+        loss[chosen] = torch.from_numpy(self.task_loss[part].copy())
         return Gaze(ids[None], chosen[None], self.grid, loss[None])
 
 

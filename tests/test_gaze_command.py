@@ -188,3 +188,12 @@ def test_real_clips_of_several_sizes(shared: Path, model: AutoGaze, tmp_path: Pa
             writer.write(read_video(clip, 4).frames)
         summary = gaze_video(model, probe(short), tmp_path / clip.stem, GazeOptions(0.1, None))
         assert summary.frames == 4 and (tmp_path / clip.stem / "overlay.mp4").stat().st_size > 1000
+
+
+def test_a_reconstructor_adds_what_it_makes_of_the_gaze(scene: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from autogaze.pretrain.reconstructor import Reconstructor, ReconstructorConfig
+
+    Reconstructor(ReconstructorConfig.tiny()).save_pretrained(tmp_path / "judge")
+    assert main(["gaze", str(scene), "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "out"),
+                 "--reconstructor", str(tmp_path / "judge")]) == 0
+    assert '"rebuilt": true' in (tmp_path / "out/report.html").read_text()

@@ -164,6 +164,35 @@ def test_looked_at_is_dark_where_nothing_was_chosen_and_scales_can_be_switched(p
 
 
 @needs_browser
+def test_the_reconstruction_is_a_view_of_its_own_and_its_loss_is_plotted(tmp_path: Path) -> None:
+    write_video(tmp_path / "scene.mp4", render_scene(3, 20, (90, 160), "static"), 10)
+    gaze = random_gaze(20, PatchGrid())
+    seen: list[tuple[int, int]] = []
+
+    def rebuild(frames: np.ndarray, part: Gaze) -> tuple[np.ndarray, np.ndarray]:
+        """Green pictures; the loss is the share of patches looked at, so that it names its frame."""
+        seen.append((len(frames), part.ids.shape[1]))
+        green = np.zeros((len(frames), 224, 224, 3), np.uint8)
+        green[..., 1] = 200
+        return green, part.counts[0].numpy() / 265
+
+    path = tmp_path / "report.html"
+    write_report(path, tmp_path / "scene.mp4", gaze, summary_of(tmp_path / "scene.mp4", gaze), rebuild)
+    assert seen == [(8, 8), (16, 16), (12, 12)]
+    assert data_of(path)["true_loss"] == [round(count / 265, 5) for count in gaze.counts.tolist()]
+    with open_page(path.as_uri()) as page:
+        page.wait_for_selector("#screen[data-ready]")
+        page.get_by_role("button", name="reconstruction").click()
+        settle(page)
+        red, green, blue = colours(page, 0.5, 0.5)
+        assert green > 150 and red < 60 and blue < 60
+        page.get_by_role("button", name="video", exact=True).click()
+        settle(page)
+        left, right = colours(page, 0.02, 0.5), colours(page, 0.98, 0.5)
+        assert not (left[1] > 150 and left[0] < 60) and not (right[1] > 150 and right[0] < 60)
+
+
+@needs_browser
 def test_a_click_on_a_plot_goes_there(page: Any) -> None:
     box = page.locator("#patches").bounding_box()
     inside = box["width"] - 46

@@ -1,7 +1,8 @@
 """`report.html`: one file that opens offline and shows a video's gaze frame by frame.
 
 It holds a small VP8 copy of the video (the codec that both OpenCV's wheels write and browsers play), one bit for every
-patch of every frame shown, and what the plots need. Long videos are shown in steps; the map counts every frame.
+patch of every frame shown, and what the plots need. Long videos are shown in steps; the map counts every frame. Where a
+reconstructor is there, the copy shows what it made of the gaze too, in its right half, and the plot shows its loss.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import base64
 import html
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ import cv2
 import numpy as np
 
 from autogaze.files import write_text
+from autogaze.gaze import Gaze
 from autogaze.gaze_file import VideoGaze
 from autogaze.report import scale_colour
-from autogaze.video import open_writer, read_chunks
+from autogaze.video import FrameChunk, open_writer, read_chunks
 
 HERE = Path(__file__).parent
 MOST_FRAMES = 900  # shown; a minute at 15 a second
@@ -29,6 +31,7 @@ MOST_VIDEO_BYTES = 9_000_000  # 12 MB in base64, of the 15 MB that a report may 
 MOST_MASK_BYTES = 1_500_000
 LONG_SIDE_PX = 854
 BYTES_PER_PIXEL = 0.05  # what OpenCV's fixed VP8 bit rate comes to
+CONTEXT_FRAMES = 8  # rebuilt at once, after as many that came before
 SLOWEST_FPS = 8.0  # a film of hours is shown as a time lapse
 
 
@@ -41,7 +44,11 @@ class _Shown:
     fps: float
 
 
-def write_report(path: str | Path, video: str | Path, gaze: VideoGaze, summary: dict[str, Any]) -> None:
+Rebuild = Callable[[np.ndarray, Gaze], tuple[np.ndarray, np.ndarray]]  # frames (T, H, W, 3), gaze -> frames, loss (T,)
+
+
+def write_report(path: str | Path, video: str | Path, gaze: VideoGaze, summary: dict[str, Any],
+                 rebuild: Rebuild | None = None) -> None:
     """Write the page for a video whose gaze is known.
 
     Args:
@@ -49,10 +56,12 @@ def write_report(path: str | Path, video: str | Path, gaze: VideoGaze, summary: 
         video: the file that was looked at; it is read a second time.
         gaze: as `load_gaze` reads it.
         summary: the content of `gaze.json`.
+        rebuild: what a reconstructor makes of some consecutive frames (T, H, W, 3) uint8 and their gaze: as many frames
+            of one size, and the loss of each.
     """
-    shown = _choose(gaze, summary["video"])
-    clip = _encode(Path(video), shown)
-    data = _data(gaze, summary, shown)
+    shown = _choose(gaze, summary["video"], halves=1 if rebuild is None else 2)
+    clip, true_loss = _encode(Path(video), shown, gaze, rebuild)
+    data = _data(gaze, summary, shown) | {"rebuilt": rebuild is not None, "true_loss": true_loss}
     page = (HERE / "page.html").read_text(encoding="utf-8")
     parts = {"TITLE": html.escape(str(summary["video"]["name"])),
              "STYLE": (HERE / "page.css").read_text(encoding="utf-8"),
@@ -69,31 +78,54 @@ def _fill(page: str, parts: dict[str, str]) -> Iterator[str]:
         yield parts[name] + rest if closed else piece
 
 
-def _choose(gaze: VideoGaze, video: dict[str, Any]) -> _Shown:
+def _choose(gaze: VideoGaze, video: dict[str, Any], halves: int) -> _Shown:
     frames = len(gaze.counts)
     most = max(1, min(MOST_FRAMES, MOST_MASK_BYTES // -(-gaze.grid.patches_per_frame // 8)))
     stride = -(-frames // most)
     shown = -(-frames // stride)
     width, height = video["width"], video["height"]
-    pixels = MOST_VIDEO_BYTES / BYTES_PER_PIXEL / shown
+    pixels = MOST_VIDEO_BYTES / BYTES_PER_PIXEL / shown / halves
     factor = min(LONG_SIDE_PX / max(width, height), (pixels / (width * height)) ** 0.5, 1.0)
     size = (max(2, round(width * factor / 2) * 2), max(2, round(height * factor / 2) * 2))
     return _Shown(stride, size, max(SLOWEST_FPS if stride > 1 else 1.0, video["fps"] / stride))
 
 
-def _encode(video: Path, shown: _Shown) -> bytes:
-    """The small copy, made smaller until it fits."""
+def _encode(video: Path, shown: _Shown, gaze: VideoGaze, rebuild: Rebuild | None) -> tuple[bytes, list[float]]:
+    """The small copy, made smaller until it fits, and the loss of every frame shown."""
     size = shown.size
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "clip.webm"
         while True:
+            losses: list[float] = []
             with open_writer(path, shown.fps) as writer:
-                for chunk in read_chunks(video, stride=shown.stride):
-                    for frame in chunk.frames:
-                        writer.write(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+                for picture, loss in _pictures(video, shown.stride, size, gaze, rebuild):
+                    writer.write(picture)
+                    losses += [] if loss is None else [round(float(loss), 5)]
             if path.stat().st_size <= MOST_VIDEO_BYTES or min(size) <= 32:
-                return path.read_bytes()
+                return path.read_bytes(), losses
             size = (max(2, int(size[0] * 0.35) * 2), max(2, int(size[1] * 0.35) * 2))
+
+
+def _pictures(video: Path, stride: int, size: tuple[int, int], gaze: VideoGaze,
+              rebuild: Rebuild | None) -> Iterator[tuple[np.ndarray, float | None]]:
+    """The frames shown, small; with a reconstructor its picture beside each, and its loss."""
+    if rebuild is None:
+        for chunk in read_chunks(video, stride=stride):
+            yield from ((_small(frame, size), None) for frame in chunk.frames)
+        return
+    before: FrameChunk | None = None  # a reconstructor is shown what came just before
+    for chunk in read_chunks(video, CONTEXT_FRAMES):
+        frames = chunk.frames if before is None else np.concatenate([before.frames, chunk.frames])
+        first = chunk.first if before is None else before.first
+        rebuilt, loss = rebuild(frames, gaze.gaze(first, first + len(frames)))
+        for t, frame in enumerate(chunk.frames, len(frames) - len(chunk)):
+            if (first + t) % stride == 0:
+                yield np.concatenate([_small(frame, size), _small(rebuilt[t], size)], 1), loss[t]
+        before = chunk
+
+
+def _small(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
 def _data(gaze: VideoGaze, summary: dict[str, Any], shown: _Shown) -> dict[str, Any]:

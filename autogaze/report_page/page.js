@@ -7,6 +7,7 @@ const masks = bytes(data.masks), maskBytes = Math.ceil(data.patches / 8);
 const visits = new Uint32Array(bytes(data.visits).buffer);
 const clip = $("clip"), screen = $("screen"), scrubber = $("scrubber");
 const VIEWS = [["patches", "patches"], ["seen", "looked at"], ["video", "video"]];
+if (data.rebuilt) VIEWS.splice(2, 0, ["rebuilt", "reconstruction"]);
 const NOT_LOOKED_AT = "rgb(38, 38, 38)";
 const state = { frame: 0, view: "patches", on: data.scales.map(() => true), ready: false };
 const counts = data.scales.map((scale) => Array.from({ length: data.frames }, (_, t) => chosenOf(scale, t).length));
@@ -35,13 +36,19 @@ function drawScreen() {
     pen.fillRect(0, 0, screen.width, screen.height);
     eachScale((scale) => drawSeen(pen, scale));
   } else {
-    if (state.ready) pen.drawImage(clip, 0, 0, screen.width, screen.height);
+    drawPicture(pen, screen, state.view === "rebuilt");
     if (state.view === "patches") {
       pen.fillStyle = "rgba(20, 20, 20, 0.5)";
       pen.fillRect(0, 0, screen.width, screen.height);
       eachScale((scale) => drawPatches(pen, scale));
     }
   }
+}
+
+function drawPicture(pen, canvas, rebuilt) { /* with a reconstructor the clip holds two pictures side by side */
+  if (!state.ready) return;
+  const width = clip.videoWidth / (data.rebuilt ? 2 : 1);
+  pen.drawImage(clip, rebuilt ? width : 0, 0, width, clip.videoHeight, 0, 0, canvas.width, canvas.height);
 }
 
 function eachScale(draw) { data.scales.forEach((scale, k) => { if (state.on[k]) draw(scale); }); }
@@ -68,7 +75,7 @@ function drawSeen(pen, scale) { /* the picture at the sharpness of this scale, o
   small.height = Math.max(1, Math.round(data.height * share));
   const brush = small.getContext("2d");
   brush.imageSmoothingQuality = pen.imageSmoothingQuality = "high";
-  brush.drawImage(clip, 0, 0, small.width, small.height);
+  drawPicture(brush, small, false);
   pen.save();
   pen.beginPath();
   for (const index of chosen) pen.rect(...box(scale, index));
@@ -127,25 +134,18 @@ function drawPatchPlot() {
 }
 
 function drawLossPlot() {
-  const known = data.loss.filter((v) => v !== null);
+  const known = data.loss.concat(data.true_loss).filter((v) => v !== null);
   const asked = data.summary.model.task_loss_requirement;
   $("loss-figure").hidden = !known.length;
   if (!known.length) return;
-  $("asked").textContent = asked === null ? "" : `; dashed: ${asked} was asked for`;
+  const words = [data.true_loss.length ? "orange: what it really was" : "", asked === null ? "" : `dashed: ${asked} was asked for`];
+  $("asked").textContent = words.filter(Boolean).map((word) => `; ${word}`).join("");
   const plot = paper($("loss"));
   const { x, y } = axes(plot, Math.max(asked || 0, ...known) * 1.05 || 1);
   const pen = plot.pen;
-  pen.strokeStyle = plot.ink;
-  pen.beginPath();
-  let drawing = false;
-  data.loss.forEach((value, t) => {
-    if (value === null) { drawing = false; return; }
-    const at = [(x(t) + x(t + 1)) / 2, y(Math.max(0, value))];
-    if (drawing) pen.lineTo(...at); else { pen.moveTo(...at); pen.lineTo(at[0] + 0.5, at[1]); }
-    drawing = true;
-  });
   pen.lineWidth = 1.5;
-  pen.stroke();
+  drawLine(pen, data.true_loss, rgb(data.scales[0].colour, 1), x, y);
+  drawLine(pen, data.loss, plot.ink, x, y);
   if (asked !== null) {
     pen.setLineDash([5, 4]);
     pen.strokeStyle = plot.faint;
@@ -156,6 +156,19 @@ function drawLossPlot() {
     pen.setLineDash([]);
   }
   cursor(plot, x);
+}
+
+function drawLine(pen, values, colour, x, y) { /* with gaps where a value is not known */
+  pen.strokeStyle = colour;
+  pen.beginPath();
+  let drawing = false;
+  values.forEach((value, t) => {
+    if (value === null) { drawing = false; return; }
+    const at = [(x(t) + x(t + 1)) / 2, y(Math.max(0, value))];
+    if (drawing) pen.lineTo(...at); else { pen.moveTo(...at); pen.lineTo(at[0] + 0.5, at[1]); }
+    drawing = true;
+  });
+  pen.stroke();
 }
 
 function drawMap() {
