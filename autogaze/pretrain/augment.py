@@ -79,6 +79,20 @@ def _look(augmentation: Augmentation, random: np.random.Generator) -> dict[str, 
             "contrast": float(1 + contrast), "saturation": float(1 + saturation)}
 
 
+def without_waiting(values: Tensor, device: torch.device) -> Tensor:
+    """Small host values on a device; an ordinary copy would wait until the device has done all its work."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def pick_frames(video: Tensor, recipe: ClipRecipe) -> Tensor:
+    """The frames (T, ...) of a whole video that a recipe asks for, as a slice where the video is long enough."""
+    stop = recipe.start + (recipe.frames - 1) * recipe.stride + 1
+    if stop > len(video):
+        return video[frame_indices(recipe, len(video))]
+    frames = video[recipe.start : stop : recipe.stride]
+    return frames.flip(0) if recipe.reverse else frames
+
+
 def frame_indices(recipe: ClipRecipe, available: int) -> list[int]:
     """Frames of the file that make the clip; a file that is too short rests on its last frame."""
     indices = [min(recipe.start + t * recipe.stride, available - 1) for t in range(recipe.frames)]
@@ -106,9 +120,8 @@ def crop(frames: Tensor, box: tuple[float, float, float, float], size: int) -> T
 
 def apply_look(video: Tensor, recipes: list[ClipRecipe] | tuple[ClipRecipe, ...]) -> Tensor:
     """Flip and colour a batch of preprocessed clips (B, T, 3, H, W); values stay within those of the input's range."""
-    columns = [[r.flip, r.brightness, r.contrast, r.saturation] for r in recipes]
-    flip, brightness, contrast, saturation = torch.tensor(columns, dtype=video.dtype, device=video.device).T.view(
-        4, -1, 1, 1, 1, 1)
+    columns = torch.tensor([[r.flip, r.brightness, r.contrast, r.saturation] for r in recipes], dtype=video.dtype)
+    flip, brightness, contrast, saturation = without_waiting(columns, video.device).T.view(4, -1, 1, 1, 1, 1)
     video = video.flip(-1).where(flip > 0, video)
     video = torch.lerp(video.mean(2, keepdim=True), video, saturation)
     video = torch.lerp(video.mean((1, 2, 3, 4), keepdim=True), video, contrast)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autogaze.pretrain.augment import without_waiting
+
 STILL = 1 / 6  # probability that the camera does not move
 
 
@@ -68,7 +70,7 @@ def render_pan(photo: Tensor, frames: int, size: int, seed: int) -> Tensor:
     if shrink > 1:  # bilinear sampling alone would alias
         image = F.interpolate(image, (max(1, round(height / shrink)), max(1, round(width / shrink))), mode="bilinear",
                               antialias=True)
-    x, y, side, angle = path.to(photo.device).unbind(1)
+    x, y, side, angle = without_waiting(path, photo.device).unbind(1)
     cos, sin = angle.cos() * side, angle.sin() * side
     theta = torch.stack([torch.stack([cos / width, -sin / width, 2 * x / width - 1], -1),
                          torch.stack([sin / height, cos / height, 2 * y / height - 1], -1)], dim=1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from autogaze.files import atomic_path
-from autogaze.pretrain.augment import crop, frame_indices
+from autogaze.pretrain.augment import crop, frame_indices, pick_frames
 from autogaze.pretrain.clip_index import THREADS, ClipFile, ClipIndex, report_skipped
 from autogaze.pretrain.clips import ClipRecipe
 from autogaze.pretrain.pans import render_pan
@@ -101,8 +101,7 @@ class CachedClips:
         report_skipped(self.skipped)
 
     def frames(self, recipe: ClipRecipe) -> Tensor:
-        video = self.held[recipe.name]
-        return video[frame_indices(recipe, len(video))]
+        return pick_frames(self.held[recipe.name], recipe)
 
     def photo(self, name: str) -> Tensor:
         return self.held[name]
