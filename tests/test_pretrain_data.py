@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from autogaze.preprocess import Preprocessor
 from autogaze.pretrain.augment import Augmentation, apply_look, crop, frame_indices, plain_recipe
 from autogaze.pretrain.clip_index import ClipFile
 from autogaze.pretrain.clips import Clip, ClipRecipe
@@ -198,6 +199,15 @@ def test_every_frame_of_a_clip_gets_the_same_look() -> None:
     torch.testing.assert_close(plain, still)
     mirrored = apply_look(still, [ClipRecipe("video", "a", 3, flip=True)] * 2)
     torch.testing.assert_close(mirrored, still.flip(-1))
+
+
+def test_pixels_have_the_range_that_the_preprocessor_says(folder: Path) -> None:
+    normal = Preprocessor(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    data = data_of(folder, preprocessor=normal)
+    frames = torch.randint(0, 256, (1, 2, 4, 4, 3), dtype=torch.uint8)
+    clip = data._finish((ClipRecipe("video", "a", 2),), frames)
+    expected = normal.normalise(frames[0])[None]
+    torch.testing.assert_close(clip.video, expected, atol=1e-5, rtol=0)
 
 
 def test_crops_are_the_part_they_name() -> None:

@@ -119,7 +119,7 @@ def crop(frames: Tensor, box: tuple[float, float, float, float], size: int) -> T
 
 
 def apply_look(video: Tensor, recipes: list[ClipRecipe] | tuple[ClipRecipe, ...]) -> Tensor:
-    """Flip and colour a batch of preprocessed clips (B, T, 3, H, W); values stay within those of the input's range."""
+    """Flip and colour a batch of clips (B, T, 3, H, W) in -1..1, where they stay."""
     columns = torch.tensor([[r.flip, r.brightness, r.contrast, r.saturation] for r in recipes], dtype=video.dtype)
     flip, brightness, contrast, saturation = without_waiting(columns, video.device).T.view(4, -1, 1, 1, 1, 1)
     video = video.flip(-1).where(flip > 0, video)

@@ -158,6 +158,7 @@ class ClipData(pl.LightningDataModule):
         files = [*self.videos, *(self.photos if self.photo_share else ()), *self.validation]
         self.resident = 0 < expected_gib(files) <= resident_gib
         self.held: dict[torch.device, CachedClips] = {}
+        self._range: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.epoch_clips = epoch_clips or max(batch_clips, len(self.videos) + len(self.photos))
 
     def _validation_files(self) -> tuple[ClipFile, ...]:
@@ -207,8 +208,13 @@ class ClipData(pl.LightningDataModule):
         return render(recipe, self.disk, self.size)
 
     def _finish(self, recipes: tuple[ClipRecipe, ...], frames: Tensor) -> Clip:
-        video = self.preprocessor.normalise(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-        return Clip(apply_look(video.contiguous(), recipes), recipes)
+        if frames.device not in self._range:  # normalisation is affine: black and white tell all of it, once
+            shades = torch.tensor([0, 255], dtype=torch.uint8, device=frames.device).view(2, 1, 1, 1).expand(2, 1, 1, 3)
+            black, white = self.preprocessor.normalise(shades)
+            self._range[frames.device] = (white + black) / 2, (white - black) / 2
+        grey, half = self._range[frames.device]
+        looked = apply_look(frames.movedim(-1, 2).float().contiguous() / 127.5 - 1, recipes)
+        return Clip(torch.addcmul(grey, looked, half), recipes)
 
     def setup(self, stage: str | None = None) -> None:
         """Decode the resident clips before the first batch is drawn."""
