@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,7 @@ def _load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look up their types
     spec.loader.exec_module(module)
     return module
 
@@ -78,3 +80,32 @@ def test_fine_tune(checkpoint: str) -> None:
     pytest.importorskip("timm")
     losses = _load("fine_tune").main(checkpoint, steps=2, name="test_vit", frames=2)
     assert len(losses) == 2 and all(0 < loss < 10 for loss in losses)
+
+
+def test_the_gaze_of_moving_digits_finds_the_digit() -> None:
+    pytest.importorskip("sklearn")
+    digits = _load("moving_digits")
+    generator = torch.Generator().manual_seed(0)
+    data = digits.Digits.load(test=True)
+    ink = digits.Digits(torch.ones_like(data.images), data.labels)  # the same journeys of a white square
+    index = torch.arange(32)
+    video, labels = data.clips(index, generator)
+    squares, _ = ink.clips(index, torch.Generator().manual_seed(0))
+    assert video.shape == (32, 3, 3, 32, 32) and video.abs().max() <= 1 and torch.equal(labels, data.labels[:32])
+    side = digits.GRID.sides[-1]
+    there = (squares[:, :, 0].unfold(2, 4, 4).unfold(3, 4, 4) == 1).flatten(-2).all(-1).flatten(2)  # digit's patches
+    found = {}
+    for way in ("gazed", "random"):
+        gaze = digits.WAYS[way](video, digits.RATIO, generator=generator)
+        assert (gaze.counts == 12).all() and there.shape[-1] == side[0] * side[1]
+        found[way] = float(gaze.mask(-1)[there].float().mean())
+    assert found["gazed"] > 0.75 and found["random"] < 0.3
+
+
+@pytest.mark.slow
+def test_a_vit_learns_moving_digits_from_gazed_patches_as_well_as_from_all() -> None:
+    pytest.importorskip("sklearn")
+    train_and_test = _load("moving_digits").train_and_test
+    accuracy = {way: train_and_test(way, steps=300, seed=0).accuracy for way in ("dense", "gazed", "random")}
+    assert accuracy["gazed"] >= accuracy["dense"] - 0.01
+    assert accuracy["gazed"] >= accuracy["random"] + 0.05

@@ -184,3 +184,19 @@ def test_the_weights_are_the_models_own() -> None:
 def test_half_precision_follows_the_model() -> None:
     features = GazedViT(_vit().to(torch.bfloat16))(_video(), _gaze())
     assert features.features.dtype == torch.bfloat16 and features.pool().dtype == torch.bfloat16
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 4, 16])
+def test_cost_follows_the_number_of_chosen_patches(count: int) -> None:
+    """Nothing is spent on patches that were not chosen: no whole frame is embedded."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, video = _vit(class_token=False, global_pool="avg"), _video()
+    ids = torch.rand(2, 3, 16).argsort(-1)[..., :count] + GRID.offsets[-1]
+    gaze = Gaze(ids, torch.ones_like(ids, dtype=torch.bool), GRID)
+    with FlopCounterMode(display=False) as dense:
+        model.forward_features(video.flatten(0, 1))
+    with FlopCounterMode(display=False) as gazed:
+        GazedViT(model)(video, gaze)
+    assert gazed.get_total_flops() == dense.get_total_flops() * count // 16  # torch counts linear layers here

@@ -114,6 +114,28 @@ def test_flash_equals_masked_attention_on_the_gpu(attention: str, size: int) -> 
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["frame", "block_causal", "joint"])
+def test_filler_never_reaches_a_gradient_on_the_gpu(attention: str) -> None:
+    gaze = _gaze(clips=2, frames=3).to("cuda")
+    grads = []
+    for capacity in (None, 42):
+        packed = PackedIds.of(gaze, capacity)
+        layout = Layout.of(packed, attention, tuple(gaze.ids.shape), 0)
+        torch.manual_seed(0)
+        weight = torch.randn(16, 3 * 2 * 16, device="cuda", dtype=torch.bfloat16).requires_grad_()
+        x = torch.randn(42, 16, device="cuda", dtype=torch.bfloat16)[: len(packed.ids)]
+        poison = torch.full((1 << 20,), torch.nan, device="cuda")  # freed memory that the kernels may be given
+        del poison
+        q, k, v = (x @ weight).unflatten(-1, (3, 2, 16)).unbind(1)
+        out = packed_attention(q, k, v, layout)
+        pooled = pooled_attention(q[:6], k, v, packed.offsets, 7)
+        count = int(packed.offsets[-1])
+        (out[:count].float().square().sum() + pooled.float().square().sum()).backward()
+        grads.append(weight.grad.float())
+    assert grads[1].isfinite().all() and torch.allclose(*grads, atol=5e-2, rtol=5e-2)
+
+
+@pytest.mark.gpu
 def test_flash_pooling_equals_masked_pooling_on_the_gpu() -> None:
     offsets = torch.tensor([0, 3, 3, 10], dtype=torch.int32, device="cuda")
     q, k, v = (torch.randn(count, 4, 64, device="cuda", dtype=torch.bfloat16) for count in (3, 10, 10))

@@ -143,20 +143,15 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: flo
         scale: of the scores; 1 / sqrt(head size) by default.
 
     Returns:
-        (M, heads, head size); rows of no run are undefined.
+        (M, heads, head size); without a gradient, filler rows are undefined.
     """
     if not has_flash(q):
         return _masked(q, k, v, layout, scale)
-    if not layout.block_causal:
-        return _flash(q, k, v, layout.runs, layout.runs, layout.longest_run, layout.longest_run, scale)
-    frames = (len(layout.runs) - 1) // (len(layout.groups) - 1)
-    starts = layout.groups[:-1].repeat_interleave(frames)
-    lengths = layout.runs[1:] - starts
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return _flash_repeated(q, k, v, layout, starts, lengths, scale)
-    # Runs share keys: the kernel takes a start and a length for each, so nothing is copied. That form has no backward.
-    starts = torch.cat([starts, layout.groups[-1:]])
-    return _flash(q, k, v, layout.runs, starts, layout.longest_run, layout.longest_group, scale, lengths)
+    if not _differentiable(q, k, v):
+        return _flash_runs(q, k, v, layout, scale)
+    # The kernels leave filler rows of the output and of the gradients as the memory was: NaN would spread from there.
+    real = (torch.arange(len(q), device=q.device) < layout.runs[-1])[:, None, None]
+    return _flash_runs(*(x.where(real, 0.0) for x in (q, k, v)), layout, scale).where(real, 0.0)
 
 
 def pooled_attention(
@@ -176,20 +171,45 @@ def pooled_attention(
     if len(k) == 0:
         return torch.zeros_like(q)
     if has_flash(q):
+        if _differentiable(q, k, v):
+            real = (torch.arange(len(k), device=k.device) < offsets[-1])[:, None, None]
+            k, v = k.where(real, 0.0), v.where(real, 0.0)
         ones = torch.arange(len(offsets), device=q.device, dtype=torch.int32)
-        pooled = _flash(q, k, v, ones, offsets, 1, longest, scale)
+        pooled = _flash(q.contiguous(), k, v, ones, offsets, 1, longest, scale)
     else:
         rows, valid = _padded_rows(offsets, longest, len(k))
         mask = valid.index_fill(1, torch.zeros(1, dtype=torch.int64, device=q.device), True)
-        pooled = F.scaled_dot_product_attention(
-            q[:, :, None], k[rows].transpose(1, 2), v[rows].transpose(1, 2), mask[:, None, None], scale=scale
-        )[:, :, 0]
+        keys, values = k[rows].transpose(1, 2), v[rows].transpose(1, 2)
+        pooled = F.scaled_dot_product_attention(q[:, :, None], keys, values, mask[:, None, None], scale=scale)[:, :, 0]
     return pooled.where((offsets[1:] > offsets[:-1])[:, None, None], 0.0)
 
 
 def has_flash(q: Tensor) -> bool:
     """Whether torch's flash kernel takes these queries."""
     return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+
+
+def _differentiable(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+def _flash_runs(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
+    runs = layout.runs
+    if not layout.block_causal:
+        return _flash(q, k, v, runs, runs, layout.longest_run, layout.longest_run, scale)
+    frames = (len(runs) - 1) // (len(layout.groups) - 1)
+    starts = layout.groups[:-1].repeat_interleave(frames)
+    lengths = runs[1:] - starts
+    if not _differentiable(q, k, v):
+        # Runs share keys: the kernel takes a start and a length for each, so nothing is copied. It has no backward.
+        starts = torch.cat([starts, layout.groups[-1:]])
+        return _flash(q, k, v, runs, starts, layout.longest_run, layout.longest_group, scale, lengths)
+    # With a gradient each run's keys are copied, (frames + 1) / 2 times in all.
+    ends = lengths.long().cumsum(0)
+    offsets = torch.cat([ends.new_zeros(1), ends])
+    shift = (starts.long() - offsets[:-1]).repeat_interleave(lengths.long())
+    rows = torch.arange(len(shift), device=q.device) + shift
+    return _flash(q, k[rows], v[rows], runs, offsets.to(torch.int32), layout.longest_run, layout.longest_group, scale)
 
 
 def _flash(
@@ -206,20 +226,7 @@ def _flash(
     """torch's variable-length flash attention; the public `varlen_attn` (torch 2.10) takes no `lengths_k`."""
     return torch.ops.aten._flash_attention_forward(
         q, k, v, runs_q, runs_k, longest_q, longest_k, 0.0, False, False, scale=scale, seqused_k=lengths_k
-    )[0]
-
-
-def _flash_repeated(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, starts: Tensor, lengths: Tensor, scale: float | None
-) -> Tensor:
-    """Block-causal attention with a gradient: each run's keys are copied, (frames + 1) / 2 times in all."""
-    ends = lengths.long().cumsum(0)
-    offsets = torch.cat([ends.new_zeros(1), ends])
-    shift = (starts.long() - offsets[:-1]).repeat_interleave(lengths.long())
-    rows = torch.arange(len(shift), device=q.device) + shift
-    return _flash(
-        q, k[rows], v[rows], layout.runs, offsets.to(torch.int32), layout.longest_run, layout.longest_group, scale
-    )
+    )[0]  # fmt: skip
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
