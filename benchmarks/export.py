@@ -4,9 +4,9 @@
     python -m benchmarks.export --quick                        a tiny model on the CPU, a minute
     python -m benchmarks.export --data DIR --clips 200         parity on real clips besides rendered scenes
 
-Times are of one frame of a stream, memory on the device, beside PyTorch's own stream in the file's precision (float32 on
-a CPU). Agreement is the share of id slots that are the same, over all clips and frames, also after two sequences have
-parted. `providers` counts the nodes that ONNX Runtime ran on each device.
+Times are of one frame of a stream, memory on the device, beside PyTorch's own stream in the file's precision (float32
+on a CPU). Agreement is the share of id slots that are the same, over all clips and frames, also after two sequences
+have parted. `providers` counts the nodes that ONNX Runtime ran on each device.
 """
 
 from __future__ import annotations

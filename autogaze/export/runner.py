@@ -87,7 +87,7 @@ class Engine:
 
             return cls(TrtSession(path, device, stream))
         raise FormatError(
-            f"{path}: expected .onnx, {', '.join(ENGINE_SUFFIXES)}; checkpoints are loaded with AutoGaze.from_pretrained"
+            f"{path}: expected .onnx, {', '.join(ENGINE_SUFFIXES)}; AutoGaze.from_pretrained loads checkpoints"
         )
 
     def generate(self, video: Any, gazing_ratio: PerFrame = None, task_loss_requirement: PerFrame = None) -> Gaze:

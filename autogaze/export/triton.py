@@ -1,8 +1,8 @@
 """Writes a Triton Inference Server model repository around an exported file.
 
-A frame file becomes a stateful model: sequence batching keeps each stream's requests on one slot, and Triton carries the
-memory from call to call as implicit state, so a client sends a frame and gets a gaze. A clip file becomes an ordinary
-model. See `docs/formats.md` and `autogaze.export.triton_client`.
+A frame file becomes a stateful model: sequence batching keeps each stream's requests on one slot, and Triton carries
+the memory from call to call as implicit state, so a client sends a frame and gets a gaze. A clip file becomes an
+ordinary model. See `docs/formats.md` and `autogaze.export.triton_client`.
 """
 
 from __future__ import annotations

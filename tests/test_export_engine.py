@@ -1,0 +1,172 @@
+"""Engine files: built for real with tensorrt_rtx on the CPU, read back, and refused when damaged, foreign or newer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from autogaze.model import AutoGaze, AutoGazeConfig
+
+pytest.importorskip("onnx", reason="needs the export extra: onnx")
+pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
+
+from autogaze.export.engine_file import FOOTER, EngineFacts, read_engine, write_engine
+from autogaze.export.forms import input_specs, output_specs
+from autogaze.export.metadata import FormatError, Metadata
+from autogaze.export.onnx import ExportOptions
+from autogaze.export.runner import Engine
+from autogaze.export.tensorrt import BuildOptions, EngineBuilder, export_tensorrt, find_tensorrt
+
+SMALL = AutoGazeConfig(
+    scales=(16, 32, 64), hidden_size=48, num_hidden_layers=2, num_attention_heads=3, head_dim=16, intermediate_size=96,
+    num_multi_token_pred=4, max_num_frames=3, gazing_ratio=0.5, task_loss_requirement=0.7)  # fmt: skip
+OPTIONS = ExportOptions(gazing_ratio=0.3, batch=(1, 2), precision="fp16")
+
+
+@pytest.fixture(scope="module")
+def model() -> AutoGaze:
+    torch.manual_seed(0)
+    return AutoGaze(SMALL).eval()
+
+
+@pytest.fixture
+def fake(model: AutoGaze, tmp_path: Path) -> Path:
+    """A whole engine file around a plan that no runtime knows."""
+    metadata = OPTIONS.metadata(model)
+    facts = EngineFacts("tensorrt", "0.0", "sm_00", False, input_specs(model, metadata), output_specs(model, metadata))
+    write_engine(tmp_path / "gaze.engine", b"plan" * 100, metadata, facts)
+    return tmp_path / "gaze.engine"
+
+
+def test_metadata_reads_back(model: AutoGaze, fake: Path) -> None:
+    file = read_engine(fake)
+    assert file.metadata == OPTIONS.metadata(model)
+    assert file.plan == b"plan" * 100
+    assert file.facts.inputs == input_specs(model, file.metadata)
+    calibrated = AutoGaze(SMALL).with_calibration(((0.5, 0.25), (0.7, 0.6)))
+    metadata = OPTIONS.metadata(calibrated)
+    assert Metadata.from_properties(metadata.to_properties(), "x") == metadata
+
+
+@pytest.mark.parametrize("keep", [0, 10, 200, -1])
+def test_a_file_cut_short_is_refused(fake: Path, keep: int) -> None:
+    fake.write_bytes(fake.read_bytes()[:keep])
+    with pytest.raises(FormatError, match="cut short|damaged"):
+        Engine.load(fake)
+
+
+def test_a_damaged_file_is_refused(fake: Path) -> None:
+    data = bytearray(fake.read_bytes())
+    data[50] ^= 1
+    fake.write_bytes(data)
+    with pytest.raises(FormatError, match="do not add up"):
+        Engine.load(fake)
+
+
+def test_a_newer_format_is_refused(model: AutoGaze, tmp_path: Path) -> None:
+    properties = OPTIONS.metadata(model).to_properties() | {"autogaze.format": "99"}
+    with pytest.raises(FormatError, match="written in format 99, this autogaze reads up to"):
+        Metadata.from_properties(properties, "gaze.engine")
+    del properties["autogaze.format"]
+    with pytest.raises(FormatError, match="not an autogaze export"):
+        Metadata.from_properties(properties, "gaze.engine")
+    with pytest.raises(FormatError, match="lacks group"):
+        whole = OPTIONS.metadata(model).to_properties()
+        Metadata.from_properties({k: v for k, v in whole.items() if k != "autogaze.group"}, "gaze.engine")
+
+
+def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    with pytest.raises(FileNotFoundError, match=r"gone\.onnx"):
+        Engine.load(tmp_path / "gone.onnx")
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(FormatError, match=r"expected \.onnx"):
+        Engine.load(tmp_path / "model.safetensors")
+    (tmp_path / "text.onnx").write_text("not protobuf at all")
+    with pytest.raises(FormatError, match="cannot read it"):
+        Engine.load(tmp_path / "text.onnx", "cpu")
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "other", value[:1], value[1:])
+    graph = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(graph, tmp_path / "other.onnx")
+    with pytest.raises(FormatError, match="not an autogaze export"):
+        Engine.load(tmp_path / "other.onnx", "cpu")
+
+
+def test_an_engine_names_the_runtime_that_it_needs(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(ImportError, match=r"this engine needs tensorrt: pip install tensorrt==0\.0"):
+        Engine.load(fake)
+
+
+def test_without_tensorrt_one_line_names_what_to_install(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from autogaze.cli import main
+
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["export", str(tiny_checkpoint), "--trt", str(tmp_path / "gaze.engine")]) == 2
+    words = capsys.readouterr().err.strip()
+    assert words == ("autogaze: TensorRT is not installed: pip install tensorrt (data-centre GPUs) or "
+                     "pip install 'autogaze[trt]' (RTX GPUs)")  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(ValueError, match="hardware must be one of"):
+        BuildOptions(hardware="all")
+    with pytest.raises(ValueError, match="workspace must be positive"):
+        BuildOptions(workspace_mib=0)
+
+
+def test_rtx_refuses_what_it_cannot_do() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx")
+    with pytest.raises(ValueError, match="every RTX GPU from Ampere on"):
+        EngineBuilder(trt, BuildOptions(version_compatible=True))
+
+
+def test_an_engine_builds_and_reads_back(model: AutoGaze, tmp_path: Path) -> None:
+    try:
+        trt = find_tensorrt()
+    except ImportError as error:
+        pytest.skip(str(error))
+    if trt.__name__ == "tensorrt" and not torch.cuda.is_available():
+        pytest.skip("the tensorrt package builds on a GPU only")
+    phases: list[str] = []
+    build = BuildOptions(workspace_mib=256, timing_cache=tmp_path / "timing.cache")
+    report = export_tensorrt(model, tmp_path / "gaze.engine", OPTIONS, build, phases.append)
+    assert phases and (tmp_path / "timing.cache").stat().st_size > 0
+    words = " ".join(report.log).lower()
+    assert not [word for word in ("fallback", "unsupported", "not supported", "error") if word in words], report.log
+    file = read_engine(tmp_path / "gaze.engine")
+    assert len(file.plan) == report.bytes and file.facts.version == trt.__version__
+    for spec in (*file.facts.inputs, *file.facts.outputs):
+        assert spec.name.encode() in file.plan
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="needs a CUDA GPU"):
+            Engine.load(tmp_path / "gaze.engine")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_an_engine_of_base_size_builds(precision: str, tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx")
+    from autogaze.export.forms import write_graph
+
+    model = AutoGaze(AutoGazeConfig())
+    metadata = ExportOptions(precision=precision, gazing_ratio=0.1, batch=(1, 4)).metadata(model)
+    builder = EngineBuilder(trt, BuildOptions())
+    plan, layers = builder.build(write_graph(model, metadata).SerializeToString(), metadata)
+    assert len(plan) > 5_000_000 and layers > 1000
+    assert builder.specs(model, metadata) == (input_specs(model, metadata), output_specs(model, metadata))
+    assert not [line for line in builder.log if "Int64 binding" not in line], builder.log
+
+
+def test_the_footer_is_the_documented_one() -> None:
+    assert FOOTER.size == 28
