@@ -1,6 +1,6 @@
 """Moving digits: does a ViT that sees 15 % of the tokens learn as well as one that sees them all?
 
-    python examples/moving_digits.py [--steps 600] [--seed 0] [--json]
+    python examples/moving_digits.py [--steps 500] [--seed 0] [--json]
 
 A hand-written digit (scikit-learn's, 8 x 8 pixels) moves over a textured 32 x 32 background for 3 frames, by whole
 patches of 4 pixels (a ViT this small needs thousands of steps to learn digits cut at every offset). The same ViT is
@@ -128,7 +128,7 @@ def train_and_test(way: str, steps: int, seed: int) -> Outcome:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=600, help="of 64 clips (600)")
+    parser.add_argument("--steps", type=int, default=500, help="of 64 clips (500)")
     parser.add_argument("--seed", type=int, default=0, help="(0)")
     parser.add_argument("--json", action="store_true", help="outcomes as JSON on the last line")
     args = parser.parse_args(argv)

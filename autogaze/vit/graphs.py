@@ -31,8 +31,8 @@ class GraphedViT:
     Args:
         gazed: in eval mode, on the GPU. It is compiled in place (see `GazedViT.compile`) if `compile` says so.
         video: (B, T, 3, H, W), an example of what will come: shape, dtype and device count.
-        gaze: (B, T, K), an example; later gazes may have fewer slots.
-        buckets: packed rows to capture for, ascending; empty: B * T * K only, which never asks the device anything.
+        gaze: (B, T, K), an example; later gazes may have fewer slots, not more.
+        buckets: packed rows to capture for; empty: B * T * K only, which never asks the device anything.
 
     Raises:
         ValueError: if there is no GPU, or the ViT is in training mode.
@@ -48,7 +48,7 @@ class GraphedViT:
         if compile:
             gazed.compile()
         self.gazed = gazed
-        self.buckets = tuple(sorted({*(rows for rows in buckets if rows < gaze.ids.numel()), gaze.ids.numel()}))
+        self.buckets = tuple(sorted({min(rows, gaze.ids.numel()) for rows in buckets or (gaze.ids.numel(),)}))
         with torch.inference_mode(False):  # so that calls may come from inside inference mode and from outside
             self._video = torch.empty_like(video)
             self._gaze = Gaze(torch.zeros_like(gaze.ids), torch.zeros_like(gaze.chosen), gaze.grid)
@@ -66,12 +66,15 @@ class GraphedViT:
             PackedFeatures of as many rows as the bucket; the next call writes over them, so clone what must stay.
 
         Raises:
-            ValueError: if video or gaze do not have the captured shape.
+            ValueError: if video or gaze do not have the captured shape, or more patches were chosen than the largest
+                bucket holds.
         """
         self._load(video, gaze)
         rows = self.buckets[-1]
-        if len(self.buckets) > 1:
+        if len(self.buckets) > 1 or rows < gaze.ids.numel():
             count = int(gaze.chosen.sum())
+            if count > rows:
+                raise ValueError(f"{count} patches were chosen but the largest bucket holds {rows}")
             rows = next(bucket for bucket in self.buckets if bucket >= count)
         self._captures[rows].graph.replay()
         return replace(self._captures[rows].features)
