@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from autogaze import AutoGaze, Gaze, PatchGrid
-from autogaze.files import write_json, write_text
+from autogaze.files import atomic_path, write_json, write_text
 from autogaze.model import AutoGazeConfig
+from autogaze.report import SCALE_COLOURS
 from autogaze.vit import GazedViT
 from autogaze.vit.break_even import PARTS_FILE, Parts, load_parts, patches_per_frame, will_it_pay
 from benchmarks.vit_opponents import dense_frames
@@ -26,6 +27,7 @@ VITS = {
 FRAMES = (1, 4, 16, 64, 256, 1024)
 TOKENS = (64, 256, 1024, 4096, 16384, 65536)
 CLIPS, RATIOS = (1, 4, 16, 64, 256), (0.05, 0.1, 0.25, 0.5, 0.75)
+CHART_FRAMES, CHART_BATCHES = (1, 16, 256), (1, 2, 4, 8, 16, 32, 64, 128)
 TOKENS_A_FRAME = 26  # ratio 0.1 of the published grid
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "vit-break-even.md"
 
@@ -80,6 +82,32 @@ def ship(result: dict[str, Any]) -> None:
     )
     load_parts.cache_clear()
     write_text(PAGE, page(load_parts()))
+    draw(load_parts(), PAGE.with_suffix(".svg"))
+
+
+def draw(parts: Parts, path: Path) -> None:
+    """The chart: the ratio below which gazing pays, against the batch, for every ViT, size and clip length."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    axes = figure.subplots(1, len(CHART_FRAMES), sharey=True)
+    for axis, frames in zip(axes, CHART_FRAMES, strict=True):
+        for index, (name, part) in enumerate(parts.vits.items()):
+            for style, size in zip(("-", "--"), part.dense, strict=False):
+                edges = [
+                    will_it_pay(name, size, frames, batch, 0.1, parts).break_even_ratio or 0 for batch in CHART_BATCHES
+                ]
+                label = f"{name.removeprefix('vit_').split('_patch')[0]}, {size} px"
+                colour = [channel / 255 for channel in SCALE_COLOURS[index % len(SCALE_COLOURS)]]
+                axis.plot(CHART_BATCHES, edges, style, marker="o", markersize=3, color=colour, label=label)
+        axis.set(
+            title=f"clips of {frames} frame{'s' * (frames > 1)}", xlabel="clips at once", xscale="log", ylim=(0, 1)
+        )
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("gazing pays below this ratio")
+    axes[-1].legend(fontsize=7)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
 
 
 def page(parts: Parts) -> str:
@@ -92,12 +120,14 @@ def page(parts: Parts) -> str:
         "eager kernels on both sides. Ask for your own case with "
         "`autogaze info --vit NAME --size 224 --frames 16 --batch 8 --ratio 0.1`.",
         "",
+        "![The ratio below which gazing pays, against the number of clips](vit-break-even.svg)",
+        "",
         "Each cell: times faster than dense at ratio 0.1, then the ratio below which gazing pays (`never`: at no "
         "ratio). Less than 1 means slower: leave the gaze out.",
         "",
     ]
     batches = (1, 8, 64)
-    for frames in (1, 16, 256):
+    for frames in CHART_FRAMES:
         lines += [
             f"## Clips of {frames} frame{'s' * (frames > 1)}",
             "",

@@ -84,3 +84,14 @@ def test_the_command_answers_in_words_and_numbers(
     assert result["pays"] and math.isclose(result["dense_ms"], 64)
     assert run(parser.parse_args(question)) == 0
     assert capsys.readouterr().out.startswith("Yes: ")
+
+
+def test_the_page_and_the_chart_show_every_measured_vit(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("matplotlib")
+    from benchmarks.vit_parts import draw, page
+
+    text = page(_parts())
+    assert text.count(f"| {VIT} | 224 | 265 |") == 3 and "measured on a machine (2026-01-01)" in text
+    draw(_parts(), tmp_path / "chart.svg")
+    assert "gazing pays below this ratio" in (tmp_path / "chart.svg").read_text()

@@ -74,7 +74,7 @@ class GazedViT(nn.Module):
     def encode_gaze(self, video: Tensor, gaze: Gaze, capacity: int | None = None) -> PackedFeatures:
         """`forward` without its checks: with a capacity it never asks the device anything."""
         packed = PackedIds.of(gaze, capacity)
-        taps = Taps.of(gaze.grid, *video.shape[-2:], video.device)
+        taps = Taps.of(gaze.grid, video.shape[-2], video.shape[-1], video.device)
         clips, frames, slots = gaze.ids.shape
         features, prefix = self.encode(video, packed, taps, gaze.grid, (clips, frames, slots), capacity is not None)
         joint = self.attention == "joint"

@@ -151,7 +151,8 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: flo
         return _flash_runs(q, k, v, layout, scale)
     # The kernels leave filler rows of the output and of the gradients as the memory was: NaN would spread from there.
     real = (torch.arange(len(q), device=q.device) < layout.runs[-1])[:, None, None]
-    return _flash_runs(*(x.where(real, 0.0) for x in (q, k, v)), layout, scale).where(real, 0.0)
+    q, k, v = (x.where(real, 0.0) for x in (q, k, v))
+    return _flash_runs(q, k, v, layout, scale).where(real, 0.0)
 
 
 def pooled_attention(
@@ -239,8 +240,8 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None
         mask = mask & (frame[:, None, :, None] >= frame[:, None, None, :])
     first = torch.zeros(1, dtype=torch.int64, device=q.device)
     mask = mask.index_fill(-1, first, True)  # a padded query must see something, or its NaN reaches the gradient
-    padded = (x[rows].transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(*padded, attn_mask=mask, scale=scale).transpose(1, 2)
+    q_padded, k, v = (x[rows].transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q_padded, k, v, mask, scale=scale).transpose(1, 2)
     row = torch.arange(len(q), device=q.device)
     group = torch.bucketize(row, layout.groups[1:], right=True).clamp(max=len(layout.groups) - 2)
     return out[group, (row - layout.groups[group]).clamp(max=out.shape[1] - 1)]

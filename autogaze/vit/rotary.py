@@ -8,15 +8,16 @@ A table holds sines and cosines side by side, (patches_per_frame, 2 * head size)
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autogaze.grid import PatchGrid
 from autogaze.vit.positions import constant, fine_places
 
 
-def rotary_table(rope: nn.Module, grid: PatchGrid) -> Tensor:
+def rotary_table(rope: Any, grid: PatchGrid) -> Tensor:
     """The rotary table of a timm rope module on a grid; at the finest scale equal to the dense model's.
 
     Raises:
@@ -46,7 +47,7 @@ def unrotated(table: Tensor, count: int) -> Tensor:
     return rows
 
 
-def _axial(rope: nn.Module, grid: PatchGrid) -> Tensor:
+def _axial(rope: Any, grid: PatchGrid) -> Tensor:
     bands = _bands(rope)
     places, shape = fine_places(grid, bands.device), constant(grid.sides[-1], bands.device)
     kind = getattr(rope, "grid_type", "pixel" if rope.in_pixels else "index")
@@ -61,20 +62,20 @@ def _axial(rope: nn.Module, grid: PatchGrid) -> Tensor:
     return _sines(_axes(places, rope)[:, :, None] * bands, getattr(rope, "rotate_half", False))
 
 
-def _dinov3(rope: nn.Module, grid: PatchGrid) -> Tensor:
+def _dinov3(rope: Any, grid: PatchGrid) -> Tensor:
     places, shape = fine_places(grid, rope.periods.device), constant(grid.sides[-1], rope.periods.device)
     coordinates = _axes(_centred(places, shape, rope), rope)
     return _sines(2 * math.pi * coordinates[:, :, None] / rope.periods, rope.rotate_half)
 
 
-def _mixed(rope: nn.Module, grid: PatchGrid) -> Tensor:
+def _mixed(rope: Any, grid: PatchGrid) -> Tensor:
     first, second = _axes(fine_places(grid, rope.freqs.device), rope).unbind(-1)
     freqs = rope.freqs.float()  # (2, depth, heads, head size / 2)
     angles = first[:, None, None, None] * freqs[0] + second[:, None, None, None] * freqs[1]
     return _sines(angles[..., None, :], half=False)
 
 
-def _mrope(rope: nn.Module, grid: PatchGrid) -> Tensor:
+def _mrope(rope: Any, grid: PatchGrid) -> Tensor:
     places = fine_places(grid, rope.inv_freq.device)
     places = torch.cat([torch.zeros_like(places[:, :1]), places], dim=-1)[:, rope.axis]  # time stays at 0
     return _sines((places * rope.inv_freq)[:, None], half=True)
@@ -88,7 +89,7 @@ _KINDS = {
 }
 
 
-def _bands(rope: nn.Module) -> Tensor:
+def _bands(rope: Any) -> Tensor:
     """Frequencies of an axial rope; timm before 1.0.30 does not keep them where it keeps finished sines."""
     if rope.bands is not None:
         return rope.bands
@@ -100,13 +101,13 @@ def _bands(rope: nn.Module) -> Tensor:
     return freq_bands(rope.dim // 4, temperature=rope.temperature, step=1, device=device)
 
 
-def _centred(places: Tensor, shape: Tensor, rope: nn.Module) -> Tensor:
+def _centred(places: Tensor, shape: Tensor, rope: Any) -> Tensor:
     """Patch centres in [-1, 1]."""
     size = {"separate": shape, "max": shape.max(), "min": shape.min()}[getattr(rope, "normalize_coords", "separate")]
     return (places + 0.5 + rope.grid_offset) / size * 2 - 1
 
 
-def _axes(places: Tensor, rope: nn.Module) -> Tensor:
+def _axes(places: Tensor, rope: Any) -> Tensor:
     """(row, column), or (column, row) for a rope that counts x first."""
     return places.flip(-1) if getattr(rope, "grid_indexing", "ij") == "xy" else places
 
