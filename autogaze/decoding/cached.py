@@ -1,11 +1,14 @@
 """Decoding on key/value caches of fixed capacity: the fast way on a CPU, and on a GPU without the fused kernels.
 
-Two things save time over the plain loop. Keys and values are written in place, never copied. And the last group
-of a frame, which nothing is read from, is fed together with the next frame's visual tokens: a frame of G groups costs
-G passes, not G + 1. Clips of a batch that always spend the same share one cache; others get one each.
+What saves time over the plain loop: keys and values are written in place, never copied. The last group of a frame,
+which nothing is read from, is fed together with the next frame's visual tokens: a frame of G groups costs G passes, not
+G + 1. The last layer computes the one state that ids are chosen from. Masks are cut out of one that is made once.
+Clips of a batch that always spend the same share one cache; others get one each.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,14 +24,16 @@ REBASE_AT = 1 << 15  # positions stay below this, far past any clip of 16 frames
 class Cache:
     """Keys and values (layers, B, heads, capacity, head_dim) of the frames in the window, oldest first."""
 
-    def __init__(self, decoder: GazeDecoder, batch: int, window: int, tokens_per_frame: int) -> None:
+    def __init__(self, decoder: GazeDecoder, batch: int, window: int, visual_tokens: int, budget: int) -> None:
         layer = decoder.model.layers[0].self_attn
-        shape = (len(decoder.model.layers), batch, layer.heads, window * tokens_per_frame, layer.q_proj.out_features // layer.heads)
+        self.capacity, self.window = window * (visual_tokens + budget), window
+        shape = (len(decoder.model.layers), batch, layer.heads, self.capacity, layer.q_proj.out_features // layer.heads)
         self.keys, self.values = layer.q_proj.weight.new_empty(shape), layer.q_proj.weight.new_empty(shape)
-        self.frequencies, self.window = decoder.model.frequencies, window
+        self.frequencies = decoder.model.frequencies
+        most = visual_tokens + decoder.group  # tokens of a pass
+        self.mask = self.keys.new_full((most, self.capacity + most), -torch.inf).triu_(self.capacity + 1)
         self.frame_lengths: list[int] = []  # tokens of each frame in the window
         self.length = self.position = 0  # tokens held; rotary position of the next token
-        self.layers_done = 0
 
     def open_frame(self) -> None:
         """Make room for a frame by forgetting the oldest when the window is full."""
@@ -46,10 +51,13 @@ class Cache:
         self.frame_lengths.append(0)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        new, total = query.shape[2], self.length + query.shape[2]
+        total = self.length + key.shape[2]
         self.keys[layer, :, :, self.length : total] = key
         self.values[layer, :, :, self.length : total] = value
-        mask = None if new == 1 else torch.ones(new, total, dtype=torch.bool, device=query.device).tril(self.length)
+        new, unused = query.shape[2], self.capacity - self.length
+        mask = None if new == 1 else self.mask[:new, unused : unused + total]
+        if mask is not None and mask.is_cuda:
+            mask = mask.contiguous()  # CUDA's attention kernels read a mask in aligned vectors
         return F.scaled_dot_product_attention(
             query, self.keys[layer, :, :, :total], self.values[layer, :, :, :total], attn_mask=mask)
 
@@ -61,16 +69,29 @@ class Cache:
         self.length += last_frame + this_frame
         self.position += last_frame + this_frame
 
+    def forget(self, kept: Tensor) -> None:
+        """Of the last len(kept) tokens, keep those."""
+        start, places = self.length - len(kept), kept.nonzero().squeeze(1)
+        for held in (self.keys, self.values):
+            held[..., start : start + len(places), :] = held[..., start + places, :]
+        self.grow(0, len(places) - len(kept))
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """The last group of a frame, which is fed with the next frame."""
+
+    ids: Tensor  # (B, n) int64
+    kept: Tensor | None  # (n,) bool, False where the stop rule made padding; None: all
+
 
 class UniformDecoding:
     """One clip, or clips that spend the same number of ids in every frame."""
 
     def __init__(self, decoder: GazeDecoder, batch: int, window: int, visual_tokens: int, budget: int) -> None:
         self.decoder, self.batch = decoder, batch
-        # One more frame than the window: a last group may still be written while the next frame comes in.
-        self.cache = Cache(decoder, batch, window, visual_tokens + budget + 1)
-        self.pending: Tensor | None = None  # (B, n) ids of the last frame's final group, not fed yet
-        self.pending_slots: Tensor | None = None  # (n,) where in the group they stood
+        self.cache = Cache(decoder, batch, window, visual_tokens, budget)
+        self.pending: Pending | None = None
         self.group_position = self.groups = 0  # of the last frame: rotary position of a group, groups decoded
         self.others_went_on = False  # another clip of the batch decoded more groups in the last frame
 
@@ -81,59 +102,69 @@ class UniformDecoding:
         taken = torch.zeros(self.batch, decoder.vocabulary - 1, dtype=torch.bool, device=visual.device)
         hidden = self._open(visual)
         self.group_position, self.groups = self.cache.position - decoder.group, 0  # see `plain` on positions
-        ids, chosen, losses = [], [], []
-        done, first = room == 0, True
-        while not done:
+        columns: list[Column] = []
+        while room:
             logits, task_loss = decoder.heads(hidden)
             group = choose_group(logits, taken, request.temperature, request.generator)
             left = torch.full((self.batch,), room, device=visual.device)
-            kept, ended = keep_group(task_loss, left, requirement, first)
+            kept, ended = keep_group(task_loss, left, requirement, first=not columns)
             size = min(room, decoder.group)
-            ids.append(group[:, :size])
-            chosen.append(kept[:, :size])
-            losses.append(task_loss[:, :size])
-            done = size == room if requirement is None else bool(ended.all())
-            tokens = group[:, :size] if requirement is None else group[kept][None]
-            if done:
-                self.pending = tokens
-                self.pending_slots = kept[0].nonzero().squeeze(1)
-            else:
-                hidden = self._feed(decoder.model.embed_tokens(tokens), 0, self._group_positions(tokens.shape[1]))
-            first, room, self.groups = False, room - size, self.groups + 1
-        if not ids:
+            group, kept = group[:, :size], kept[:, :size]
+            columns.append((group, kept, task_loss[:, :size]))
+            room, self.groups = room - size, self.groups + 1
+            if not room or (requirement is not None and bool(ended.all())):
+                self.pending = Pending(group, None if requirement is None else kept[0])
+                break
+            hidden = self._feed(group, self._group_positions(size))
+        if not columns:
             empty = taken.new_zeros(self.batch, 0)
             return empty.long(), empty, empty.float()
-        return torch.cat(ids, 1), torch.cat(chosen, 1), torch.cat(losses, 1)
+        ids, chosen, losses = (torch.cat(parts, 1) for parts in zip(*columns, strict=True))
+        return ids, chosen, losses
+
+    def _open(self, visual: Tensor) -> Tensor:
+        """Feed what is left of the last frame and the new frame's visual tokens; the last hidden state (B, width)."""
+        ids, positions, seen = self._left_over()
+        size = ids.shape[1]
+        if size and (seen is not None or len(self.cache.frame_lengths) == self.cache.window):
+            # By itself, since the visual tokens must not see the padding in it, or since it must still see the frame
+            # that is about to be forgotten.
+            self._feed(ids, positions)
+            if seen is not None:
+                self.cache.forget(seen)
+            size = 0
+        self.cache.open_frame()
+        counted = torch.arange(size, size + visual.shape[1], device=visual.device) + self.cache.position
+        if not size:
+            return self._append(visual, 0, counted)
+        embedded = self.decoder.model.embed_tokens(ids).to(visual.dtype)
+        return self._append(torch.cat([embedded, visual], dim=1), size, torch.cat([positions, counted]))
+
+    def _left_over(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Ids (B, n) that are not fed yet, their rotary positions (n,), and which of them are kept unless all are."""
+        pending, self.pending = self.pending, None
+        device = self.cache.keys.device
+        if pending is None:
+            none = torch.zeros(self.batch, 0, dtype=torch.int64, device=device)
+            return none, none[0], None
+        ids, kept = pending.ids, pending.kept
+        if kept is not None and self.others_went_on:  # fed in step with them, with `eos` for padding; see `plain`
+            size = int((kept * torch.arange(1, len(kept) + 1, device=device)).amax())
+            ids, kept = ids.where(kept, self.decoder.vocabulary - 1)[:, :size], kept[:size]
+            return ids, self._group_positions(size), None if bool(kept.all()) else kept
+        ids = ids if kept is None else ids[:, kept]
+        return ids, torch.arange(self.cache.position, self.cache.position + ids.shape[1], device=device), None
 
     def _group_positions(self, size: int) -> Tensor:
         return torch.arange(self.group_position, self.group_position + size, device=self.cache.keys.device)
 
-    def _open(self, visual: Tensor) -> Tensor:
-        """Feed what is left of the last frame and the new frame's visual tokens."""
-        pending, slots, self.pending = self.pending, self.pending_slots, None
-        if pending is None or slots is None or not pending.shape[1]:
-            self.cache.open_frame()
-            return self._feed(visual, 0, self._next_positions(visual.shape[1]))
-        size = pending.shape[1]
-        embedded = self.decoder.model.embed_tokens(pending).to(visual.dtype)
-        if len(self.cache.frame_lengths) == self.cache.window:
-            # The window is full: the frame that is about to be forgotten must still be seen by the last group.
-            self._feed(embedded, 0, self._pending_positions(slots))
-            return self._open(visual)
-        self.cache.open_frame()
-        positions = self._next_positions(size + visual.shape[1])
-        positions[:size] = self._pending_positions(slots)
-        return self._feed(torch.cat([embedded, visual], dim=1), size, positions)
+    def _feed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Append ids (B, n) to the newest frame."""
+        return self._append(self.decoder.model.embed_tokens(ids), 0, positions)
 
-    def _next_positions(self, size: int) -> Tensor:
-        return torch.arange(self.cache.position, self.cache.position + size, device=self.cache.keys.device)
-
-    def _pending_positions(self, slots: Tensor) -> Tensor:
-        return self.group_position + slots if self.others_went_on else self._next_positions(len(slots))
-
-    def _feed(self, tokens: Tensor, of_last_frame: int, positions: Tensor) -> Tensor:
+    def _append(self, tokens: Tensor, of_last_frame: int, positions: Tensor) -> Tensor:
         """Append tokens (B, n, width) at rotary positions (n,); the last hidden state (B, width)."""
-        hidden = self.decoder.model(tokens, positions[None], self.cache.attend)[:, -1]
+        hidden = self.decoder.model(tokens, positions[None], self.cache.attend, only_last=True)[:, -1]
         self.cache.grow(of_last_frame, tokens.shape[1] - of_last_frame)
         return hidden
 

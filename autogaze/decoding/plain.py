@@ -138,7 +138,8 @@ class PlainDecoding:
             ids (B, K) int64, chosen (B, K) bool, predicted loss before each id (B, K) float32; K is the longest
             clip's count of slots.
         """
-        frames = [PlainFrame(self.decoder, memory, visual[i], request.clip(i)) for i, memory in enumerate(self.memories)]
+        frames = [PlainFrame(self.decoder, memory, visual[i], request.clip(i))
+                  for i, memory in enumerate(self.memories)]
         while not all(frame.done for frame in frames):
             groups = [(frame, frame.choose()) for frame in frames if not frame.done]
             others_go_on = request.in_step and not all(frame.done for frame in frames)
