@@ -31,7 +31,7 @@ test: lint
 demo: env
 	$(BIN)/python -m autogaze.scenes $(DEMO)/scenes --clips 28
 	$(BIN)/autogaze train --preset tiny --data $(DEMO)/scenes --out $(DEMO)/run
-	$(BIN)/autogaze gaze $(DEMO)/scenes/val/*.mp4 --checkpoint $(DEMO)/run --out $(DEMO)/gaze
+	$(BIN)/autogaze gaze $(DEMO)/scenes/val/*.mp4 --checkpoint $(DEMO)/run --gazing-ratio 0.1 --out $(DEMO)/gaze
 	$(BIN)/autogaze export $(DEMO)/run --onnx $(DEMO)/gaze.onnx
 	@echo
 	@echo "scenes       $(DEMO)/scenes"

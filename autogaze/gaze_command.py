@@ -89,7 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tiles", action="store_true",
                         help="look at full resolution in tiles (default: the whole frame in one square)")
     parser.add_argument("--reconstructor", type=Path, metavar="DIR",
-                        help="also show what this reconstructor, such as RUN/reconstructor, makes of the gaze")
+                        help="show in the report what this reconstructor makes of the gaze (default: the run's own, if "
+                             "the checkpoint is a run)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--json", action="store_true", help="print the summaries as JSON on the last line of stdout")
 
@@ -100,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.out} exists and is not a folder")
     model = AutoGaze.from_pretrained(args.checkpoint, pick_device(args.device))
     options = choose_options(model, args.gazing_ratio, args.task_loss_requirement, args.tiles)
-    rebuild = None if args.reconstructor is None else load_rebuild(args.reconstructor, model)
+    judge = args.reconstructor or find_reconstructor(args.checkpoint)
+    rebuild = None if judge is None else load_rebuild(judge, model)
     summaries = []
     for info, folder in zip(infos, output_folders(args.video, args.out), strict=True):
         summary = gaze_video(model, info, folder, options, str(args.checkpoint), rebuild)
@@ -157,6 +159,12 @@ def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOpti
         raise
     finally:
         progress.end()
+
+
+def find_reconstructor(checkpoint: str | Path) -> Path | None:
+    """The reconstructor that a run of `autogaze train` left beside its model."""
+    folder = Path(checkpoint) / "reconstructor"
+    return folder if (folder / "model.safetensors").is_file() else None
 
 
 def load_rebuild(folder: Path, model: AutoGaze) -> Rebuild:

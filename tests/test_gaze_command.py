@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -190,10 +191,13 @@ def test_real_clips_of_several_sizes(shared: Path, model: AutoGaze, tmp_path: Pa
         assert summary.frames == 4 and (tmp_path / clip.stem / "overlay.mp4").stat().st_size > 1000
 
 
-def test_a_reconstructor_adds_what_it_makes_of_the_gaze(scene: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_run_shows_what_its_reconstructor_makes_of_it(scene: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     from autogaze.pretrain.reconstructor import Reconstructor, ReconstructorConfig
 
-    Reconstructor(ReconstructorConfig.tiny()).save_pretrained(tmp_path / "judge")
-    assert main(["gaze", str(scene), "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "out"),
-                 "--reconstructor", str(tmp_path / "judge")]) == 0
-    assert '"rebuilt": true' in (tmp_path / "out/report.html").read_text()
+    run = tmp_path / "run"
+    shutil.copytree(tiny_checkpoint, run / "model")
+    assert main(["gaze", str(scene), "--checkpoint", str(run), "--out", str(tmp_path / "without")]) == 0
+    Reconstructor(ReconstructorConfig.tiny()).save_pretrained(run / "reconstructor")
+    assert main(["gaze", str(scene), "--checkpoint", str(run), "--out", str(tmp_path / "with")]) == 0
+    assert '"rebuilt": false' in (tmp_path / "without/report.html").read_text()
+    assert '"rebuilt": true' in (tmp_path / "with/report.html").read_text()

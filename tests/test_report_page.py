@@ -15,9 +15,10 @@ import torch
 from autogaze.gaze import Gaze
 from autogaze.gaze_file import GazeFileWriter, VideoGaze
 from autogaze.grid import PatchGrid
-from autogaze.report_page import MOST_VIDEO_BYTES, write_report
+from autogaze.report_page import MOST_VIDEO_BYTES, savings, write_report
 from autogaze.scenes import render_scene
 from autogaze.video import open_writer, probe, write_video
+from autogaze.vit.break_even import ALIASES, Parts, VitParts
 from tests.browser import needs_browser, open_page, wait_until
 
 FRAMES = 20
@@ -190,6 +191,24 @@ def test_the_reconstruction_is_a_view_of_its_own_and_its_loss_is_plotted(tmp_pat
         settle(page)
         left, right = colours(page, 0.02, 0.5), colours(page, 0.98, 0.5)
         assert not (left[1] > 150 and left[0] < 60) and not (right[1] > 150 and right[0] < 60)
+
+
+@needs_browser
+def test_measured_savings_are_shown_where_there_are_some(report: tuple[Path, VideoGaze], tmp_path: Path) -> None:
+    vit = VitParts(16, 768, 12, 3072, {224: ((1, 2.0), (64, 80.0))}, ((100, 1.0), (10000, 50.0)))
+    parts = Parts("a test device", "2026-01-01", {ALIASES["vit-b/16"]: vit}, {0.1: ((1, 3.0),), 0.75: ((1, 9.0),)})
+    (row,) = savings(0.1, parts)
+    assert row["dense"] > row["encode"] > 0 and savings(0.0, parts) == []
+    text = report[0].read_text()
+    page_with = tmp_path / "with.html"
+    page_with.write_text(re.sub(r'"savings": \[.*?\]', lambda _: f'"savings": {json.dumps([row])}', text, count=1))
+    page_without = tmp_path / "without.html"
+    page_without.write_text(re.sub(r'"savings": \[.*?\]', '"savings": []', text, count=1))
+    with open_page(page_with.as_uri()) as page:
+        shown = page.locator("#savings").inner_text()
+        assert "a test device" in shown and f"{row['dense']:.1f}" in shown
+    with open_page(page_without.as_uri()) as page:
+        assert not page.locator("#savings").is_visible()
 
 
 @needs_browser

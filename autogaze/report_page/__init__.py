@@ -24,6 +24,7 @@ from autogaze.gaze import Gaze
 from autogaze.gaze_file import VideoGaze
 from autogaze.report import scale_colour
 from autogaze.video import FrameChunk, open_writer, read_chunks
+from autogaze.vit.break_even import ALIASES, PARTS_FILE, Parts, load_parts, will_it_pay
 
 HERE = Path(__file__).parent
 MOST_FRAMES = 900  # shown; a minute at 15 a second
@@ -62,6 +63,7 @@ def write_report(path: str | Path, video: str | Path, gaze: VideoGaze, summary: 
     shown = _choose(gaze, summary["video"], halves=1 if rebuild is None else 2)
     clip, true_loss = _encode(Path(video), shown, gaze, rebuild)
     data = _data(gaze, summary, shown) | {"rebuilt": rebuild is not None, "true_loss": true_loss}
+    data["savings"] = savings(summary["ratio"], load_parts()) if PARTS_FILE.is_file() else []
     page = (HERE / "page.html").read_text(encoding="utf-8")
     parts = {"TITLE": html.escape(str(summary["video"]["name"])),
              "STYLE": (HERE / "page.css").read_text(encoding="utf-8"),
@@ -146,6 +148,15 @@ def _data(gaze: VideoGaze, summary: dict[str, Any], shown: _Shown) -> dict[str, 
             "loss": [round(float(x), 5) if np.isfinite(x) else None for x in loss],
             "masks": _base64(np.packbits(masks, axis=1, bitorder="little")),
             "visits": _base64(gaze.visits().astype("<u4"))}
+
+
+def savings(ratio: float, parts: Parts) -> list[dict[str, Any]]:
+    """What measured ViTs take for 16 frames of 224 pixels, densely and with this ratio of patches, in milliseconds."""
+    if not 0 < ratio <= 1:
+        return []
+    verdicts = [will_it_pay(alias, 224, 16, 1, ratio, parts) for alias, name in ALIASES.items() if name in parts.vits]
+    return [{"vit": verdict.vit, "device": verdict.device, "dense": verdict.dense_ms, "gaze": verdict.gaze_ms,
+             "encode": verdict.encode_ms} for verdict in verdicts]
 
 
 def _base64(array: np.ndarray) -> str:
