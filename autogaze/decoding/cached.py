@@ -14,28 +14,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autogaze.decoder import GazeDecoder, rotate, rotation
+from autogaze.decoder import GazeDecoder
 from autogaze.decoding.choice import Column, choose_group, keep_group, pad_columns
+from autogaze.decoding.packed import PackedTrunk
 from autogaze.decoding.request import Request
 
 REBASE_AT = 1 << 15  # positions stay below this, far past any clip of 16 frames, so that rotary angles stay exact
 
 
 class Cache:
-    """Keys and values (layers, B, heads, capacity, head_dim) of the frames in the window, oldest first."""
+    """Keys and values (layers, B, heads, capacity, head_dim) of the frames in the window, oldest first.
 
-    def __init__(self, decoder: GazeDecoder, batch: int, window: int, visual_tokens: int, budget: int) -> None:
-        layer = decoder.model.layers[0].self_attn
-        self.capacity, self.window = window * (visual_tokens + budget), window
-        shape = (len(decoder.model.layers), batch, layer.heads, self.capacity, layer.q_proj.out_features // layer.heads)
-        self.keys, self.values = layer.q_proj.weight.new_empty(shape), layer.q_proj.weight.new_empty(shape)
-        self.frequencies = decoder.model.frequencies
-        most = visual_tokens + decoder.group  # tokens of a pass
+    Args:
+        trunk: what they are of.
+        batch: clips.
+        window: frames.
+        tokens_per_frame: at most.
+        most: tokens that a pass adds at most.
+    """
+
+    def __init__(self, trunk: PackedTrunk, batch: int, window: int, tokens_per_frame: int, most: int) -> None:
+        self.capacity, self.window = window * tokens_per_frame, window
+        shape = (len(trunk.layers), batch, trunk.heads, self.capacity, trunk.head_dim)
+        self.keys, self.values = trunk.norm.weight.new_empty(shape), trunk.norm.weight.new_empty(shape)
         self.mask = self.keys.new_full((most, self.capacity + most), -torch.inf).triu_(self.capacity + 1)
         self.frame_lengths: list[int] = []  # tokens of each frame in the window
         self.length = self.position = 0  # tokens held; rotary position of the next token
 
-    def open_frame(self) -> None:
+    def open_frame(self, trunk: PackedTrunk) -> None:
         """Make room for a frame by forgetting the oldest when the window is full."""
         if len(self.frame_lengths) == self.window:
             dropped = self.frame_lengths.pop(0)
@@ -44,9 +50,8 @@ class Cache:
                 held[..., :kept, :] = held[..., dropped : self.length, :].clone()
             self.length = kept
         if self.position >= REBASE_AT:
-            cos, sin = rotation(torch.tensor([self.length - self.position], device=self.keys.device), self.frequencies)
             held = self.keys[..., : self.length, :]
-            held.copy_(rotate(held, cos, sin))
+            held.copy_(trunk.rotate(held, trunk.turns(torch.tensor([self.length - self.position], device=held.device))))
             self.position = self.length
         self.frame_lengths.append(0)
 
@@ -88,9 +93,10 @@ class Pending:
 class UniformDecoding:
     """One clip, or clips that spend the same number of ids in every frame."""
 
-    def __init__(self, decoder: GazeDecoder, batch: int, window: int, visual_tokens: int, budget: int) -> None:
-        self.decoder, self.batch = decoder, batch
-        self.cache = Cache(decoder, batch, window, visual_tokens, budget)
+    def __init__(self, decoder: GazeDecoder, trunk: PackedTrunk, batch: int, window: int, visual_tokens: int,
+                 budget: int) -> None:
+        self.decoder, self.trunk, self.batch = decoder, trunk, batch
+        self.cache = Cache(trunk, batch, window, visual_tokens + budget, visual_tokens + decoder.group)
         self.pending: Pending | None = None
         self.group_position = self.groups = 0  # of the last frame: rotary position of a group, groups decoded
         self.others_went_on = False  # another clip of the batch decoded more groups in the last frame
@@ -133,7 +139,7 @@ class UniformDecoding:
             if seen is not None:
                 self.cache.forget(seen)
             size = 0
-        self.cache.open_frame()
+        self.cache.open_frame(self.trunk)
         counted = torch.arange(size, size + visual.shape[1], device=visual.device) + self.cache.position
         if not size:
             return self._append(visual, 0, counted)
@@ -164,7 +170,7 @@ class UniformDecoding:
 
     def _append(self, tokens: Tensor, of_last_frame: int, positions: Tensor) -> Tensor:
         """Append tokens (B, n, width) at rotary positions (n,); the last hidden state (B, width)."""
-        hidden = self.decoder.model(tokens, positions[None], self.cache.attend, only_last=True)[:, -1]
+        hidden = self.trunk(tokens, positions, self.cache.attend)
         self.cache.grow(of_last_frame, tokens.shape[1] - of_last_frame)
         return hidden
 
@@ -174,8 +180,8 @@ class CachedDecoding:
 
     def __init__(self, decoder: GazeDecoder, batch: int, window: int, visual_tokens: int, budget: int,
                  uniform: bool) -> None:
-        sizes = [batch] if uniform else [1] * batch
-        self.parts = [UniformDecoding(decoder, size, window, visual_tokens, budget) for size in sizes]
+        sizes, trunk = [batch] if uniform else [1] * batch, PackedTrunk(decoder)
+        self.parts = [UniformDecoding(decoder, trunk, size, window, visual_tokens, budget) for size in sizes]
 
     def step(self, visual: Tensor, request: Request) -> Column:
         """Choose the ids of one frame; see `PlainDecoding.step`."""

@@ -107,6 +107,23 @@ class Plan:
     samples: bool
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """Block sizes of the kernels of a pass."""
+
+    wide: bool  # few rows: spread the columns of every matrix over processors too
+    rows: int = 16  # rows a program
+    pairs: int = 32  # rotary pairs a step
+    values: int = 64  # value columns a step
+    hidden: int = 64  # hidden units a step
+    queries: int = 16  # query rows a program of attention
+    keys: int = 64  # keys a step
+    warps: int = 4
+    stages: int = 2
+    attend_warps: int = 4
+    attend_stages: int = 3
+
+
 class Workspace:
     """Buffers and graphs of one plan: the state of `plan.batch` clips on the device."""
 
@@ -117,7 +134,9 @@ class Workspace:
         self.layers, self.heads, self.head_dim = config.num_hidden_layers, config.num_attention_heads, config.head_dim
         self.rows = self.group + self.visual_tokens
         self.tokens = self.visual_tokens + plan.slots + self.group
+        # Split attention over frames until the processors are busy; later joins cost more than they bring.
         self.frames_per_split = max(1, min(plan.ring, plan.batch * self.heads // 96))
+        self.splits = _ceil(plan.ring, self.frames_per_split)
         self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         self._check_memory()
         self._allocate()
@@ -137,14 +156,18 @@ class Workspace:
 
     def _allocate(self) -> None:
         plan, device, width = self.plan, self.device, self.config.hidden_size
-        batch, splits = plan.batch, -(-plan.ring // self.frames_per_split)
+        batch, splits = plan.batch, self.splits
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.keys, self.values = (empty(*self._cache_shape(), dtype=plan.dtype) for _ in range(2))
         self.query = empty(batch, self.heads, self.rows, self.head_dim, dtype=plan.dtype)
-        self.x, self.last = empty(batch * self.rows, width), empty(batch, width)
+        self.x, self.x_spare, self.last = empty(batch * self.rows, width), empty(batch * self.rows, width), empty(batch, width)
+        most_parts = max(_ceil(self.config.intermediate_size, t.hidden) if t.wide else 0 for t in map(self.tuning, (True, False)))
+        self.parts = empty(max(1, most_parts), batch * self.rows if self.tuning(True).wide else batch * self.group, width)
+        self.attended = empty(batch, self.heads, self.rows, self.head_dim, dtype=plan.dtype)
+        self.arrived = empty(batch * self.heads, self.rows, dtype=torch.int32)  # splits done, of every query tile
         self.out = empty(splits, batch, self.heads, self.rows, self.head_dim)
         self.peak, self.mass = (empty(splits, batch, self.heads, self.rows) for _ in range(2))
         self.logits = empty(batch, self.group, self.patches + 1)
@@ -176,46 +199,68 @@ class Workspace:
         """Enqueue the kernels of one pass."""
         from autogaze.decoding import kernels
 
-        plan, weights, w = self.plan, self.weights.tensors, self.config.hidden_size
-        precision = "tf32" if plan.dtype == torch.bfloat16 else "ieee"
+        plan, weights, width = self.plan, self.weights.tensors, self.config.hidden_size
+        batch, eps, tuning = plan.batch, self.config.rms_norm_eps, self.tuning(prefill)
         rows = self.rows if prefill else self.group
-        dims = {"C": w, "CP": _power(w), "D": self.head_dim}
-        ring = {"RING": plan.ring, "TOKENS": self.tokens, "COLS": kernels.COLUMNS, "K": self.group, "HEADS": self.heads}
-        mode = {"PREFILL": prefill, "PRECISION": precision}
-        eps, batch = self.config.rms_norm_eps, plan.batch
-        narrow = plan.dtype == torch.float32  # float32 tiles take twice the registers
-        blocks = {"NB": 16 if narrow or (self.heads * self.head_dim // 2) % 32 else 32, "VB": 32}
-        row_block = self._row_block(batch * rows)
-        last_block = self._row_block(batch)
+        dims = {"C": width, "CP": _power(width), "D": self.head_dim}
+        ring = {"RING": plan.ring, "COLS": kernels.COLUMNS, "K": self.group}
+        heads = {"HEADS": self.heads, "TOKENS": self.tokens}
+        mode = {"PREFILL": prefill, "PRECISION": "tf32" if plan.dtype == torch.bfloat16 else "ieee"}
+        columns = {"NB": tuning.pairs, "VB": tuning.values}
+        shares = _ceil(self.heads * self.head_dim // 2, tuning.pairs) + _ceil(width, tuning.values) if tuning.wide else 1
+        where = (self.pend_slots, self.state, self.clock)
         if prefill:
-            kernels.begin_frame[(1,)](self.state, self.frame_len, self.clock, self.budgets, self.in_step, self.running, batch,
-                                      V=self.visual_tokens, K=self.group, RING=plan.ring, CHUNK=CHUNK,
-                                      COLS=kernels.COLUMNS, BLOCK=_power(batch))
-        feed = self.pend_ids if prefill else self.ids
-        kernels.open_rows[(_ceil(batch * rows, row_block),)](
-            self.x, self.query, self.keys[0], self.values[0], weights["wqk0"], weights["wv0"], weights["frequencies"],
-            weights["embedding"], self.visual, feed, self.pend_slots, self.state, self.clock, eps, batch, rows,
-            V=self.visual_tokens, CHUNK=CHUNK, BM=row_block, **ring, **dims, **blocks, **mode)
+            kernels.begin_frame[(1,)](
+                self.state, self.frame_len, self.clock, self.budgets, self.in_step, self.running, batch,
+                V=self.visual_tokens, CHUNK=CHUNK, BLOCK=_power(batch), **ring)
+        x, spare = self.x, self.x_spare
+        kernels.open_rows[(_ceil(batch * rows, tuning.rows), shares)](
+            x, self.query, self.keys[0], self.values[0], weights["wqk0"], weights["wv0"], weights["frequencies"],
+            weights["embedding"], self.visual, self.pend_ids if prefill else self.ids, *where, eps, batch, rows,
+            V=self.visual_tokens, CHUNK=CHUNK, BM=tuning.rows, SHARED=tuning.wide, num_warps=tuning.warps, **ring, **heads,
+            **dims, **columns, **mode)
         for layer in range(self.layers):
             last = layer == self.layers - 1
             first, count = (rows - 1, 1) if last else (0, rows)
-            query_block = 16 if count <= 16 or narrow else 64
-            kernels.attend[(batch * self.heads, _ceil(count, query_block), _ceil(plan.ring, self.frames_per_split))](
-                self.query, self.keys[layer], self.values[layer], self.out, self.peak, self.mass, self.frame_len,
-                self.pend_slots, self.state, self.clock, self.head_dim**-0.5 * math.log2(math.e), batch, rows, first, count,
-                WINDOW=self.config.max_num_frames, D=self.head_dim, BM=query_block, BN=32 if narrow else 64,
-                FRAMES=self.frames_per_split, **ring, **mode)
-            block, nxt = (last_block, layer) if last else (row_block, layer + 1)
-            kernels.close_layer[(_ceil(batch * count, block),)](
-                self.x, self.last, self.query, self.keys[nxt], self.values[nxt], self.out, self.peak, self.mass,
-                weights[f"wo{layer}"], weights[f"wg{layer}"], weights[f"wu{layer}"], weights[f"wd{layer}"], weights[f"wqk{nxt}"],
-                weights[f"wv{nxt}"], weights["frequencies"], self.pend_slots, self.state, self.clock, eps, batch, rows, first,
-                count, HIDDEN=self.config.intermediate_size, BM=block, HB=32 if narrow else 64, FRAMES=self.frames_per_split,
-                LAST=last, **ring, **dims, **blocks, **mode)
-        kernels.read_heads[(_ceil(batch, last_block), self.group)](
-            self.last, self.logits, self.losses, weights["wl"], weights["wt"], self.state, eps, batch,
-            VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=last_block, NB=32 if narrow else 64,
-            C=w, CP=_power(w), PRECISION=precision)
+            span = (batch, rows, first, count)
+            queries = 16 if last else tuning.queries
+            kernels.attend[(batch * self.heads, _ceil(count, queries), self.splits)](
+                self.query, self.keys[layer], self.values[layer], self.attended, self.out, self.peak, self.mass, self.arrived,
+                self.frame_len, self.state, self.clock, self.head_dim**-0.5 * math.log2(math.e), *span,
+                WINDOW=self.config.max_num_frames, D=self.head_dim, BM=queries, BN=tuning.keys,
+                FRAMES=self.frames_per_split, SPLITS=_power(self.splits, 1), num_stages=tuning.attend_stages,
+                num_warps=tuning.attend_warps if queries > 16 else 2, **ring, **heads, **mode)
+            nxt = layer if last else layer + 1
+            begun = (self.query, self.keys[nxt], self.values[nxt])
+            next_weights = (weights[f"wqk{nxt}"], weights[f"wv{nxt}"], weights["frequencies"])
+            mlp = (weights[f"wg{layer}"], weights[f"wu{layer}"], weights[f"wd{layer}"])
+            block = 16 if last else tuning.rows
+            grid, hidden = _ceil(batch * count, block), self.config.intermediate_size
+            if not tuning.wide:
+                kernels.close_layer[(grid,)](
+                    x, self.last, *begun, self.attended, weights[f"wo{layer}"], *mlp, *next_weights, *where, eps, *span,
+                    HIDDEN=hidden, BM=block, HB=tuning.hidden, LAST=last, num_warps=tuning.warps, num_stages=tuning.stages,
+                    **ring, **heads, **dims, **columns, **mode)
+                continue
+            parts = _ceil(hidden, tuning.hidden)
+            kernels.mix_rows[(grid, parts)](
+                x, spare, self.parts, self.attended, weights[f"wo{layer}"], *mlp, *where, eps, *span, HEADS=self.heads,
+                HIDDEN=hidden, BM=block, HB=tuning.hidden, **ring, **dims, **mode)
+            kernels.next_layer[(grid, 1 if last else shares)](
+                spare, x, self.parts, self.last, *begun, *next_weights, *where, eps, *span, PARTS=parts, BM=block, LAST=last,
+                **ring, **heads, **dims, **columns, **mode)
+        self._launch_choice(prefill, mode["PRECISION"])
+
+    def _launch_choice(self, prefill: bool, precision: object) -> None:
+        """Enqueue the heads and the choice of a group."""
+        from autogaze.decoding import kernels
+
+        plan, weights, width, batch = self.plan, self.weights.tensors, self.config.hidden_size, self.plan.batch
+        columns = 32 if plan.dtype == torch.float32 else 64
+        kernels.read_heads[(_ceil(batch, 16), self.group, _ceil(self.patches + 1, columns))](
+            self.last, self.logits, self.losses, weights["wl"], weights["wt"], self.state, self.config.rms_norm_eps, batch,
+            VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=16, NB=columns, C=width, CP=_power(width),
+            PRECISION=precision)
         kernels.choose[(batch,)](
             self.logits, self.losses, self.taken, self.state, self.frame_len, self.clock, self.requirements, self.ids,
             self.pend_ids, self.pend_slots, self.out_ids, self.out_chosen, self.out_loss, self.running, self.seed,
@@ -223,9 +268,14 @@ class Workspace:
             KP=_power(self.group), SLOTS_OUT=plan.slots, SB=_power(plan.slots), RING=plan.ring, CHUNK=CHUNK,
             COLS=kernels.COLUMNS, PREFILL=prefill, STOPS=plan.stops, SAMPLES=plan.samples, num_warps=1)
 
-    def _row_block(self, rows: int) -> int:
-        """Rows a program: few while there are processors to spare, more when weights would be read too often."""
-        return 16 if self.plan.dtype == torch.float32 or rows < 16 * 264 else 32
+    def tuning(self, prefill: bool) -> Tuning:
+        """Block sizes for a pass; measured on an H200, see docs/log.md."""
+        rows = self.plan.batch * (self.rows if prefill else self.group)
+        if self.plan.dtype == torch.float32:
+            return Tuning(wide=rows <= 16 * 132, pairs=16, values=32, hidden=32, keys=32)
+        if rows <= 16 * 132:
+            return Tuning(wide=True)
+        return Tuning(wide=False, rows=32, queries=64 if prefill else 16)
 
     def run(self, prefill: bool) -> None:
         """Replay one pass, capturing it the first time."""
@@ -361,8 +411,9 @@ class FusedDecoding:
         self.seen = space.plan.ring
 
 
-def _power(n: int) -> int:
-    return max(16, 1 << (n - 1).bit_length())
+def _power(n: int, least: int = 16) -> int:
+    """The next power of two: what a Triton block can be."""
+    return max(least, 1 << (n - 1).bit_length())
 
 
 def _ceil(a: int, b: int) -> int:

@@ -52,8 +52,7 @@ class GazeModule(pl.LightningModule):
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
         groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": self.recipe.weight_decay},
                                         {"params": vectors, "weight_decay": 0.0}]
-        fused = self.device.type == "cuda"
-        return torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.95), fused=fused)
+        return torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.95))
 
 
 class PretrainModule(GazeModule):

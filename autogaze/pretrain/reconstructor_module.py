@@ -55,7 +55,7 @@ class ReconstructorModule(pl.LightningModule):
         groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95), fused=parameters[0].is_cuda)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95))
 
     def _generator(self, step: int, batch_idx: int) -> torch.Generator:
         """Gazes are a function of seed, step, batch and rank: a resumed run draws the same."""
