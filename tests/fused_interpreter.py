@@ -1,0 +1,74 @@
+"""Run by test_decoding_fused.py in a process of its own: the kernels under Triton's interpreter, on the CPU.
+
+Prints one JSON object a case: share of equal ids, whether `chosen` is equal, the largest difference of predicted losses.
+"""
+
+import json
+import os
+import sys
+from dataclasses import replace
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+from triton.runtime import interpreter
+
+from autogaze import AutoGaze, Gaze
+from autogaze.decoding import fused
+from autogaze.model import AutoGazeConfig
+
+patch_tensor = interpreter._patch_lang_tensor
+
+
+def patch_index(tensor, scope):
+    """Read a loop bound from the interpreter's one-element arrays, which numpy no longer turns into integers."""
+    patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+interpreter._patch_lang_tensor = patch_index
+fused.why_not = lambda model: ""
+
+
+def model(window: int) -> AutoGaze:
+    torch.manual_seed(0)
+    config = replace(AutoGazeConfig.tiny(), scales=(16, 32), hidden_size=32, num_attention_heads=2, head_dim=16,
+                     intermediate_size=32, num_multi_token_pred=2, max_num_frames=window)
+    made = AutoGaze(config).eval()
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(3)  # so that the best id wins clearly
+    return made
+
+
+def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) -> Gaze:
+    gazer.decoding = "plain"
+    plain = gazer.generate(video, **request)
+    gazer.decoding = "fused"
+    fast = gazer.generate(video, **request)
+    width = plain.ids.shape[-1]
+    rest = fast.chosen[..., width:]
+    difference = (plain.task_loss - fast.task_loss[..., :width]).nan_to_num().abs().max()
+    print(json.dumps({
+        "case": name,
+        "equal_ids": float((plain.ids == fast.ids[..., :width]).float().mean()),
+        "equal_chosen": bool(torch.equal(plain.chosen, fast.chosen[..., :width]) and not rest.any()),
+        "loss_difference": float(difference)}))
+    return plain
+
+
+def main(tuning: str) -> None:
+    if tuning == "fused layers":
+        small = fused.Tuning(wide=False, pairs=16, values=16, hidden=16, keys=16)
+        fused.Workspace.tuning = lambda self, prefill: small
+    gazer, video = model(window=16), torch.randn(2, 3, 3, 32, 32)
+    plain = compare("ratio", gazer, video, gazing_ratio=0.8)
+    stop = float(plain.task_loss[~plain.task_loss.isnan()].quantile(0.4))
+    requests = torch.tensor([0.3, 1.0]), torch.tensor([stop, -9.0])
+    compare("per clip", gazer, video, gazing_ratio=requests[0], task_loss_requirement=requests[1])
+    compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
+    compare("nothing", gazer, video, gazing_ratio=torch.tensor([[0.0, 0.5, 0.0], [0.5, 0.0, 0.5]]))
+    compare("window", model(window=2), torch.randn(1, 5, 3, 32, 32), gazing_ratio=0.6)
+
+
+main(sys.argv[1])

@@ -1,0 +1,117 @@
+"""The fused kernels: equal to the plain loop, on the CPU by Triton's interpreter and on a GPU for real."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from autogaze import AutoGaze, Gaze
+from autogaze.decoding.engine import chosen_way
+from autogaze.decoding.fused import PackedWeights, why_not
+from autogaze.model import AutoGazeConfig
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("tuning", ["spread columns", "fused layers"])
+def test_kernels_choose_what_the_plain_loop_chooses(tuning: str) -> None:
+    pytest.importorskip("triton", reason="Triton comes with CUDA builds of PyTorch only")
+    run = subprocess.run([sys.executable, "-m", "tests.fused_interpreter", tuning], cwd=ROOT, capture_output=True, text=True,
+                         check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    cases = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [case["case"] for case in cases] == ["ratio", "per clip", "stop", "nothing", "window"]
+    for case in cases:
+        assert case["equal_ids"] == 1 and case["equal_chosen"] and case["loss_difference"] < 1e-4, case
+
+
+def test_cpu_model_says_why_the_kernels_are_not_used() -> None:
+    model = AutoGaze(AutoGazeConfig.tiny())
+    assert "CUDA device" in why_not(model)
+    assert chosen_way(model)[0] == "cached"
+    model.decoding = "fused"
+    with pytest.raises(ValueError, match="fused kernels cannot be used: the model is on cpu"):
+        model.generate(torch.zeros(1, 1, 3, 224, 224))
+
+
+def test_packed_weights_follow_training_in_place() -> None:
+    decoder = AutoGaze(AutoGazeConfig.tiny()).gaze_decoder
+    packed = PackedWeights(decoder, torch.float32)
+    packed.refresh()
+    address, before = packed.tensors["wo0"].data_ptr(), packed.tensors["wo0"].clone()
+    with torch.no_grad():
+        decoder.model.layers[0].self_attn.o_proj.weight.add_(1.0)
+    packed.refresh()
+    assert packed.tensors["wo0"].data_ptr() == address
+    torch.testing.assert_close(packed.tensors["wo0"], before + 1.0)
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[AutoGaze, AutoGaze]:
+    """The base model with weights that choose clearly, in float32 and bfloat16 on the GPU."""
+    torch.manual_seed(0)
+    model = AutoGaze().cuda().eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(2.5)
+    half = AutoGaze().cuda().eval()
+    half.load_state_dict(model.state_dict())
+    return model, half.bfloat16()
+
+
+def agreement(a: Gaze, b: Gaze) -> float:
+    width = min(a.ids.shape[-1], b.ids.shape[-1])
+    both = a.chosen[..., :width] & b.chosen[..., :width]
+    assert int(a.chosen.sum()) == int(b.chosen.sum()) or width
+    return float((a.ids[..., :width] == b.ids[..., :width])[both].float().mean())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 3, 24])
+def test_gpu_ids_equal_the_plain_loop_in_float32(models: tuple[AutoGaze, AutoGaze], batch: int) -> None:
+    model, _ = models
+    video = torch.randn(batch, 4, 3, 224, 224, device="cuda")
+    for request in ({"gazing_ratio": 0.1}, {"gazing_ratio": torch.linspace(0.02, 0.3, batch)}):
+        model.decoding = "plain"
+        plain = model.generate(video, **request)
+        model.decoding = "fused"
+        fast = model.generate(video, **request)
+        assert torch.equal(plain.counts, fast.counts)
+        assert agreement(plain, fast) == 1.0
+
+
+@pytest.mark.gpu
+def test_gpu_stream_equals_the_clip_and_slides(models: tuple[AutoGaze, AutoGaze]) -> None:
+    model, _ = models
+    model.decoding = "fused"
+    video = torch.randn(2, 20, 3, 224, 224, device="cuda")
+    stream = model.stream(gazing_ratio=0.05, batch=2)
+    stepped = Gaze.join([stream.step(video[:, t]) for t in range(20)])
+    whole = model.generate(video, gazing_ratio=0.05)
+    assert agreement(stepped, whole) == 1.0
+
+
+@pytest.mark.gpu
+def test_gpu_bfloat16_agrees_on_nearly_all_ids(models: tuple[AutoGaze, AutoGaze]) -> None:
+    model, half = models
+    model.decoding = half.decoding = "fused"
+    video = torch.randn(4, 8, 3, 224, 224, device="cuda")
+    first = agreement(model.generate(video[:, :1], gazing_ratio=0.1), half.generate(video[:, :1].bfloat16(), gazing_ratio=0.1))
+    assert first > 0.95  # random frames and weights: near ties are common, later frames inherit every difference
+
+
+@pytest.mark.gpu
+def test_gpu_sampling_follows_the_scores(models: tuple[AutoGaze, AutoGaze]) -> None:
+    model, _ = models
+    model.decoding = "fused"
+    video = torch.randn(1, 1, 3, 224, 224, device="cuda").expand(2048, -1, -1, -1, -1)
+    gaze = model.generate(video, gazing_ratio=0.004, temperature=1.0, generator=torch.Generator().manual_seed(1))
+    seen = torch.bincount(gaze.ids[:, 0, 0], minlength=265).float() / 2048
+    every = Gaze(torch.arange(265, device="cuda")[:, None, None], torch.ones(265, 1, 1, dtype=torch.bool, device="cuda"), model.grid)
+    said = model.score(video[:265], every, temperature=1.0).log_action_probs[:, 0, 0].exp()
+    assert float((seen - said).abs().max()) < 0.05
