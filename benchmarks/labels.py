@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     budgets = draw_budgets(args.mean_ratio, len(video), args.frames, model.grid, generator).to(device)
     ways = {"exact": GreedySettings(mode="exact", at_once=args.at_once)}
     for text in args.fast:
-        candidates, picks, worth = text.split(",")
-        ways[f"fast {text}"] = GreedySettings("fast", int(candidates), int(picks), float(worth), args.at_once)
+        *counts, worth = text.split(",")
+        ways[f"fast {text}"] = GreedySettings("fast", *map(int, counts), worth=float(worth), at_once=args.at_once)
     ways["fast"] = GreedySettings(at_once=args.at_once)
     if args.no_exact:
         del ways["exact"]
@@ -113,9 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", type=int, default=16, help="frames a clip (default 16)")
     parser.add_argument("--mean-ratio", type=float, default=0.07, help="mean gazing ratio (default 0.07)")
     parser.add_argument("--batch-clips", type=int, default=32, help="clips searched side by side (default 32)")
-    parser.add_argument("--at-once", type=int, default=512, help="reconstructed frames in one batch (default 512)")
-    parser.add_argument("--fast", nargs="*", default=[], metavar="CANDIDATES,PICKS,WORTH",
-                        help="further fast settings to try, such as 6,3,0.7")
+    parser.add_argument("--at-once", type=int, default=512, help="frames reconstructed in one batch (default 512)")
+    parser.add_argument("--fast", nargs="*", default=[], metavar="CANDIDATES,PICKS,SHARE,WORTH",
+                        help="further fast settings to try, such as 2,2,16,0.7")
     parser.add_argument("--no-exact", action="store_true", help="leave the exact search out: minutes on a GPU")
     parser.add_argument("--seed", type=int, default=0, help="of the budgets (default 0)")
     parser.add_argument("--device", help="cpu or cuda; by default cuda where there is one")

@@ -70,9 +70,11 @@ def test_exact_search_equals_brute_force(model: Reconstructor, video: torch.Tens
         torch.testing.assert_close(recorded, torch.tensor(losses), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["fast", "exact"])
-def test_recorded_losses_are_those_of_the_reconstructor(model: Reconstructor, video: torch.Tensor, mode: str) -> None:
-    found = greedy_gaze(model, video, BUDGETS, GreedySettings(mode=mode, candidates=4, picks=2))
+@pytest.mark.parametrize("settings", [GreedySettings(), GreedySettings(candidates=4, picks=3),
+                                      GreedySettings(mode="exact")])
+def test_recorded_losses_are_those_of_the_reconstructor(model: Reconstructor, video: torch.Tensor,
+                                                        settings: GreedySettings) -> None:
+    found = greedy_gaze(model, video, BUDGETS, settings)
     assert torch.equal(found.gaze.counts, BUDGETS)
     with torch.no_grad():
         torch.testing.assert_close(last_loss(found), model(video, found.gaze).loss, atol=1e-5, rtol=1e-5)
@@ -85,7 +87,7 @@ def test_recorded_losses_are_those_of_the_reconstructor(model: Reconstructor, vi
 @pytest.mark.parametrize("mode", ["fast", "exact"])
 def test_no_patch_is_taken_twice_in_a_frame(model: Reconstructor, video: torch.Tensor, mode: str) -> None:
     budgets = torch.full((2, 3), 21)
-    found = greedy_gaze(model, video, budgets, GreedySettings(mode=mode, candidates=8, picks=4))
+    found = greedy_gaze(model, video, budgets, GreedySettings(mode=mode, share=4))
     assert torch.equal(found.gaze.ids.sort(-1).values, torch.arange(21).expand(2, 3, 21))
 
 
@@ -94,8 +96,9 @@ def test_fast_is_close_to_exact_and_far_from_random(model: Reconstructor, video:
     fast, exact = (last_loss(greedy_gaze(model, video, budgets, GreedySettings(mode=mode))).mean()
                    for mode in ("fast", "exact"))
     blind = model.reconstruct(video, top_of(torch.rand(2, 3, 21), budgets)).loss.mean()
-    assert fast <= 1.05 * exact
-    assert fast < 0.7 * blind
+    assert fast - exact < 0.2 * (blind - exact)
+    tried = last_loss(greedy_gaze(model, video, budgets, GreedySettings(candidates=6))).mean()
+    assert tried <= 1.05 * exact
 
 
 def test_clips_are_searched_as_if_alone(model: Reconstructor, video: torch.Tensor) -> None:
@@ -114,10 +117,10 @@ def test_patches_taken_together_lie_apart_and_are_worth_it() -> None:
     overlap = torch.eye(5, dtype=torch.bool)
     overlap[0, 1] = overlap[1, 0] = True
     ids, gains = torch.tensor([[0, 1, 2, 3, 4]]), torch.tensor([[1.0, 0.9, 0.8, 0.7, 0.2]])
-    usable, settings = torch.ones(1, 5, dtype=torch.bool), GreedySettings(candidates=5, picks=4, worth=0.5)
-    picks, valid = apart(overlap, ids, gains, usable, torch.tensor([4]), settings)
+    usable = torch.ones(1, 5, dtype=torch.bool)
+    picks, valid = apart(overlap, ids, gains, usable, torch.tensor([4]), 0.5)
     assert picks[valid].tolist() == [0, 2, 3]
-    picks, valid = apart(overlap, ids, gains, usable, torch.tensor([2]), settings)
+    picks, valid = apart(overlap, ids, gains, usable, torch.tensor([2]), 0.5)
     assert picks[valid].tolist() == [0, 2]
 
 

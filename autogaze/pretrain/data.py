@@ -67,10 +67,10 @@ class ClipLoader:
         return self.batches
 
     def __iter__(self) -> Iterator[RawClips]:
+        self._turn()  # a resumed run may have fewer batches an epoch than it has handed out
         for batch in self._source():
             self.position += 1  # counted before it is handed out: a checkpoint is taken while a batch is in use
-            if self.position == self.batches:
-                self.epoch, self.position = self.epoch + 1, 0
+            self._turn()
             for name, reason in batch.skipped:
                 if name not in self.skipped:
                     log.warning("skipped %s: %s", name, reason)
@@ -78,6 +78,10 @@ class ClipLoader:
             if not batch.recipes:
                 raise VideoError(f"no clip of a batch could be decoded: {dict(batch.skipped)}")
             yield batch
+
+    def _turn(self) -> None:
+        if self.position >= self.batches:
+            self.epoch, self.position = self.epoch + 1, 0
 
     def _source(self) -> Iterator[RawClips]:
         left = range(self.position, self.batches)
@@ -189,7 +193,7 @@ class ClipData(pl.LightningDataModule):
 
     def hold(self, device: torch.device | str) -> CachedClips:
         """Decode everything onto a device, once; files that fail are no longer drawn from."""
-        device = torch.device(device)
+        device = torch.empty(0, device=device).device  # "cuda" is some cuda:0
         if device not in self.held:
             photos = self.photos if self.photo_share or not self.videos else ()
             held = CachedClips(self.disk, dict.fromkeys((*self.videos, *photos, *self.validation)), device)

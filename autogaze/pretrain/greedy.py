@@ -4,8 +4,9 @@
 costs up to 265 reconstructions of the frame.
 
 *Fast*: patches are screened by how much of the present error pasting them would remove (a few tensor operations for
-all patches), the best few are tried, and those of them that lie apart from each other and help nearly as much as the
-best are taken together. The screening learns, clip by clip, how far it can be trusted at each scale.
+all patches); the best of them that lie apart from each other and promise nearly as much are taken together, and one
+reconstruction a pick tells what they really gained. From that the screening learns, clip by clip, how far it can be
+trusted at each scale. With `candidates` the best few are tried alone before any is taken.
 
 Both record the true loss before the first pick and after every pick.
 """
@@ -28,16 +29,17 @@ class GreedySettings:
     """How a search goes; the defaults of the fast mode keep within 3 % of exact (`python -m benchmarks.labels`)."""
 
     mode: str = "fast"  # "fast" | "exact"
-    candidates: int = 8  # fast: patches tried a pass
-    picks: int = 5  # fast: most patches taken a pass
+    candidates: int = 0  # fast: patches tried a pass; 0 takes what the screening says untried
+    picks: int = 2  # fast: most patches taken a pass
+    share: int = 4  # fast: more are taken where the budget left is larger: a share-th of it
     worth: float = 0.5  # fast: a further pick must gain this share of what the best one gains
-    at_once: int = 512  # reconstructions of a frame in one batch: bounds the memory
+    at_once: int = 256  # reconstructions of a frame in one batch: bounds the memory
 
     def __post_init__(self) -> None:
         if self.mode not in ("fast", "exact"):
             raise ValueError(f"mode must be 'fast' or 'exact', got {self.mode!r}")
-        if min(self.candidates, self.picks, self.at_once) < 1 or self.picks > self.candidates:
-            raise ValueError(f"candidates, picks and at_once must be positive and picks <= candidates, got {self}")
+        if min(self.picks, self.share, self.at_once) < 1 or self.candidates < 0:
+            raise ValueError(f"picks, share and at_once must be positive and candidates not negative, got {self}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,44 +134,64 @@ def _fast(model: Reconstructor, found: _Found, settings: GreedySettings) -> None
         whole = len(clips) == len(found.budget)
         sight, mask = found.sight if whole else found.sight[clips], found.mask[clips]
         expected = screen.gains(clips, frames[clips]).masked_fill(mask, -torch.inf)
-        expected, ids = expected.topk(min(settings.candidates, expected.shape[1]), dim=1)
-        gains = loss[clips, None] - _single(model, sight, mask, ids, settings.at_once)
-        usable = expected > -torch.inf
-        screen.learn(clips, ids, expected, gains, usable)
-        order = gains.masked_fill(~usable, -torch.inf).argsort(1, descending=True)
-        ids, gains, usable = ids.gather(1, order), gains.gather(1, order), usable.gather(1, order)
         left = (found.budget - found.count)[clips]
-        picks, valid = apart(screen.overlap, ids, gains, usable, left, settings)
-        added = F.one_hot(picks, mask.shape[1]).bool() & valid[..., None]
-        trial = attempt(model, sight, mask[:, None] | added.cumsum(1).bool())
-        last = (valid.sum(1) - 1)[:, None]
-        frames[clips] = trial.frames.take_along_dim(last[..., None, None, None], 1)[:, 0]
-        loss[clips] = trial.loss.gather(1, last)[:, 0]
-        found.take(clips, picks, trial.loss, valid)
+        limit = (left // settings.share).clamp(min=settings.picks).minimum(left)
+        gains, ids = expected.topk(min(settings.candidates or 4 * int(limit.max()), expected.shape[1]), dim=1)
+        usable = gains > -torch.inf
+        if settings.candidates:
+            hoped, gains = gains, loss[clips, None] - _single(model, sight, mask, ids, settings.at_once)
+            screen.learn(clips, ids, hoped, gains, usable)
+            order = gains.masked_fill(~usable, -torch.inf).argsort(1, descending=True)
+            ids, gains, usable = ids.gather(1, order), gains.gather(1, order), usable.gather(1, order)
+        picks, valid = apart(screen.overlap, ids, gains, usable, limit, settings.worth)
+        after, frames[clips] = _in_turn(model, sight, mask, picks, valid, settings.at_once)
+        if not settings.candidates:
+            steps = torch.cat([loss[clips, None], after], dim=1).diff(dim=1).neg()
+            screen.learn(clips, picks, expected.gather(1, picks), steps, valid)
+        loss[clips] = after.gather(1, valid.sum(1, keepdim=True) - 1)[:, 0]
+        found.take(clips, picks, after, valid)
 
 
-def apart(overlap: Tensor, ids: Tensor, gains: Tensor, usable: Tensor, left: Tensor,
-          settings: GreedySettings) -> tuple[Tensor, Tensor]:
-    """Which of some tried patches to take together.
+def _in_turn(model: Reconstructor, sight: Sight, mask: Tensor, picks: Tensor, valid: Tensor,
+             at_once: int) -> tuple[Tensor, Tensor]:
+    """Take picks (N, M) one after the other: the loss after each (N, M), and the frames (N, 3, H, W) after the last."""
+    loss, frames = torch.zeros(picks.shape, device=picks.device), torch.empty_like(sight.target)
+    counts, order = valid.sum(1).sort(descending=True)
+    sizes, start = counts.tolist(), 0
+    while start < len(sizes):  # clips that take about as many go together
+        rows = order[start : start + max(1, at_once // sizes[start])]
+        width = sizes[start]
+        added = F.one_hot(picks[rows, :width], mask.shape[1]).bool() & valid[rows, :width, None]
+        trial = attempt(model, sight[rows], mask[rows, None] | added.cumsum(1).bool())
+        loss[rows, :width] = trial.loss
+        last = valid[rows].sum(1) - 1
+        frames[rows] = trial.frames[torch.arange(len(rows), device=rows.device), last]
+        start += len(rows)
+    return loss, frames
+
+
+def apart(overlap: Tensor, ids: Tensor, gains: Tensor, usable: Tensor, limit: Tensor,
+          worth: float) -> tuple[Tensor, Tensor]:
+    """Which of some patches to take together: those that no better one shares a place with.
 
     Args:
         overlap: (P, P) bool, patches that share a place.
-        ids: (N, M) int64, best first; the first is always taken.
+        ids: (N, M) int64, best first; the first one is always taken.
         gains: (N, M) float, what each gains alone.
         usable: (N, M) bool.
-        left: (N,) int, budget.
-        settings: how many, and how good.
+        limit: (N,) int, most to take.
+        worth: a further one must gain this share of what the best one gains.
 
     Returns:
-        ids (N, at most `picks`) and which of them are valid, those first.
+        ids (N, M') and which of them are valid, those first.
     """
-    taken = torch.zeros_like(usable)
-    taken[:, 0] = True
-    for m in range(1, ids.shape[1]):
-        meets = (overlap[ids[:, m, None], ids[:, :m]] & taken[:, :m]).any(1)
-        worth = usable[:, m] & (gains[:, m] >= settings.worth * gains[:, 0]) & (gains[:, m] > 0)
-        taken[:, m] = worth & ~meets & (taken.sum(1) < left.clamp(max=settings.picks))
-    order = (~taken).to(torch.uint8).sort(dim=1, stable=True).indices[:, : settings.picks]
+    good = usable & (gains >= worth * gains[:, :1]) & (gains > 0)
+    good[:, 0] = True
+    better = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril(-1)
+    meets = (overlap[ids[:, :, None], ids[:, None]] & better & good[:, None]).any(2)
+    taken = good & ~meets
+    taken &= taken.cumsum(1) <= limit[:, None]
+    order = (~taken).to(torch.uint8).sort(dim=1, stable=True).indices[:, : int(taken.sum(1).max())]
     return ids.gather(1, order), taken.gather(1, order)
 
 
@@ -177,9 +199,10 @@ class _Screen:
     """What pasting each patch of a frame would gain, from the error of the present reconstruction."""
 
     def __init__(self, model: Reconstructor, sight: Sight) -> None:
-        self.block, self.grid = model.block_side, model.grid
+        self.block, self.grid, self.objective = model.block_side, model.grid, model.objective
+        self.blocks = (self.grid.height_px // self.block, self.grid.width_px // self.block)
         self.target = sight.target
-        self.errors = [self._pool(image, sight.target) for image in sight.new_full]
+        self.errors = [self.objective.local(image, sight.target, self.blocks) for image in sight.new_full]
         self.rows = [self._members(model, "y", k) for k in range(len(self.errors))]
         self.columns = [self._members(model, "x", k) for k in range(len(self.errors))]
         self.trust = torch.ones(len(sight), len(self.errors), device=sight.target.device)
@@ -189,7 +212,7 @@ class _Screen:
 
     def gains(self, clips: Tensor, frames: Tensor) -> Tensor:
         """(N, P) loss that each patch is expected to remove, given the frames (N, 3, H, W) rebuilt so far."""
-        now = self._pool(frames, self.target[clips])
+        now = self.objective.local(frames, self.target[clips], self.blocks)
         gains = [(rows @ (now - error[clips]).relu() @ columns.T).flatten(1) / now[0].numel()
                  for error, rows, columns in zip(self.errors, self.rows, self.columns, strict=True)]
         return torch.cat(gains, dim=1) * self.trust[clips][:, self.scale_of]
@@ -201,10 +224,6 @@ class _Screen:
         found = (scale * gains.clamp(min=0)[..., None]).sum(1)
         change = (found / hoped.clamp(min=1e-9)).clamp(0.25, 4.0).sqrt()
         self.trust[clips] = (self.trust[clips] * change.where(hoped > 0, 1.0)).clamp(0.05, 5.0)
-
-    def _pool(self, image: Tensor, target: Tensor) -> Tensor:
-        """(N, rows, columns) mean absolute difference of small blocks."""
-        return F.avg_pool2d((image - target).abs().mean(1, keepdim=True), self.block)[:, 0]
 
     def _members(self, model: Reconstructor, axis: str, k: int) -> Tensor:
         """(cells, blocks) float: which blocks of a line lie in which cell of scale k."""

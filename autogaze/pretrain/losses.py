@@ -91,6 +91,26 @@ class FrameLoss(nn.Module):
         return total
 
 
+    def local(self, prediction: Tensor, target: Tensor, cells: tuple[int, int]) -> Tensor:
+        """Where the loss comes from: (N, 3, H, W) twice -> (N, *cells), with about the loss as its mean.
+
+        Feature terms have no place and are left out; where they are all there is, the place is that of l1.
+        """
+        with torch.autocast(prediction.device.type, enabled=False):
+            difference = prediction.float() - target.float()
+            weight = {name: sum(term.weight for term in self.terms if term.name == name) for name in ("l1", "gradient")}
+            if not any(weight.values()):
+                weight["l1"] = 1.0
+            total = weight["l1"] * F.adaptive_avg_pool2d(difference.abs().mean(1), cells)
+            if weight["gradient"]:
+                for size in GRADIENT_SIZES:
+                    small = F.avg_pool2d(difference, size) if size > 1 else difference
+                    steps = F.pad(small.diff(dim=-1).abs(), (0, 1)) + F.pad(small.diff(dim=-2).abs(), (0, 0, 0, 1))
+                    part = F.adaptive_avg_pool2d(steps.mean(1), cells)
+                    total = total + weight["gradient"] / len(GRADIENT_SIZES) * part
+        return total
+
+
 class FeatureDistance(nn.Module):
     """One minus the cosine between a frozen model's features of two images, averaged over its tokens."""
 
