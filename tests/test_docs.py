@@ -88,8 +88,9 @@ def test_code_runs(page: Path, codes: list[str], workplace: Path, monkeypatch: p
         assert cli.main(["export", "autogaze-base", "--onnx", "gaze.onnx", "--gazing-ratio", "0.02"]) == 0
     import torch
 
-    names: dict[str, object] = {"torch": torch, "video": torch.zeros(1, 5, 3, 224, 224),
-                                "frame": torch.zeros(1, 3, 224, 224)}
+    names: dict[str, object] = {"CHECKPOINT": "autogaze-base", "torch": torch,
+                                "frames": render_scene(0, 2, (72, 96)), "frame": torch.zeros(1, 3, 224, 224),
+                                "video": torch.zeros(1, 5, 3, 224, 224), "video_378": torch.zeros(1, 2, 3, 224, 224)}
     for code in codes:
         exec(compile(code, str(page), "exec"), names)
 
