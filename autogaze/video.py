@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ FRAMES_AT_ONCE = 16
 BYTES_AT_ONCE = 128 << 20  # of decoded frames: 16 frames of 1080p, 5 of 4K
 MP4_CODECS = ("avc1", "mp4v")  # H.264 where OpenCV was built with it, else MPEG-4
 WEBM_CODECS = ("VP80",)
+_QUIET = threading.Lock()  # file descriptor 2 belongs to all threads: one of them at a time turns it away
 
 
 class VideoError(ValueError):
@@ -206,16 +208,17 @@ def _open(path: Path) -> tuple[cv2.VideoCapture, VideoInfo, np.ndarray]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without OpenCV's and FFmpeg's own words, some of which go straight to file descriptor 2; we report errors."""
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
-        cv2.utils.logging.setLogLevel(level)
+    with _QUIET:
+        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nothing)
+            cv2.utils.logging.setLogLevel(level)
 
 
 def _check_file(path: Path) -> None:

@@ -42,7 +42,7 @@ class GazeModule(pl.LightningModule):
         gaze = self.model.generate(batch.video, gazing_ratio=VALIDATION_RATIO)
         loss = self.judge.losses(batch.video, gaze)
         last = last_chosen(gaze.chosen)
-        predicted = self.model.score(batch.video, gaze).task_loss_prediction[last]
+        predicted = self.model.score(batch.video, gaze, as_decoded=True).task_loss_prediction[last]
         error = (predicted - loss[last.any(-1)]).abs().mean()
         self.log("val/reconstruction_loss", loss.mean(), batch_size=len(loss), sync_dist=True, prog_bar=True)
         self.log("val/task_loss_error", error, batch_size=len(loss), sync_dist=True)
@@ -62,7 +62,7 @@ class PretrainModule(GazeModule):
 
     def training_step(self, batch: Clip, batch_idx: int) -> Tensor:
         assert batch.gaze is not None and batch.task_loss is not None
-        scores = self.model.score(batch.video, batch.gaze)
+        scores = self.model.score(batch.video, batch.gaze, as_decoded=True)  # train on what `generate` does
         ids = ntp_loss(scores.log_action_probs, batch.gaze.chosen).mean()
         known = batch.gaze.chosen & batch.task_loss.isfinite()
         task = task_loss_prediction_loss(scores.task_loss_prediction, batch.task_loss, known).mean()

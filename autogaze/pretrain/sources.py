@@ -5,17 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from autogaze.pretrain.clip_index import index_folder
-from autogaze.pretrain.data import ClipData, ClipLoader, RawClips
+from autogaze.pretrain.data import ClipData
 from autogaze.pretrain.recipes import DataRecipe
-from autogaze.pretrain.store import CachedClips, Disk, expected_gib
+from autogaze.pretrain.store import Disk, expected_gib
 from autogaze.scenes import write_scenes
 
 SCENES = "scenes"  # the name that asks for rendered scenes
@@ -58,22 +54,14 @@ class RunClips(ClipData):
     def __init__(self, folder: Path, run: Path, recipe: DataRecipe, batch_clips: int, validate_clips: int = 32,
                  epoch_clips: int | None = None) -> None:
         beside = folder.resolve().parent / "photos"
-        with keep_stderr():
-            super().__init__(folder, frames=recipe.frames, batch_clips=batch_clips, seed=recipe.seed,
-                             workers=recipe.workers, photo_share=recipe.photo_share, max_clips=recipe.max_clips,
-                             validate_clips=validate_clips, index_path=run / INDEX, epoch_clips=epoch_clips)
-            if recipe.photo_share and not self.photos and beside.is_dir():
-                self._add_photos(beside, run / PHOTO_INDEX, recipe.max_clips)
+        super().__init__(folder, frames=recipe.frames, batch_clips=batch_clips, seed=recipe.seed,
+                         workers=recipe.workers, photo_share=recipe.photo_share, max_clips=recipe.max_clips,
+                         validate_clips=validate_clips, index_path=run / INDEX, epoch_clips=epoch_clips)
+        if recipe.photo_share and not self.photos and beside.is_dir():
+            self._add_photos(beside, run / PHOTO_INDEX, recipe.max_clips)
         if not self.validation:
             log.warning("%s holds no clip for validation: using training clips (put some into a val/ folder)", folder)
             self.validation = (self.videos or self.photos)[:validate_clips]
-
-    def hold(self, device: torch.device | str) -> CachedClips:
-        with keep_stderr():
-            return super().hold(device)
-
-    def val_dataloader(self) -> FromTheStart:
-        return FromTheStart(super().val_dataloader())
 
     def _add_photos(self, folder: Path, index_path: Path, most: int | None) -> None:
         prefix = Path(os.path.relpath(folder, self.index.folder)).as_posix()
@@ -84,28 +72,3 @@ class RunClips(ClipData):
         self.disk = Disk(self.index)
         files = [*self.videos, *self.photos, *self.validation]
         self.resident = self.resident and expected_gib(files) <= RESIDENT_GIB
-
-
-@contextmanager
-def keep_stderr() -> Iterator[None]:
-    """Give file descriptor 2 back as it was: opening videos in many threads mutes it, each for itself."""
-    kept = os.dup(2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-class FromTheStart:
-    """A loader whose every pass begins at its first batch: Lightning leaves a pass before the loader knows it ended."""
-
-    def __init__(self, loader: ClipLoader) -> None:
-        self.loader = loader
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[RawClips]:
-        self.loader.position = 0
-        return iter(self.loader)
