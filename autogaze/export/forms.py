@@ -128,8 +128,9 @@ class _Writer:
             held = places.to(torch.float32) - 1.0  # the file's places begin at 1, so that a memory of zeros is empty
             count, new_places = self.decoder.new_places(held)
             parts = [sizes.memory, sizes.group + sizes.visual] + [sizes.group] * (sizes.steps - 1)
-            at = nodes.concat([nodes.op("Max", held, 0.0), new_places], axis=1)
-            rotation, *rotations = self.rotary.at(at, parts)
+            remembered = nodes.op("Max", held.cut(1, 0, sizes.memory), 0.0)
+            last_places = self.decoder.last_places(held, last_ids, window)
+            rotation, *rotations = self.rotary.at(nodes.concat([remembered, last_places, new_places], axis=1), parts)
             heads = [layer.heads for layer in self.weights.layers]
             past = Past(
                 window,
@@ -192,7 +193,7 @@ class _Writer:
         steps = [sizes.group] * (sizes.steps - 1)
         if past is None:
             return self.rotary.at(places, [sizes.visual, *steps])
-        last = nodes.op("Max", past.places.cut(1, past.frames * sizes.block - sizes.group), 0.0)
+        last = self.decoder.last_places(past.places, past.last_ids, past.frames)
         return self.rotary.at(nodes.concat([last, places], axis=1), [sizes.group + sizes.visual, *steps])
 
     def _extend(self, past: Past | None, new: FrameValues) -> Past:

@@ -65,7 +65,7 @@ class Past:
     keys: tuple[Value, ...]  # a layer: (B, heads, f * block - K, head_dim), with rotary positions
     values: tuple[Value, ...]
     places: Value  # (B, f * block) float32, positions of the tokens, and last those of `last_ids`; -1: nothing there
-    last_ids: Value  # (B, K) int64, the newest frame's last group
+    last_ids: Value  # (B, K) int64, the newest frame's last group; `eos` where padding stands in it (see `in_step`)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,15 @@ class Asked:
     budget: Value  # (B,) int32, ids it may spend
     requirement: Value  # (B,) float32, threshold on the predicted loss; -inf never stops
     in_step: Value  # (B,) bool, decoded in step with the others that say so, as published models decode a batch
+
+
+@dataclass(frozen=True, eq=False)
+class LastGroup:
+    """The group with which a frame ended."""
+
+    kept: Value  # (B, K) float32, 1 where the id was chosen
+    decoded: Value  # (B, K) float32, 1 where the slot was decoded
+    ids: Value  # (B, K) int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +183,20 @@ class FrameDecoder:
         count = (self.nodes.constant(-1.0, torch.float32) < past).to(torch.float32).sum(1, keep=True)
         return count, count + offsets
 
+    def last_places(self, places: Value, last_ids: Value, frames: int) -> Value:
+        """Positions (B, K) of the newest frame's last group, which comes in now.
+
+        Padding that stands in it has the position of a visual token, as every group that is fed at once.
+
+        Args:
+            places: (B, frames * block) float32 of the whole window.
+        """
+        end = frames * self.sizes.block - self.sizes.group
+        visual_end = end - self.sizes.fed
+        among = places.cut(1, visual_end - self.sizes.group, visual_end)
+        padding = last_ids.equals(self.sizes.patches)
+        return self.nodes.where(padding, among, self.nodes.op("Max", places.cut(1, end), 0.0))
+
     def write(
         self,
         visual: Value,
@@ -210,32 +233,32 @@ class FrameDecoder:
                     x = nodes.constant(self.weights.embeddings).gather(group, axis=0)
                     hidden = self._pass(x, rotations[step + 1], attention, attention.step)
         with nodes.scope("stop"):
-            gaze, last_ids, *fed_and_last = stop_rule(
-                nodes, nodes.concat(ids, axis=1), nodes.concat(losses, axis=1), asked, sizes
-            )
-            block = self._block_places(count, places, asked.in_step, *fed_and_last)
+            joined = nodes.concat(ids, axis=1), nodes.concat(losses, axis=1)
+            gaze, groups, last = stop_rule(nodes, *joined, asked, sizes)
+            in_step = asked.in_step.unsqueeze(1)
+            longest = (groups * in_step.to(torch.float32)).max(0, keep=True)
+            others_go_on = (groups < longest) & in_step
+            block = self._block_places(count, places, groups, last, others_go_on)
+            last_ids = nodes.where(others_go_on & (last.kept < last.decoded), sizes.patches, last.ids)
         return FrameValues(*gaze, block, last_ids, *attention.blocks())
 
-    def _block_places(self, count: Value, places: Value, in_step: Value, alive: Value, last_kept: Value) -> Value:
+    def _block_places(self, count: Value, places: Value, groups: Value, last: LastGroup, others_go_on: Value) -> Value:
         """Positions of everything that the frame adds (B, block), -1 where nothing is.
 
         Args:
-            in_step: (B,) bool. alive: (B, G) float32, groups that were begun. last_kept: (B, K) float32.
+            groups: (B, 1) float32, groups that were begun.
+            others_go_on: (B, 1) bool: then published models feed the last group at once, like any other.
         """
         nodes, sizes = self.nodes, self.sizes
-        groups = alive.sum(1, keep=True)
-        longest = (groups * in_step.unsqueeze(1).to(torch.float32)).max(0, keep=True)
-        others_go_on = (groups < longest) & in_step.unsqueeze(1)
-        rank = last_kept @ torch.ones(sizes.group, sizes.group).triu(1)
-        fed_groups = nodes.op("Max", groups - 1.0, 0.0)
-        counted = fed_groups * float(sizes.group) + rank + count + float(sizes.visual)
+        rank = last.kept @ torch.ones(sizes.group, sizes.group).triu(1)
+        fed_ids = nodes.op("Max", groups - 1.0, 0.0) * float(sizes.group)
+        counted = fed_ids + rank + count + float(sizes.visual)
         among = nodes.constant(torch.arange(sizes.group).float() + (sizes.visual - sizes.group)) + count
-        last = nodes.where(
-            nodes.constant(0.5, torch.float32) < last_kept, nodes.where(others_go_on, among, counted), -1.0
-        )
+        chosen = nodes.constant(0.5, torch.float32) < last.kept
+        last_places = nodes.where(chosen, nodes.where(others_go_on, among, counted), -1.0)
         fed = (torch.arange(sizes.fed) // sizes.group + 1).float()  # the group after must have begun
         there = nodes.constant(torch.cat([torch.full((sizes.visual,), -1.0), fed])) < groups
-        return nodes.concat([nodes.where(there, places, -1.0), last], axis=1)
+        return nodes.concat([nodes.where(there, places, -1.0), last_places], axis=1)
 
     def _pass(self, x: Value, rotation: tuple[Value, Value], attention: _Attention, attend) -> Value:  # type: ignore[no-untyped-def]
         """The last token's normed state (B, width) after all layers; of the last layer only that token is computed."""
@@ -301,19 +324,35 @@ class _Attention:
             ],
             dim=1,
         )
-        self.prefill_bias, self.step_bias = self._bias(decoder, mask), self._bias(decoder, step_mask)
+        columns = self._columns(decoder)
+        self.prefill_bias = self._prefill_bias(columns, mask.to(decoder.dtype))
+        self.step_bias = self._bias(columns, step_mask.to(decoder.dtype))
         self.held: list[tuple[Value, Value]] = []  # a layer: keys, transposed, and values after the prefill
         self.own: list[tuple[Value, Value] | None] = [None] * layers
         self.new: list[list[tuple[Value, Value, Value]]] = [[] for _ in range(layers)]
 
-    def _bias(self, decoder: FrameDecoder, mask: Tensor) -> Value:
-        """A mask (rows, N), and for every sample also the padding in its memory: (B, 1, rows, N)."""
+    def _columns(self, decoder: FrameDecoder) -> Value | None:
+        """What every row may not see of the past, because nothing is there: (B, f * block)."""
         if self.past is None:
-            return self.nodes.constant(mask.to(decoder.dtype))
+            return None
+        return self.nodes.where(self.past.places < 0.0, BLOCKED, self.nodes.constant(0.0, decoder.dtype))
+
+    def _bias(self, columns: Value | None, mask: Tensor) -> Value:
+        """A mask (rows, N), and for every sample also what its past lacks: (B, 1, rows, N)."""
+        if columns is None or self.past is None:
+            return self.nodes.constant(mask)
         new = mask.shape[1] - self.past.frames * self.sizes.block  # of this frame: they are surely there
-        absent = self.nodes.where(self.past.places < 0.0, BLOCKED, self.nodes.constant(0.0, decoder.dtype))
-        padded = self.nodes.op("Pad", absent, torch.tensor([0, 0, 0, new]))
-        return padded.unsqueeze(1, 2) + mask.to(decoder.dtype)
+        return self.nodes.op("Pad", columns, torch.tensor([0, 0, 0, new])).unsqueeze(1, 2) + mask
+
+    def _prefill_bias(self, columns: Value | None, mask: Tensor) -> Value:
+        """`_bias`, but padding that stands in the last group is seen by the group itself."""
+        if columns is None or self.past is None:
+            return self._bias(columns, mask)
+        group, remembered = self.sizes.group, self.past.frames * self.sizes.block - self.sizes.group
+        memory, last = columns.split([remembered, group], axis=1)
+        last = self.nodes.where(self.past.last_ids.equals(self.sizes.patches), 0.0, last)
+        own = self._bias(self.nodes.concat([memory, last], axis=1), mask[:group])
+        return self.nodes.concat([own, self._bias(columns, mask[group:])], axis=2)
 
     def remember(self, layer: int, straight: Value, key: Value, value: Value) -> None:
         self.new[layer].append((straight, key, value))
@@ -350,15 +389,14 @@ class _Attention:
 
 def stop_rule(
     nodes: Nodes, ids: Value, losses: Value, asked: Asked, sizes: GraphSizes
-) -> tuple[tuple[Value, Value, Value, Value], Value, Value, Value]:
+) -> tuple[tuple[Value, Value, Value, Value], Value, LastGroup]:
     """Budget and stop rule over all groups at once (see `autogaze.decoding.choice.keep_group`).
 
     Args:
         ids, losses: (B, G * K), decoded as if nobody ever stopped.
 
     Returns:
-        ids, chosen, task loss and count of the gaze; ids of the frame's last group (B, K); groups that were begun
-        (B, G) and which ids of the last group were chosen (B, K), both 0 or 1 in float32.
+        ids, chosen, task loss and count of the gaze; groups that were begun (B, 1) float32; the frame's last group.
     """
     steps, group = sizes.steps, sizes.group
     slots = torch.arange(steps * group, dtype=torch.int32)
@@ -370,14 +408,16 @@ def stop_rule(
     decoded = (begun.unsqueeze(2) & within.reshape(0, steps, group)).reshape(0, steps * group)
     chosen = decoded & ~met
     alive = begun.to(torch.float32)
-    last = (alive - alive @ torch.diag(torch.ones(steps - 1), -1)).unsqueeze(2)  # 1 at the frame's last group
+    is_last = (alive - alive @ torch.diag(torch.ones(steps - 1), -1)).unsqueeze(2)  # 1 at the frame's last group
     kept = chosen.to(torch.float32)
-    last_kept = (kept.reshape(0, steps, group) * last).sum(1)
-    last_ids = (ids.to(torch.float32).reshape(0, steps, group) * last).sum(1).to(torch.int64)
+    last_kept, last_decoded, last_ids = (
+        (value.to(torch.float32).reshape(0, steps, group) * is_last).sum(1) for value in (kept, decoded, ids)
+    )
+    last = LastGroup(last_kept, last_decoded, last_ids.to(torch.int64))
     gaze = [nodes.where(chosen, ids, 0), chosen, nodes.where(decoded, losses, float("nan"))]
     if sizes.budget < steps * group:
         gaze = [value.cut(1, 0, sizes.budget) for value in gaze]
-    return (gaze[0], gaze[1], gaze[2], kept.sum(1).to(torch.int32)), last_ids, alive, last_kept
+    return (gaze[0], gaze[1], gaze[2], kept.sum(1).to(torch.int32)), alive.sum(1, keep=True), last
 
 
 def _prefill_mask(sizes: GraphSizes, frames: int, forget: bool) -> Tensor:

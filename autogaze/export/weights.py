@@ -58,7 +58,7 @@ class GraphWeights:
     layers: tuple[LayerWeights, ...]
     norm: NormWeights
     head: Tensor  # (width, K * patches + K): logits without eos head by head, then predicted losses
-    embeddings: Tensor  # (patches, width) float32
+    embeddings: Tensor  # (patches + 1, width) float32, `eos` last
     frequencies: Tensor  # (head_dim / 2,) float32 angles per position
 
 
@@ -78,7 +78,7 @@ def graph_weights(model: AutoGaze, dtype: torch.dtype) -> GraphWeights:
         layers=tuple(_layer(cast(DecoderLayer, layer), dtype) for layer in decoder.model.layers),
         norm=_norm(decoder.model.norm),
         head=_plain(head, dtype),
-        embeddings=_plain(decoder.model.embed_tokens.weight[:-1], torch.float32),
+        embeddings=_plain(decoder.model.embed_tokens.weight, torch.float32),
         frequencies=_plain(decoder.model.frequencies, torch.float32),
     )
 

@@ -1,0 +1,134 @@
+// The C API: checks arguments, and turns every failure into a status and words.
+#include <exception>
+#include <memory>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "autogaze_trt.h"
+#include "failure.hpp"
+#include "stream.hpp"
+
+using autogaze::detail::Failure;
+using autogaze::detail::FrameStream;
+using autogaze::detail::Model;
+
+struct autogaze_engine {
+  std::unique_ptr<Model> model;
+};
+
+struct autogaze_stream {
+  std::unique_ptr<FrameStream> stream;
+};
+
+namespace {
+
+thread_local std::string last_error;
+
+template <typename Work>
+autogaze_status guarded(Work&& work) noexcept {
+  try {
+    std::forward<Work>(work)();
+    return AUTOGAZE_OK;
+  } catch (const Failure& failure) {
+    last_error = failure.what();
+    return failure.status;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+  } catch (...) {
+    last_error = "unknown failure";
+  }
+  return AUTOGAZE_RUNTIME;
+}
+
+void need(const void* pointer, const char* name) {
+  if (pointer == nullptr) throw Failure(AUTOGAZE_BAD_ARGUMENT, std::string(name) + " must not be null");
+}
+
+}  // namespace
+
+const char* autogaze_last_error(void) { return last_error.c_str(); }
+
+autogaze_status autogaze_engine_load(const char* path, int32_t device, autogaze_engine** engine) {
+  return guarded([&] {
+    need(path, "path");
+    need(engine, "engine");
+    *engine = nullptr;
+    auto runtime = autogaze::detail::open_runtime(path, device);
+    auto loaded = std::make_unique<autogaze_engine>();
+    loaded->model = std::make_unique<Model>(std::move(runtime), path);
+    *engine = loaded.release();
+  });
+}
+
+void autogaze_engine_free(autogaze_engine* engine) { delete engine; }
+
+autogaze_status autogaze_engine_info(const autogaze_engine* engine, autogaze_info* info) {
+  return guarded([&] {
+    need(engine, "engine");
+    need(info, "info");
+    const auto& metadata = engine->model->metadata;
+    const auto& grid = engine->model->grid;
+    *info = {grid.patches_per_frame(), metadata.budget,         grid.scales(),          grid.tile_px(),
+             metadata.input_height,    metadata.input_width,    metadata.uint8 ? 1 : 0, metadata.smallest_batch,
+             metadata.largest_batch,   metadata.gazing_ratio,   metadata.task_loss_requirement};
+  });
+}
+
+const char* autogaze_engine_property(const autogaze_engine* engine, const char* key) {
+  if (engine == nullptr || key == nullptr) return nullptr;
+  const auto& properties = engine->model->runtime->properties;
+  const auto found = properties.find(key);
+  return found == properties.end() ? nullptr : found->second.c_str();
+}
+
+autogaze_status autogaze_engine_box(const autogaze_engine* engine, int64_t id, float box[4]) {
+  return guarded([&] {
+    need(engine, "engine");
+    need(box, "box");
+    const auto& grid = engine->model->grid;
+    if (!grid.holds(id)) {
+      throw Failure(AUTOGAZE_BAD_ARGUMENT, "id must be 0 to " + std::to_string(grid.patches_per_frame() - 1));
+    }
+    const auto found = grid.box(id);
+    for (int side = 0; side < 4; ++side) box[side] = found[side];
+  });
+}
+
+autogaze_status autogaze_stream_create(autogaze_engine* engine, int32_t batch, void* cuda_stream,
+                                       autogaze_stream** stream) {
+  return guarded([&] {
+    need(engine, "engine");
+    need(stream, "stream");
+    *stream = nullptr;
+    auto created = std::make_unique<autogaze_stream>();
+    created->stream = std::make_unique<FrameStream>(*engine->model, batch, cuda_stream);
+    *stream = created.release();
+  });
+}
+
+void autogaze_stream_free(autogaze_stream* stream) { delete stream; }
+
+autogaze_status autogaze_stream_reset(autogaze_stream* stream) {
+  return guarded([&] {
+    need(stream, "stream");
+    stream->stream->reset();
+  });
+}
+
+autogaze_status autogaze_stream_push(autogaze_stream* stream, const void* frames, autogaze_place place,
+                                     const autogaze_request* requests) {
+  return guarded([&] {
+    need(stream, "stream");
+    need(frames, "frames");
+    stream->stream->push(frames, place == AUTOGAZE_DEVICE, requests);
+  });
+}
+
+autogaze_status autogaze_stream_gaze(autogaze_stream* stream, int32_t sample, autogaze_gaze* gaze) {
+  return guarded([&] {
+    need(stream, "stream");
+    need(gaze, "gaze");
+    *gaze = stream->stream->gaze(sample);
+  });
+}

@@ -1,0 +1,143 @@
+#include "stream.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "failure.hpp"
+
+namespace autogaze::detail {
+namespace {
+
+const std::vector<std::string> kState = {"conv", "keys", "values", "places", "last_ids"};
+const std::vector<std::string> kResults = {"ids", "chosen", "task_loss", "count"};
+
+const TensorSpec& find(const std::vector<TensorSpec>& specs, const std::string& name) {
+  const auto found = std::find_if(specs.begin(), specs.end(), [&](const TensorSpec& spec) { return spec.name == name; });
+  if (found == specs.end()) throw Failure(AUTOGAZE_BAD_FILE, "the file has no tensor " + name + "; export it again");
+  return *found;
+}
+
+}  // namespace
+
+Model::Model(std::unique_ptr<Runtime> opened, const std::string& file)
+    : runtime(std::move(opened)),
+      metadata(read_metadata(runtime->properties, file)),
+      grid(metadata.scales, metadata.patch_size) {
+  if (metadata.kind != "frame") {
+    throw Failure(AUTOGAZE_BAD_FILE, file + ": a " + metadata.kind + " file; streams need one exported without --clip");
+  }
+}
+
+const TensorSpec& Model::input(const std::string& name) const { return find(runtime->inputs, name); }
+const TensorSpec& Model::output(const std::string& name) const { return find(runtime->outputs, name); }
+
+Buffer::Buffer(Runtime& runtime, std::size_t bytes)
+    : runtime_(runtime), bytes_(bytes), memory_(runtime.allocate(std::max<std::size_t>(bytes, 1))) {}
+
+Buffer::~Buffer() { runtime_.release(memory_); }
+
+FrameStream::FrameStream(Model& model, int batch, void* cuda_stream)
+    : model_(model), batch_(batch), cuda_stream_(cuda_stream), gazes_(batch) {
+  if (batch < model.metadata.smallest_batch || batch > model.metadata.largest_batch) {
+    throw Failure(AUTOGAZE_BAD_ARGUMENT, "this file takes " + std::to_string(model.metadata.smallest_batch) + " to " +
+                                             std::to_string(model.metadata.largest_batch) +
+                                             " streams side by side, got " + std::to_string(batch));
+  }
+  Runtime& runtime = *model.runtime;
+  session_ = runtime.session();
+  for (const char* name : {"frame", "budget", "requirement", "in_step"}) {
+    inputs_[name] = std::make_unique<Buffer>(runtime, model.input(name).bytes(batch));
+  }
+  for (const auto& name : kState) {
+    for (auto& memory : memory_) memory[name] = std::make_unique<Buffer>(runtime, model.input(name).bytes(batch));
+  }
+  for (const auto& name : kResults) results_[name] = std::make_unique<Buffer>(runtime, model.output(name).bytes(batch));
+  runtime.fill_zero(input("in_step").get(), input("in_step").bytes(), cuda_stream_);  // every stream as if alone
+  reset();
+}
+
+void FrameStream::reset() {
+  for (auto& memory : memory_) {
+    for (auto& [name, buffer] : memory) model_.runtime->fill_zero(buffer->get(), buffer->bytes(), cuda_stream_);
+  }
+  turn_ = 0;
+  pushed_ = fetched_ = false;
+}
+
+void FrameStream::push(const void* frames, bool on_device, const autogaze_request* requests) {
+  Runtime& runtime = *model_.runtime;
+  std::vector<int32_t> budgets(batch_, model_.metadata.budget);
+  std::vector<float> requirements(batch_, model_.metadata.task_loss_requirement);
+  for (int sample = 0; requests != nullptr && sample < batch_; ++sample) {
+    budgets[sample] = requests[sample].budget;
+    requirements[sample] = requests[sample].task_loss_requirement;
+    if (budgets[sample] < 0 || budgets[sample] > model_.metadata.budget || requirements[sample] != requirements[sample]) {
+      throw Failure(AUTOGAZE_BAD_ARGUMENT, "a budget must be 0 to " + std::to_string(model_.metadata.budget) +
+                                               " ids and a requirement a number");
+    }
+  }
+  runtime.copy_in(input("frame").get(), frames, input("frame").bytes(), on_device, cuda_stream_);
+  runtime.copy_in(input("budget").get(), budgets.data(), input("budget").bytes(), false, cuda_stream_);
+  runtime.copy_in(input("requirement").get(), requirements.data(), input("requirement").bytes(), false, cuda_stream_);
+  std::map<std::string, void*> tensors;
+  for (const auto& [name, buffer] : inputs_) tensors[name] = buffer->get();
+  for (const auto& [name, buffer] : results_) tensors[name] = buffer->get();
+  for (const auto& name : kState) {
+    tensors[name] = memory_[turn_].at(name)->get();
+    tensors["next_" + name] = memory_[1 - turn_].at(name)->get();
+  }
+  session_->run(tensors, batch_, cuda_stream_);
+  turn_ = 1 - turn_;
+  pushed_ = true;
+  fetched_ = false;
+}
+
+void FrameStream::fetch() {
+  const int slots = model_.metadata.budget;
+  const std::size_t all = static_cast<std::size_t>(batch_) * slots;
+  std::vector<int64_t> ids(all);
+  std::vector<uint8_t> chosen(all);
+  std::vector<float> losses(all);
+  Runtime& runtime = *model_.runtime;
+  runtime.copy_out(ids.data(), results_.at("ids")->get(), all * sizeof(int64_t), cuda_stream_);
+  runtime.copy_out(chosen.data(), results_.at("chosen")->get(), all, cuda_stream_);
+  runtime.copy_out(losses.data(), results_.at("task_loss")->get(), all * sizeof(float), cuda_stream_);
+  runtime.synchronize(cuda_stream_);
+  for (int sample = 0; sample < batch_; ++sample) {
+    const std::size_t start = static_cast<std::size_t>(sample) * slots;
+    Result& result = gazes_[sample];
+    decode(model_.grid, ids.data() + start, chosen.data() + start, losses.data() + start, slots, result.ids,
+           result.boxes, result.task_loss);
+  }
+  fetched_ = true;
+}
+
+autogaze_gaze FrameStream::gaze(int sample) {
+  if (!pushed_) throw Failure(AUTOGAZE_BAD_ARGUMENT, "no frame was pushed yet");
+  if (sample < 0 || sample >= batch_) {
+    throw Failure(AUTOGAZE_BAD_ARGUMENT, "sample must be 0 to " + std::to_string(batch_ - 1));
+  }
+  if (!fetched_) fetch();
+  const Result& result = gazes_[sample];
+  return {static_cast<int32_t>(result.ids.size()), result.ids.data(), result.boxes.data(), result.task_loss.data()};
+}
+
+void decode(const Grid& grid, const int64_t* ids, const uint8_t* chosen, const float* losses, int slots,
+            std::vector<int64_t>& out_ids, std::vector<float>& out_boxes, std::vector<float>& out_losses) {
+  out_ids.clear();
+  out_boxes.clear();
+  out_losses.clear();
+  for (int slot = 0; slot < slots; ++slot) {
+    if (!chosen[slot]) continue;
+    if (!grid.holds(ids[slot])) {
+      throw Failure(AUTOGAZE_RUNTIME, "the file chose id " + std::to_string(ids[slot]) + ", a frame has " +
+                                          std::to_string(grid.patches_per_frame()));
+    }
+    const auto box = grid.box(ids[slot]);
+    out_ids.push_back(ids[slot]);
+    out_boxes.insert(out_boxes.end(), box.begin(), box.end());
+    out_losses.push_back(losses[slot]);
+  }
+}
+
+}  // namespace autogaze::detail

@@ -1,0 +1,46 @@
+#include <string>
+
+#include "autogaze_trt.hpp"
+#include "check.hpp"
+#include "samples.hpp"
+
+namespace {
+
+bool says(const std::string& words) { return std::string(autogaze_last_error()).find(words) != std::string::npos; }
+
+}  // namespace
+
+TEST(null_pointers_are_a_status_not_a_crash) {
+  autogaze_engine* engine = nullptr;
+  EQUAL(autogaze_engine_load(nullptr, 0, &engine), AUTOGAZE_BAD_ARGUMENT);
+  TRUE(says("path must not be null"));
+  EQUAL(autogaze_engine_load("x.onnx", 0, nullptr), AUTOGAZE_BAD_ARGUMENT);
+  EQUAL(autogaze_engine_info(nullptr, nullptr), AUTOGAZE_BAD_ARGUMENT);
+  EQUAL(autogaze_stream_create(nullptr, 1, nullptr, nullptr), AUTOGAZE_BAD_ARGUMENT);
+  EQUAL(autogaze_stream_push(nullptr, nullptr, AUTOGAZE_HOST, nullptr), AUTOGAZE_BAD_ARGUMENT);
+  EQUAL(autogaze_stream_gaze(nullptr, 0, nullptr), AUTOGAZE_BAD_ARGUMENT);
+  EQUAL(autogaze_stream_reset(nullptr), AUTOGAZE_BAD_ARGUMENT);
+  TRUE(autogaze_engine_property(nullptr, "x") == nullptr);
+  autogaze_engine_free(nullptr);
+  autogaze_stream_free(nullptr);
+}
+
+TEST(a_bad_file_is_named_and_nothing_is_returned) {
+  samples::write("api_test.engine", "short");
+  autogaze_engine* engine = reinterpret_cast<autogaze_engine*>(1);
+  EQUAL(autogaze_engine_load("api_test.engine", 0, &engine), AUTOGAZE_BAD_FILE);
+  TRUE(engine == nullptr);
+  TRUE(says("api_test.engine: cut short"));
+  EQUAL(autogaze_engine_load("model.safetensors", 0, &engine), AUTOGAZE_BAD_FILE);
+  TRUE(says("expected .onnx"));
+}
+
+TEST(the_cpp_face_throws_with_the_librarys_words) {
+  try {
+    autogaze::Engine engine("gone.engine");
+    TRUE(false);
+  } catch (const autogaze::Error& error) {
+    EQUAL(error.status, AUTOGAZE_BAD_FILE);
+    EQUAL(std::string(error.what()), std::string("gone.engine: no such file"));
+  }
+}

@@ -1,0 +1,67 @@
+#include <cmath>
+#include <string>
+
+#include "check.hpp"
+#include "metadata.hpp"
+#include "samples.hpp"
+
+using namespace autogaze::detail;
+
+TEST(metadata_reads_every_kind_of_value) {
+  const Metadata metadata = read_metadata(parse_properties(samples::text()), "x");
+  EQUAL(metadata.kind, std::string("frame"));
+  EQUAL(metadata.scales.size(), 4u);
+  EQUAL(metadata.scales[2], 112);
+  EQUAL(metadata.budget, 26);
+  EQUAL(metadata.largest_batch, 4);
+  EQUAL(metadata.input_width, 320);
+  EQUAL(metadata.uint8, true);
+  EQUAL(metadata.gazing_ratio, 0.1f);
+  TRUE(std::isinf(metadata.task_loss_requirement) && metadata.task_loss_requirement < 0);
+}
+
+TEST(newer_foreign_and_damaged_metadata_is_refused) {
+  Properties properties = parse_properties(samples::text());
+  properties["autogaze.format"] = "99";
+  THROWS(read_metadata(properties, "gaze.engine"), AUTOGAZE_BAD_FILE, "gaze.engine: written in format 99");
+  properties.erase("autogaze.format");
+  THROWS(read_metadata(properties, "gaze.engine"), AUTOGAZE_BAD_FILE, "not an autogaze export");
+  properties = parse_properties(samples::text());
+  properties["autogaze.budget"] = "many";
+  THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, "damaged metadata (many)");
+  properties["autogaze.budget"] = "0";
+  THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, "not positive");
+  properties.erase("autogaze.budget");
+  THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, "lacks budget");
+}
+
+TEST(specs_are_parsed) {
+  const auto specs = parse_specs("frame:float16:3x224x224;budget:int32:;chosen:bool:26", "x");
+  EQUAL(specs.size(), 3u);
+  EQUAL(specs[0].bytes(2), 2u * 3 * 224 * 224 * 2);
+  EQUAL(specs[1].shape.size(), 0u);
+  EQUAL(specs[1].bytes(3), 12u);
+  THROWS(parse_specs("frame:complex:3", "x"), AUTOGAZE_BAD_FILE, "unknown element type complex");
+  THROWS(parse_specs("frame", "x"), AUTOGAZE_BAD_FILE, "damaged list of tensors");
+}
+
+TEST(crc32_is_the_usual_one) { EQUAL(crc32("123456789", 9), 0xCBF43926u); }
+
+TEST(an_engine_file_reads_back_and_is_refused_when_cut_or_changed) {
+  const std::string path = "metadata_test.engine", whole = samples::engine_bytes("the plan", samples::text());
+  samples::write(path, whole);
+  const EngineFile file = read_engine_file(path);
+  EQUAL(std::string(file.plan.begin(), file.plan.end()), std::string("the plan"));
+  EQUAL(file.properties.at("autogaze.budget"), std::string("26"));
+  for (const std::size_t keep : {std::size_t{0}, std::size_t{20}, whole.size() - 1}) {
+    samples::write(path, whole.substr(0, keep));
+    THROWS(read_engine_file(path), AUTOGAZE_BAD_FILE, "cut short");
+  }
+  std::string changed = whole;
+  changed[3] ^= 1;
+  samples::write(path, changed);
+  THROWS(read_engine_file(path), AUTOGAZE_BAD_FILE, "do not add up");
+  samples::write(path, whole.substr(4));
+  THROWS(read_engine_file(path), AUTOGAZE_BAD_FILE, "do not add up");
+  THROWS(read_engine_file("gone.engine"), AUTOGAZE_BAD_FILE, "no such file");
+}

@@ -1,0 +1,98 @@
+// Files and a runtime to test with.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <string>
+
+#include "metadata.hpp"
+#include "runtime.hpp"
+
+namespace samples {
+
+using autogaze::detail::Properties;
+using autogaze::detail::Runtime;
+using autogaze::detail::TensorSpec;
+using autogaze::detail::Type;
+
+inline std::string text() {
+  return "autogaze.kind=frame\nautogaze.precision=fp16\nautogaze.scales=32+64+112+224\nautogaze.patch_size=16\n"
+         "autogaze.group=10\nautogaze.budget=26\nautogaze.frames=16\nautogaze.gazing_ratio=0.1\n"
+         "autogaze.task_loss_requirement=-inf\nautogaze.calibration=\nautogaze.batch=1,4\nautogaze.pixels=uint8\n"
+         "autogaze.input_size=240,320\nautogaze.mean=0.0,0.0,0.0\nautogaze.std=1.0,1.0,1.0\n"
+         "autogaze.rescale_factor=0.00784313725490196\nautogaze.offset=1\nautogaze.resample=bilinear\n"
+         "autogaze.format=1\n";
+}
+
+inline std::string little_endian(uint64_t value, int bytes) {
+  std::string out;
+  for (int i = 0; i < bytes; ++i) out.push_back(static_cast<char>(value >> (8 * i) & 0xFF));
+  return out;
+}
+
+inline std::string engine_bytes(const std::string& plan, const std::string& properties) {
+  const std::string body = plan + properties;
+  return body + little_endian(plan.size(), 8) + little_endian(properties.size(), 8) +
+         little_endian(autogaze::detail::crc32(body.data(), body.size()), 4) + "AUTOGAZE";
+}
+
+inline void write(const std::string& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+}
+
+// A runtime whose "model" chooses `budget` ids from (frames seen so far), one for every ten of the first pixel.
+class FakeRuntime : public Runtime {
+ public:
+  FakeRuntime() {
+    properties = autogaze::detail::parse_properties(text());
+    inputs = {{"frame", Type::kUint8, {240, 320, 3}}, {"budget", Type::kInt32, {}}, {"requirement", Type::kFloat32, {}},
+              {"in_step", Type::kBool, {}},           {"conv", Type::kFloat16, {4}}, {"keys", Type::kFloat16, {4}},
+              {"values", Type::kFloat16, {4}},        {"places", Type::kInt32, {1}}, {"last_ids", Type::kInt64, {10}}};
+    outputs = {{"ids", Type::kInt64, {26}}, {"chosen", Type::kBool, {26}}, {"task_loss", Type::kFloat32, {26}},
+               {"count", Type::kInt32, {}}};
+    for (const char* name : {"conv", "keys", "values", "places", "last_ids"}) {
+      for (const auto& spec : inputs) {
+        if (spec.name == name) outputs.push_back({std::string("next_") + name, spec.type, spec.shape});
+      }
+    }
+  }
+
+  void* allocate(std::size_t bytes) override {
+    ++living;
+    return ::operator new(bytes);
+  }
+  void release(void* memory) noexcept override {
+    --living;
+    ::operator delete(memory);
+  }
+  void fill_zero(void* memory, std::size_t bytes, void*) override { std::memset(memory, 0, bytes); }
+  void copy_in(void* memory, const void* from, std::size_t bytes, bool, void*) override { std::memcpy(memory, from, bytes); }
+  void copy_out(void* to, const void* memory, std::size_t bytes, void*) override { std::memcpy(to, memory, bytes); }
+  void synchronize(void*) override { ++synchronized; }
+
+  class FakeSession : public Session {
+   public:
+    void run(const std::map<std::string, void*>& at, int batch, void*) override {
+      const auto* frame = static_cast<const uint8_t*>(at.at("frame"));
+      const auto* budget = static_cast<const int32_t*>(at.at("budget"));
+      const auto* seen = static_cast<const int32_t*>(at.at("places"));
+      for (int b = 0; b < batch; ++b) {
+        static_cast<int32_t*>(at.at("next_places"))[b] = seen[b] + 1;
+        const int wanted = frame[b * 240 * 320 * 3] / 10;
+        for (int slot = 0; slot < 26; ++slot) {
+          static_cast<int64_t*>(at.at("ids"))[b * 26 + slot] = seen[b] + slot;
+          static_cast<bool*>(at.at("chosen"))[b * 26 + slot] = slot < wanted && slot < budget[b];
+          static_cast<float*>(at.at("task_loss"))[b * 26 + slot] = static_cast<const float*>(at.at("requirement"))[b];
+        }
+      }
+    }
+  };
+  std::unique_ptr<Session> session() override { return std::make_unique<FakeSession>(); }
+
+  int synchronized = 0;
+  static inline int living = 0;
+};
+
+}  // namespace samples

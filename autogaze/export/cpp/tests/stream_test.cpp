@@ -1,0 +1,85 @@
+#include "stream.hpp"
+
+#include <limits>
+#include <vector>
+
+#include "check.hpp"
+#include "samples.hpp"
+
+using namespace autogaze::detail;
+
+namespace {
+
+std::vector<uint8_t> frames(std::initializer_list<int> first_pixels) {
+  std::vector<uint8_t> data(first_pixels.size() * 240 * 320 * 3);
+  std::size_t sample = 0;
+  for (const int pixel : first_pixels) data[sample++ * 240 * 320 * 3] = static_cast<uint8_t>(pixel);
+  return data;
+}
+
+}  // namespace
+
+TEST(decode_keeps_choices_in_order_with_their_boxes) {
+  const Grid grid({32, 64, 112, 224}, 16);
+  const int64_t ids[] = {264, 7, 0};
+  const uint8_t chosen[] = {1, 0, 1};
+  const float losses[] = {0.5f, 0.4f, 0.3f};
+  std::vector<int64_t> out;
+  std::vector<float> boxes, loss;
+  decode(grid, ids, chosen, losses, 3, out, boxes, loss);
+  EQUAL(out.size(), 2u);
+  EQUAL(out[0], 264);
+  EQUAL(boxes.size(), 8u);
+  EQUAL(boxes[6], 112.0f);
+  EQUAL(loss[1], 0.3f);
+  const int64_t wrong[] = {265};
+  THROWS(decode(grid, wrong, chosen, losses, 1, out, boxes, loss), AUTOGAZE_RUNTIME, "chose id 265");
+}
+
+TEST(a_stream_carries_its_memory_from_frame_to_frame) {
+  Model model(std::make_unique<samples::FakeRuntime>(), "fake");
+  FrameStream stream(model, 2, nullptr);
+  THROWS(stream.gaze(0), AUTOGAZE_BAD_ARGUMENT, "no frame was pushed");
+  for (int frame = 0; frame < 3; ++frame) {
+    stream.push(frames({30, 255}).data(), false, nullptr);
+    EQUAL(stream.gaze(0).count, 3);
+    EQUAL(stream.gaze(1).count, 25);
+    EQUAL(stream.gaze(0).ids[0], frame);  // the fake model's first id is the frames seen
+  }
+  EQUAL(static_cast<samples::FakeRuntime&>(*model.runtime).synchronized, 3);  // once a frame, not once a sample
+  stream.reset();
+  stream.push(frames({30, 30}).data(), false, nullptr);
+  EQUAL(stream.gaze(1).ids[0], 0);
+  THROWS(stream.gaze(2), AUTOGAZE_BAD_ARGUMENT, "sample must be 0 to 1");
+}
+
+TEST(every_sample_has_its_own_request) {
+  Model model(std::make_unique<samples::FakeRuntime>(), "fake");
+  FrameStream stream(model, 2, nullptr);
+  const autogaze_request requests[] = {{0, -1.0f}, {7, 0.25f}};
+  stream.push(frames({255, 255}).data(), false, requests);
+  EQUAL(stream.gaze(0).count, 0);
+  EQUAL(stream.gaze(1).count, 7);
+  EQUAL(stream.gaze(1).task_loss[0], 0.25f);
+  const autogaze_request wrong[] = {{27, 0.0f}, {1, 0.0f}};
+  THROWS(stream.push(frames({1, 1}).data(), false, wrong), AUTOGAZE_BAD_ARGUMENT, "a budget must be 0 to 26");
+  const autogaze_request nan[] = {{1, std::numeric_limits<float>::quiet_NaN()}, {1, 0.0f}};
+  THROWS(stream.push(frames({1, 1}).data(), false, nan), AUTOGAZE_BAD_ARGUMENT, "a number");
+}
+
+TEST(batches_outside_the_file_are_refused_and_all_memory_is_given_back) {
+  {
+    Model model(std::make_unique<samples::FakeRuntime>(), "fake");
+    THROWS(FrameStream(model, 5, nullptr), AUTOGAZE_BAD_ARGUMENT, "takes 1 to 4 streams side by side, got 5");
+    THROWS(FrameStream(model, 0, nullptr), AUTOGAZE_BAD_ARGUMENT, "got 0");
+    FrameStream stream(model, 4, nullptr);
+    TRUE(samples::FakeRuntime::living > 0);
+  }
+  EQUAL(samples::FakeRuntime::living, 0);
+}
+
+TEST(a_clip_file_is_no_stream) {
+  auto runtime = std::make_unique<samples::FakeRuntime>();
+  runtime->properties["autogaze.kind"] = "clip";
+  THROWS(Model(std::move(runtime), "clip.onnx"), AUTOGAZE_BAD_FILE, "exported without --clip");
+}
