@@ -190,11 +190,12 @@ def _ours(model: AutoGaze, gazed: GazedViT, video: Tensor, ratio: float, runs: i
     if video.is_cuda:
         encode = GraphedViT(gazed, video, gaze)
     total = measure(lambda: encode(video, choose(model, gazed, video, ratio)), video.device, runs, before)
-    return {
-        "total": asdict(total),
-        "gaze": asdict(measure(lambda: choose(model, gazed, video, ratio), video.device, runs)),
-        "encode": asdict(measure(lambda: encode(video, gaze), video.device, runs)),
+    alone = {
+        "gaze": measure(lambda: choose(model, gazed, video, ratio), video.device, runs),
+        "encode": measure(lambda: encode(video, gaze), video.device, runs),
     }
+    parts = {name: asdict(replace(timing, peak_memory_mib=None)) for name, timing in alone.items()}
+    return {"total": asdict(total), **parts}
 
 
 def _dense(case: Case, vit: nn.Module, video: Tensor, runs: int) -> dict[str, Any]:

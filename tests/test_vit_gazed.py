@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -178,6 +179,35 @@ def test_the_weights_are_the_models_own() -> None:
     model = _vit()
     gazed = GazedViT(model)
     assert gazed.model is model and {id(w) for w in gazed.parameters()} == {id(w) for w in model.parameters()}
+
+
+@torch.no_grad()
+def test_a_copy_uses_its_own_weights() -> None:
+    gazed, video, gaze = GazedViT(_vit()), _video(), _gaze()
+    copied = copy.deepcopy(gazed)
+    before = gazed(video, gaze).features
+    for weight in copied.parameters():
+        weight.mul_(2.0)
+    assert torch.equal(gazed(video, gaze).features, before) and not torch.equal(copied(video, gaze).features, before)
+
+
+@torch.no_grad()
+def test_adapters_in_place_of_layers_are_used() -> None:
+    class Adapter(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + x.mean(-1, keepdim=True)
+
+    model, video = _vit(), _video()
+    for block in model.blocks:
+        block.attn.qkv, block.mlp.fc1 = Adapter(block.attn.qkv), Adapter(block.mlp.fc1)
+    mask = torch.zeros(2, 3, GRID.patches_per_frame, dtype=torch.bool)
+    mask[..., GRID.offsets[-1] :] = True
+    features = GazedViT(model)(video, Gaze.from_patch_mask(mask, GRID)).features
+    assert torch.allclose(features, model.forward_features(video.flatten(0, 1))[:, 1:].flatten(0, 1), atol=1e-4)
 
 
 @torch.no_grad()

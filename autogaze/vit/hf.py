@@ -172,8 +172,8 @@ class DinoTower(HfTower):
 
     def __init__(self, root: nn.Module) -> None:
         super().__init__(root)
-        self.registers = getattr(self.embeddings, "register_tokens", None)
-        self.prefix_tokens = 1 if self.registers is None else 1 + self.registers.shape[1]
+        registers = getattr(self.embeddings, "register_tokens", None)
+        self.prefix_tokens = 1 if registers is None else 1 + registers.shape[1]
 
     def _projection(self) -> nn.Module:
         return self.embeddings.patch_embeddings.projection
@@ -182,11 +182,11 @@ class DinoTower(HfTower):
         return self.embeddings.position_embeddings[0]
 
     def _resize(self, own: Tensor, rows: int, columns: int) -> Tensor:
-        return resize_table(own, rows, columns, antialias=self.registers is not None)
+        return resize_table(own, rows, columns, antialias=self.prefix_tokens > 1)
 
     def prefix(self) -> Tensor | None:
         token = self.embeddings.cls_token[0] + self._table()[:1]
-        return token if self.registers is None else torch.cat([token, self.registers[0]])
+        return token if self.prefix_tokens == 1 else torch.cat([token, self.embeddings.register_tokens[0]])
 
     def drop(self, rows: Tensor) -> Tensor:
         return self.embeddings.dropout(rows) if hasattr(self.embeddings, "dropout") else rows

@@ -21,15 +21,14 @@ from autogaze.vit.rotary import rotary_table, rotate
 
 def _attention(attn: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
     """timm's Attention, EvaAttention and AttentionRope on packed rows (M, D)."""
-    qkv = getattr(attn, "qkv", None)
-    if qkv is not None:
-        bias = qkv.bias
-        if getattr(attn, "q_bias", None) is not None:
-            bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
-        q, k, v = F.linear(x, qkv.weight, bias).unflatten(-1, (3, attn.num_heads, -1)).unbind(1)
-    else:
+    if getattr(attn, "qkv", None) is None:
         size = attn.q_proj.out_features // attn.num_heads
         q, k, v = (proj(x).unflatten(-1, (-1, size)) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
+    else:
+        together = attn.qkv(x)  # the module, not its weight: an adapter may stand in its place
+        if getattr(attn, "q_bias", None) is not None:
+            together = together + torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+        q, k, v = together.unflatten(-1, (3, attn.num_heads, -1)).unbind(1)
     q, k = attn.q_norm(q), attn.k_norm(k)
     if rotary is not None:
         half = bool(getattr(attn, "rotate_half", False))
