@@ -138,6 +138,7 @@ class Workspace:
         self.frames_per_split = max(1, min(plan.ring, plan.batch * self.heads // 96))
         self.splits = _ceil(plan.ring, self.frames_per_split)
         self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        self.can_launch_early = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0)
         self._check_memory()
         self._allocate()
 
@@ -205,14 +206,15 @@ class Workspace:
         dims = {"C": width, "CP": _power(width), "D": self.head_dim}
         ring = {"RING": plan.ring, "COLS": kernels.COLUMNS, "K": self.group}
         heads = {"HEADS": self.heads, "TOKENS": self.tokens}
-        mode = {"PREFILL": prefill, "PRECISION": "tf32" if plan.dtype == torch.bfloat16 else "ieee"}
+        early = {"PDL": tuning.wide, "launch_pdl": True} if tuning.wide and self.can_launch_early else {"PDL": False}
+        mode = {"PREFILL": prefill, "PRECISION": "tf32" if plan.dtype == torch.bfloat16 else "ieee", **early}
         columns = {"NB": tuning.pairs, "VB": tuning.values}
         shares = _ceil(self.heads * self.head_dim // 2, tuning.pairs) + _ceil(width, tuning.values) if tuning.wide else 1
         where = (self.pend_slots, self.state, self.clock)
         if prefill:
             kernels.begin_frame[(1,)](
                 self.state, self.frame_len, self.clock, self.budgets, self.in_step, self.running, batch,
-                V=self.visual_tokens, CHUNK=CHUNK, BLOCK=_power(batch), **ring)
+                V=self.visual_tokens, CHUNK=CHUNK, BLOCK=_power(batch), **ring, **early)
         x, spare = self.x, self.x_spare
         kernels.open_rows[(_ceil(batch * rows, tuning.rows), shares)](
             x, self.query, self.keys[0], self.values[0], weights["wqk0"], weights["wv0"], weights["frequencies"],
@@ -249,9 +251,9 @@ class Workspace:
             kernels.next_layer[(grid, 1 if last else shares)](
                 spare, x, self.parts, self.last, *begun, *next_weights, *where, eps, *span, PARTS=parts, BM=block, LAST=last,
                 **ring, **heads, **dims, **columns, **mode)
-        self._launch_choice(prefill, mode["PRECISION"])
+        self._launch_choice(prefill, mode["PRECISION"], early)
 
-    def _launch_choice(self, prefill: bool, precision: object) -> None:
+    def _launch_choice(self, prefill: bool, precision: object, early: dict[str, bool]) -> None:
         """Enqueue the heads and the choice of a group."""
         from autogaze.decoding import kernels
 
@@ -260,13 +262,14 @@ class Workspace:
         kernels.read_heads[(_ceil(batch, 16), self.group, _ceil(self.patches + 1, columns))](
             self.last, self.logits, self.losses, weights["wl"], weights["wt"], self.state, self.config.rms_norm_eps, batch,
             VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=16, NB=columns, C=width, CP=_power(width),
-            PRECISION=precision)
+            PRECISION=precision, **early)
         kernels.choose[(batch,)](
             self.logits, self.losses, self.taken, self.state, self.frame_len, self.clock, self.requirements, self.ids,
             self.pend_ids, self.pend_slots, self.out_ids, self.out_chosen, self.out_loss, self.running, self.seed,
             self.temperature, batch, PATCHES=self.patches, PB=_power(self.patches), V=self.visual_tokens, K=self.group,
             KP=_power(self.group), SLOTS_OUT=plan.slots, SB=_power(plan.slots), RING=plan.ring, CHUNK=CHUNK,
-            COLS=kernels.COLUMNS, PREFILL=prefill, STOPS=plan.stops, SAMPLES=plan.samples, num_warps=1)
+            COLS=kernels.COLUMNS, PREFILL=prefill, STOPS=plan.stops, SAMPLES=plan.samples, num_warps=1,
+            **early)
 
     def tuning(self, prefill: bool) -> Tuning:
         """Block sizes for a pass; measured on an H200, see docs/log.md."""

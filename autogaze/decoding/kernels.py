@@ -32,9 +32,19 @@ COLUMNS = 12
 
 
 @triton.jit
+def follow(PDL: tl.constexpr):
+    """Programmatic dependent launch (Hopper): this kernel was launched while the one before still ran; wait for its
+    results, and let the next be launched already."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def begin_frame(state, frame_len, clock, budgets, in_step, running, B, V: tl.constexpr, K: tl.constexpr, RING: tl.constexpr,
-                CHUNK: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr):
+                CHUNK: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Advance the clock by a frame and prepare every clip for the prefill. One program."""
+    follow(PDL)
     t = tl.load(clock) + 1
     frame = tl.load(clock + 1) + 1
     tl.store(clock, t)
@@ -174,8 +184,9 @@ def open_rows(x, q, keys, values, wqk, wv, frequencies, embedding, visual, ids, 
               V: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr,
               CHUNK: tl.constexpr, COLS: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, D: tl.constexpr,
               BM: tl.constexpr, NB: tl.constexpr, VB: tl.constexpr, SHARED: tl.constexpr, PREFILL: tl.constexpr,
-              PRECISION: tl.constexpr):
+              PRECISION: tl.constexpr, PDL: tl.constexpr):
     """Embed the rows of a pass, and their q/k/v of the first layer."""
+    follow(PDL)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     b, r = m // ROWS, m % ROWS
     slot, offset, position, valid = place_rows(b, r, m < B * ROWS, state, pend_slots, clock, K, RING, COLS, PREFILL)
@@ -228,8 +239,9 @@ def attend_block(query, keys, values, base, n, length, limit, top, total, acc, d
 def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, state, clock, scale, B, ROWS, FIRST, COUNT,
            K: tl.constexpr, WINDOW: tl.constexpr, HEADS: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr,
            COLS: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, FRAMES: tl.constexpr,
-           SPLITS: tl.constexpr, PREFILL: tl.constexpr, PRECISION: tl.constexpr):
+           SPLITS: tl.constexpr, PREFILL: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):
     """Attention of COUNT rows from FIRST on. Every program takes FRAMES ring slots; the last to finish joins them."""
+    follow(PDL)
     bh, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     b, head = bh // HEADS, bh % HEADS
     # All that the program must know is loaded before the first branch waits for any of it.
@@ -330,8 +342,9 @@ def close_layer(x, last, q, keys, values, attended, wo, wg, wu, wd, wqk, wv, fre
                 ROWS, FIRST, COUNT, K: tl.constexpr, HEADS: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr,
                 COLS: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, D: tl.constexpr, HIDDEN: tl.constexpr,
                 BM: tl.constexpr, HB: tl.constexpr, NB: tl.constexpr, VB: tl.constexpr, PREFILL: tl.constexpr,
-                LAST: tl.constexpr, PRECISION: tl.constexpr):
+                LAST: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):
     """Finish a layer for COUNT rows a clip from FIRST on, and begin the next (LAST: hand the row to the heads)."""
+    follow(PDL)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     b, r = m // COUNT, FIRST + m % COUNT
     slot, offset, position, valid = place_rows(b, r, m < B * COUNT, state, pend_slots, clock, K, RING, COLS, PREFILL)
@@ -368,8 +381,9 @@ def gated(xn, wg, wu, wd, columns, c, HIDDEN: tl.constexpr, C: tl.constexpr, PRE
 def mix_rows(x, x_next, parts, attended, wo, wg, wu, wd, pend_slots, state, clock, eps, B, ROWS, FIRST, COUNT,
              K: tl.constexpr, HEADS: tl.constexpr, RING: tl.constexpr, COLS: tl.constexpr, C: tl.constexpr,
              CP: tl.constexpr, D: tl.constexpr, HIDDEN: tl.constexpr, BM: tl.constexpr, HB: tl.constexpr,
-             PREFILL: tl.constexpr, PRECISION: tl.constexpr):
+             PREFILL: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):
     """Few rows: the first half of `close_layer`, spread over processors by hidden units; each adds one part."""
+    follow(PDL)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     b, r = m // COUNT, FIRST + m % COUNT
     c = tl.arange(0, CP)
@@ -393,8 +407,9 @@ def next_layer(x, x_next, parts, last, q, keys, values, wqk, wv, frequencies, pe
                COUNT, K: tl.constexpr, HEADS: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr,
                COLS: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr,
                BM: tl.constexpr, NB: tl.constexpr, VB: tl.constexpr, PREFILL: tl.constexpr, LAST: tl.constexpr,
-               PRECISION: tl.constexpr):
+               PRECISION: tl.constexpr, PDL: tl.constexpr):
     """The second half: add the parts and begin the next layer (LAST: hand the row to the heads), spread by columns."""
+    follow(PDL)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     b, r = m // COUNT, FIRST + m % COUNT
     c = tl.arange(0, CP)
@@ -419,8 +434,9 @@ def next_layer(x, x_next, parts, last, q, keys, values, wqk, wv, frequencies, pe
 @triton.jit
 def read_heads(last, logits, losses, wl, wt, state, eps, B, VOCABULARY: tl.constexpr, K: tl.constexpr,
                COLS: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BM: tl.constexpr, NB: tl.constexpr,
-               PRECISION: tl.constexpr):
+               PRECISION: tl.constexpr, PDL: tl.constexpr):
     """Logits (B, K, vocabulary) and predicted losses (B, K) of the newest row; NB columns of one head a program."""
+    follow(PDL)
     head = tl.program_id(1)
     b = tl.program_id(0) * BM + tl.arange(0, BM)
     active = tl.load(state + b * COLS + ACTIVE, mask=b < B, other=0) > 0
@@ -453,8 +469,9 @@ def first_best(scores, index):
 def choose(logits, losses, taken, state, frame_len, clock, requirements, ids, pend_ids, pend_slots, out_ids, out_chosen,
            out_loss, running, seed, temperature, B, PATCHES: tl.constexpr, PB: tl.constexpr, V: tl.constexpr,
            K: tl.constexpr, KP: tl.constexpr, SLOTS_OUT: tl.constexpr, SB: tl.constexpr, RING: tl.constexpr,
-           CHUNK: tl.constexpr, COLS: tl.constexpr, PREFILL: tl.constexpr, STOPS: tl.constexpr, SAMPLES: tl.constexpr):
+           CHUNK: tl.constexpr, COLS: tl.constexpr, PREFILL: tl.constexpr, STOPS: tl.constexpr, SAMPLES: tl.constexpr, PDL: tl.constexpr):
     """Take a group of ids for one clip: no repeats, budget, stop rule; then prepare the clip's next pass."""
+    follow(PDL)
     b = tl.program_id(0)
     row = state + b * COLS
     t, frame = tl.load(clock), tl.load(clock + 1)
