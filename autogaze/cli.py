@@ -29,12 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser(arguments).parse_args(arguments)
         return int(args.run(args))
-    except (ValueError, FileNotFoundError, ImportError, PermissionError) as error:
-        print(f"autogaze: {_one_line(error)}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader of stdout went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (ValueError, OSError, ImportError) as error:
+        print(f"autogaze: {_one_line(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("autogaze: interrupted", file=sys.stderr)
         return 130
@@ -64,7 +64,7 @@ class _Version(argparse.Action):
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError | PermissionError) and error.filename is not None:
+    if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
     return " ".join(str(error).split())
 

@@ -128,7 +128,8 @@ def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOpti
     Raises:
         VideoError: if the video turns out to be damaged on the way; nothing is left behind then.
     """
-    spent, started, created = Seconds(), time.perf_counter(), not folder.exists()
+    spent, started = Seconds(), time.perf_counter()
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     overlay: Overlay | None = None
     progress = _Progress(info)
     try:
@@ -154,8 +155,9 @@ def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOpti
             arrays.finish(files.enter_context(atomic_path(folder / ARRAYS)))
         return summary
     except BaseException:
-        if created and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        for path in created:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
         raise
     finally:
         progress.end()

@@ -178,6 +178,8 @@ def open_writer(path: str | Path, fps: float) -> Iterator[VideoWriter]:
             writer.close()
         if not writer.frames:
             raise ValueError(f"no frames were written to {path}")
+        if (probe(temporary).frames or 0) < writer.frames:  # OpenCV does not tell when a write fails
+            raise VideoError(f"{path}: not all of {writer.frames} frames could be written; is the disk full?")
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float = 25.0) -> None:

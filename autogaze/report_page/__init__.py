@@ -31,6 +31,7 @@ MOST_FRAMES = 900  # shown; a minute at 15 a second
 MOST_VIDEO_BYTES = 9_000_000  # 12 MB in base64, of the 15 MB that a report may have
 MOST_MASK_BYTES = 1_500_000
 LONG_SIDE_PX = 640
+LEAST_PX = 16  # VP8 has blocks of 16
 BYTES_PER_PIXEL = 0.05  # what OpenCV's fixed VP8 bit rate comes to
 CONTEXT_FRAMES = 8  # rebuilt at once, after as many that came before
 SLOWEST_FPS = 8.0  # a film of hours is shown as a time lapse
@@ -88,7 +89,7 @@ def _choose(gaze: VideoGaze, video: dict[str, Any], halves: int) -> _Shown:
     width, height = video["width"], video["height"]
     pixels = MOST_VIDEO_BYTES / BYTES_PER_PIXEL / shown / halves
     factor = min(LONG_SIDE_PX / max(width, height), (pixels / (width * height)) ** 0.5, 1.0)
-    size = (max(2, round(width * factor / 2) * 2), max(2, round(height * factor / 2) * 2))
+    size = (_even(width * factor), _even(height * factor))
     return _Shown(stride, size, max(SLOWEST_FPS if stride > 1 else 1.0, video["fps"] / stride))
 
 
@@ -103,9 +104,9 @@ def _encode(video: Path, shown: _Shown, gaze: VideoGaze, rebuild: Rebuild | None
                 for picture, loss in _pictures(video, shown.stride, size, gaze, rebuild):
                     writer.write(picture)
                     losses += [] if loss is None else [round(float(loss), 5)]
-            if path.stat().st_size <= MOST_VIDEO_BYTES or min(size) <= 32:
+            if path.stat().st_size <= MOST_VIDEO_BYTES or size == (LEAST_PX, LEAST_PX):
                 return path.read_bytes(), losses
-            size = (max(2, int(size[0] * 0.35) * 2), max(2, int(size[1] * 0.35) * 2))
+            size = (_even(size[0] * 0.7), _even(size[1] * 0.7))
 
 
 def _pictures(video: Path, stride: int, size: tuple[int, int], gaze: VideoGaze,
@@ -124,6 +125,10 @@ def _pictures(video: Path, stride: int, size: tuple[int, int], gaze: VideoGaze,
             if (first + t) % stride == 0:
                 yield np.concatenate([_small(frame, size), _small(rebuilt[t], size)], 1), loss[t]
         before = chunk
+
+
+def _even(side: float) -> int:
+    return max(LEAST_PX, round(side / 2) * 2)
 
 
 def _small(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
