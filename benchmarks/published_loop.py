@@ -31,17 +31,25 @@ class GrowingCache:
         return 0 if self.pairs[0] is None else self.pairs[0][0].shape[2]
 
     def look(self, valid: Tensor, new: int) -> None:
-        """Make the mask of a pass of `new` tokens that ends a sequence of which `valid` (B, N) says what counts."""
-        total = valid.shape[1]
-        allowed = torch.ones(new, total, dtype=torch.bool).tril(total - new) & valid[:, None, None]
-        self.mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+        """Make the mask of a pass of `new` tokens that ends a sequence of which `valid` (B, N) says what counts.
+
+        In the passes over it that transformers 4.51, which the published code was recorded with, makes.
+        """
+        total, never = valid.shape[1], torch.finfo(torch.float32).min
+        mask = torch.full((new, total), never)
+        if new > 1:
+            mask = torch.triu(mask, diagonal=1)
+        mask *= torch.arange(total) > torch.arange(total - new, total)[:, None]
+        mask = mask[None, None].expand(len(valid), 1, -1, -1).clone()
+        padding = (mask + valid.to(torch.int64)[:, None, None]) == 0
+        self.mask = mask.masked_fill(padding, never)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         held = self.pairs[layer]
         if held is not None:
             key, value = torch.cat([held[0], key], dim=2), torch.cat([held[1], value], dim=2)
         self.pairs[layer] = (key, value)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
+        return F.scaled_dot_product_attention(query.contiguous(), key, value, attn_mask=self.mask)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-"""The decoder's layers with their weights put together, so that a pass is few operations: for decoding without kernels.
+"""The decoder's layers with their weights put together, so that a pass is few operations: decoding without kernels.
 
-Query, key and value are one product, and so are gate and up; the weights of the norms before them are folded in. The two
-coordinates that a rotary angle turns stand side by side (half a head apart in `autogaze.decoder`), which makes the
+Key and value are one product, and so are gate and up; the weights of the norms before them are folded in. The
+two coordinates that a rotary angle turns stand side by side (half a head apart in `autogaze.decoder`), which makes the
 rotation one complex product; queries and keys change alike, so attention does not notice.
 """
 
