@@ -1,7 +1,11 @@
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
 #include <string>
 
 #include "check.hpp"
+#include "grid.hpp"
 #include "metadata.hpp"
 #include "samples.hpp"
 
@@ -64,4 +68,17 @@ TEST(an_engine_file_reads_back_and_is_refused_when_cut_or_changed) {
   samples::write(path, whole.substr(4));
   THROWS(read_engine_file(path), AUTOGAZE_BAD_FILE, "do not add up");
   THROWS(read_engine_file("gone.engine"), AUTOGAZE_BAD_FILE, "no such file");
+}
+
+TEST(a_file_that_python_wrote_is_read) {
+  const char* path = std::getenv("AUTOGAZE_ENGINE_FILE");  // set by tests/test_export_cpp.py
+  if (path == nullptr) return;
+  const EngineFile file = read_engine_file(path);
+  const Metadata metadata = read_metadata(file.properties, path);
+  const Grid grid(metadata.scales, metadata.patch_size);
+  std::printf("%s: plan %zu, %d patches, budget %d, batch %d to %d, %s %d x %d, %zu inputs, %zu outputs\n",
+              std::filesystem::path(path).filename().c_str(), file.plan.size(), grid.patches_per_frame(), metadata.budget,
+              metadata.smallest_batch, metadata.largest_batch, metadata.uint8 ? "uint8" : "float32",
+              metadata.input_height, metadata.input_width, parse_specs(file.properties.at("engine.inputs"), path).size(),
+              parse_specs(file.properties.at("engine.outputs"), path).size());
 }

@@ -1,0 +1,121 @@
+"""A Python client for a frame file served by Triton Inference Server: `stream` and `step` as in `AutoGaze`.
+
+The server keeps each stream's memory (implicit state); the client sends frames and gets gazes. One client process a
+stream, or several streams side by side with their own sequence ids. Needs `pip install 'tritonclient[grpc]'`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from autogaze.export.metadata import PREFIX, Metadata
+from autogaze.export.triton import NAME
+from autogaze.gaze import Gaze
+
+_TRITON = {
+    np.dtype(np.float32): "FP32",
+    np.dtype(np.uint8): "UINT8",
+    np.dtype(np.int32): "INT32",
+    np.dtype(bool): "BOOL",
+}
+
+
+class TritonGaze:
+    """A served model."""
+
+    def __init__(self, url: str = "localhost:8001", model: str = NAME, client: Any = None) -> None:
+        """Connect and read what the model says about itself.
+
+        Args:
+            url: host:port of Triton's gRPC service.
+            model: its name in the repository.
+            client: an open `tritonclient.grpc.InferenceServerClient`, instead of a URL.
+
+        Raises:
+            ImportError: if tritonclient is not installed.
+            FormatError: if the model is not an autogaze export.
+        """
+        try:
+            import tritonclient.grpc as grpc
+        except ImportError as error:
+            raise ImportError("talking to Triton needs: pip install 'tritonclient[grpc]'") from error
+        self._grpc, self.model = grpc, model
+        self.client = client or grpc.InferenceServerClient(url)
+        config = self.client.get_model_config(model).config
+        properties = {key: value.string_value for key, value in config.parameters.items() if key.startswith(PREFIX)}
+        self.metadata = Metadata.from_properties(properties, f"Triton model {model}")
+
+    def stream(self, gazing_ratio: float | None = None, task_loss_requirement: float | None = None) -> TritonStream:
+        """Gaze frame by frame; None: the file's budget, and no early stop."""
+        grid, limit = self.metadata.grid, self.metadata.budget
+        budget = limit if gazing_ratio is None else grid.budget(gazing_ratio)
+        if budget > limit:
+            raise ValueError(f"the served file spends at most {limit} ids a frame, asked for {budget}")
+        requirement = float("-inf") if task_loss_requirement is None else float(task_loss_requirement)
+        return TritonStream(self, budget, requirement)
+
+    def infer(self, inputs: dict[str, np.ndarray], **sequence: Any) -> dict[str, np.ndarray]:
+        """One call: arrays by name in, arrays by name out."""
+        requests = []
+        for name, value in inputs.items():
+            tensor = self._grpc.InferInput(name, list(value.shape), _TRITON[value.dtype])
+            tensor.set_data_from_numpy(value)
+            requests.append(tensor)
+        outputs = [self._grpc.InferRequestedOutput(name) for name in ("ids", "chosen", "task_loss")]
+        result = self.client.infer(self.model, requests, outputs=outputs, **sequence)
+        return {name: result.as_numpy(name) for name in ("ids", "chosen", "task_loss")}
+
+
+class TritonStream:
+    """One stream of frames; use it in a `with` block, so that the server forgets it."""
+
+    def __init__(self, served: TritonGaze, budget: int, requirement: float) -> None:
+        self.served, self.sequence, self.frame = served, uuid.uuid4().int & ((1 << 63) - 1) or 1, 0
+        self._asked = {
+            "budget": np.full((1, 1), budget, np.int32),
+            "requirement": np.full((1, 1), requirement, np.float32),
+            "in_step": np.zeros((1, 1), bool),  # decoded as if alone, whatever shares the batch
+        }
+        self._last: np.ndarray | None = None
+
+    def step(self, frame: np.ndarray, end: bool = False) -> Gaze:
+        """Choose patches of the next frame.
+
+        Args:
+            frame: (3, H, W) float32, preprocessed, or (H, W, 3) uint8 RGB, as the file takes it.
+            end: whether it is the stream's last; then the server forgets the stream.
+
+        Returns:
+            Gaze of (1, 1, budget).
+        """
+        metadata = self.served.metadata
+        uint8, (height, width) = metadata.pixels == "uint8", metadata.input_size
+        shape, dtype = ((height, width, 3), np.uint8) if uint8 else ((3, height, width), np.float32)
+        if frame.shape != shape or frame.dtype != dtype:
+            raise ValueError(f"expected {np.dtype(dtype)} {shape}, got {frame.dtype} {frame.shape}")
+        self._last = None if end else frame
+        inputs = {"frame": np.ascontiguousarray(frame[None]), **self._asked}
+        start = self.frame == 0
+        result = self.served.infer(inputs, sequence_id=self.sequence, sequence_start=start, sequence_end=end)
+        self.frame += 1
+        ids, chosen, loss = (torch.from_numpy(result[name].copy())[:, None] for name in ("ids", "chosen", "task_loss"))
+        return Gaze(ids, chosen, metadata.grid, loss)
+
+    def close(self) -> None:
+        """Tell the server that the stream is over; Triton takes that only with a frame."""
+        if self._last is not None:
+            self.step(self._last, end=True)
+
+    def __enter__(self) -> TritonStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()

@@ -1,0 +1,57 @@
+"""The C++ library builds with the CMake and compiler that are here, passes its unit tests, and reads Python's files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from autogaze.model import AutoGaze, AutoGazeConfig
+
+SOURCE = Path(__file__).resolve().parent.parent / "autogaze" / "export" / "cpp"
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("cmake") is None or (shutil.which("c++") or shutil.which("g++")) is None:
+        pytest.skip("needs cmake and a C++ compiler (Debian: cmake g++)")
+    folder = tmp_path_factory.mktemp("cpp")
+    for command in (
+        ["cmake", "-S", str(SOURCE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Debug"],
+        ["cmake", "--build", str(folder), "--parallel", "2"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "warning:" not in done.stderr + done.stdout, done.stderr + done.stdout
+        if command[1] == "-S":
+            assert "autogaze_trt backends:" in done.stdout
+            assert "TensorRT backend skipped: needs" in done.stdout or "backends: TensorRT" in done.stdout
+    return folder
+
+
+def test_the_unit_tests_pass(build: Path) -> None:
+    done = subprocess.run(["ctest", "--test-dir", str(build), "--output-on-failure"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "100% tests passed" in done.stdout
+
+
+def test_cpp_reads_the_engine_files_that_python_writes(build: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="needs the export extra: onnx")
+    from autogaze.export.engine_file import EngineFacts, write_engine
+    from autogaze.export.forms import input_specs, output_specs
+    from autogaze.export.onnx import ExportOptions
+
+    model = AutoGaze(AutoGazeConfig.tiny())
+    metadata = ExportOptions(gazing_ratio=0.1, batch=(1, 3), input_size=(90, 131)).metadata(model)
+    built = EngineFacts("tensorrt", "0.0", "sm_00", False, input_specs(model, metadata), output_specs(model, metadata))
+    path = tmp_path / "gaze.engine"
+    write_engine(path, bytes(range(256)) * 3, metadata, built)
+    done = subprocess.run(
+        [str(build / "autogaze_tests")], env=os.environ | {"AUTOGAZE_ENGINE_FILE": str(path)}, cwd=tmp_path,
+        capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    facts = "265 patches, budget 26, batch 1 to 3, uint8 90 x 131, 9 inputs, 9 outputs"
+    assert f"gaze.engine: plan 768, {facts}" in done.stdout
