@@ -70,15 +70,13 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(width, heads * head_dim, bias=False)
         self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, attend: Attend, last: int) -> Tensor:
-        """Keys and values of all tokens, and the output of the last `last`."""
-        key, value = self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
-        query = self._heads(self.q_proj(x[:, -last:]))
-        out = attend(layer, rotate(query, cos[..., -last:, :], sin[..., -last:, :]), rotate(key, cos, sin), value)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, attend: Attend) -> Tensor:
+        query, key, value = (
+            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        out = attend(layer, rotate(query, cos, sin), rotate(key, cos, sin), value)
         return self.o_proj(out.transpose(1, 2).flatten(2))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class GatedMLP(nn.Module):
@@ -100,8 +98,8 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(width, eps=eps)
         self.mlp = GatedMLP(width, hidden)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, attend: Attend, last: int) -> Tensor:
-        x = x[:, -last:] + self.self_attn(self.input_layernorm(x), cos, sin, layer, attend, last)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, layer, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -123,22 +121,20 @@ class DecoderTrunk(nn.Module):
         self.frequencies = kept.to(self.frequencies.device)
         return self
 
-    def forward(self, x: Tensor, positions: Tensor, attend: Attend, only_last: bool = False) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Hidden states of new tokens.
 
         Args:
             x: (B, N, width) embeddings.
             positions: (B, N) or (1, N) int64 rotary positions.
             attend: keeps keys and values and returns the attention output of a layer.
-            only_last: compute the last token's state only; the others matter in all layers but the last.
 
         Returns:
-            (B, N, width), normed; (B, 1, width) with `only_last`.
+            (B, N, width), normed.
         """
         cos, sin = rotation(positions, self.frequencies)
         for index, layer in enumerate(self.layers):
-            last = 1 if only_last and index == len(self.layers) - 1 else x.shape[1]
-            x = layer(x, cos, sin, index, attend, last)
+            x = layer(x, cos, sin, index, attend)
         return self.norm(x)
 
 
