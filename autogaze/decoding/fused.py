@@ -134,13 +134,20 @@ class Workspace:
         self.layers, self.heads, self.head_dim = config.num_hidden_layers, config.num_attention_heads, config.head_dim
         self.rows = self.group + self.visual_tokens
         self.tokens = self.visual_tokens + plan.slots + self.group
-        # Split attention over frames until the processors are busy; later joins cost more than they bring.
-        self.frames_per_split = max(1, min(plan.ring, plan.batch * self.heads // 96))
-        self.splits = _ceil(plan.ring, self.frames_per_split)
+        self.frames_per_split = {prefill: self._frames_per_split(prefill) for prefill in (True, False)}
         self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         self.can_launch_early = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0)
         self._check_memory()
         self._allocate()
+
+    def _frames_per_split(self, prefill: bool) -> int:
+        """Ring slots a program of attention takes: split until the processors are busy, since joining costs time too."""
+        tiles = _ceil(self.rows, self.tuning(prefill).queries) if prefill else 1
+        programs = self.plan.batch * self.heads * tiles
+        return self.plan.ring if programs >= 1024 else max(1, min(self.plan.ring, programs // 96))
+
+    def _splits(self, prefill: bool) -> int:
+        return _ceil(self.plan.ring, self.frames_per_split[prefill])
 
     def _cache_shape(self) -> tuple[int, ...]:
         return (self.layers, self.plan.batch, self.heads, self.plan.ring, self.tokens, self.head_dim)
@@ -157,7 +164,7 @@ class Workspace:
 
     def _allocate(self) -> None:
         plan, device, width = self.plan, self.device, self.config.hidden_size
-        batch, splits = plan.batch, self.splits
+        batch, splits = plan.batch, max(self._splits(True), self._splits(False))
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -226,12 +233,12 @@ class Workspace:
             first, count = (rows - 1, 1) if last else (0, rows)
             span = (batch, rows, first, count)
             queries = 16 if last else tuning.queries
-            kernels.attend[(batch * self.heads, _ceil(count, queries), self.splits)](
+            kernels.attend[(batch * self.heads, _ceil(count, queries), self._splits(prefill))](
                 self.query, self.keys[layer], self.values[layer], self.attended, self.out, self.peak, self.mass, self.arrived,
                 self.frame_len, self.state, self.clock, self.head_dim**-0.5 * math.log2(math.e), *span,
                 WINDOW=self.config.max_num_frames, D=self.head_dim, BM=queries, BN=tuning.keys,
-                FRAMES=self.frames_per_split, SPLITS=_power(self.splits, 1), num_stages=tuning.attend_stages,
-                num_warps=tuning.attend_warps if queries > 16 else 2, **ring, **heads, **mode)
+                FRAMES=self.frames_per_split[prefill], SPLITS=_power(self._splits(prefill), 1),
+                num_stages=tuning.attend_stages, num_warps=tuning.attend_warps, **ring, **heads, **mode)
             nxt = layer if last else layer + 1
             begun = (self.query, self.keys[nxt], self.values[nxt])
             next_weights = (weights[f"wqk{nxt}"], weights[f"wv{nxt}"], weights["frequencies"])

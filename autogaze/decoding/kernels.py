@@ -326,13 +326,15 @@ def join_splits(out, peak, mass, at, stride, splits, valid, d, SPLITS: tl.conste
 
 @triton.jit
 def add_attention(rows, attended, wo, b, r, valid, c, ROWS, HEADS: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
-                  PRECISION: tl.constexpr):
+                  KB: tl.constexpr, PRECISION: tl.constexpr):
     """rows (BM, C) plus the output projection of their attention."""
-    d = tl.arange(0, D)
-    for head in range(HEADS):
-        at = ((b * HEADS + head) * ROWS + r)[:, None].to(tl.int64) * D + d[None, :]
-        part = tl.load(attended + at, mask=valid[:, None], other=0.0)
-        w = tl.load(wo + (head * D + d)[:, None] * C + c[None, :], mask=(c < C)[None, :], other=0.0)
+    for n in range(0, C, KB):
+        columns = n + tl.arange(0, KB)
+        head, d = columns // D, columns % D
+        at = ((b[:, None] * HEADS + head[None, :]) * ROWS + r[:, None]).to(tl.int64) * D + d[None, :]
+        inside = columns < C
+        part = tl.load(attended + at, mask=valid[:, None] & inside[None, :], other=0.0)
+        w = tl.load(wo + columns[:, None] * C + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
         rows += tl.dot(part, w, input_precision=PRECISION)
     return rows
 
@@ -355,7 +357,7 @@ def close_layer(x, last, q, keys, values, attended, wo, wg, wu, wd, wqk, wv, fre
     mask = valid[:, None] & (c < C)[None, :]
     at = (b * ROWS + r)[:, None].to(tl.int64) * C + c[None, :]
     rows = tl.load(x + at, mask=mask, other=0.0)
-    rows = add_attention(rows, attended, wo, b, r, valid, c, ROWS, HEADS, C, D, PRECISION)
+    rows = add_attention(rows, attended, wo, b, r, valid, c, ROWS, HEADS, C, D, HB, PRECISION)
     xn = normed(rows, eps, C).to(dtype)
     for n in range(0, HIDDEN, HB):
         rows += gated(xn, wg, wu, wd, n + tl.arange(0, HB), c, HIDDEN, C, PRECISION)
@@ -394,7 +396,7 @@ def mix_rows(x, x_next, parts, attended, wo, wg, wu, wd, pend_slots, state, cloc
     if tl.max(valid.to(tl.int32), axis=0) == 0:
         return
     mask = valid[:, None] & (c < C)[None, :]
-    rows = add_attention(rows, attended, wo, b, r, valid, c, ROWS, HEADS, C, D, PRECISION)
+    rows = add_attention(rows, attended, wo, b, r, valid, c, ROWS, HEADS, C, D, HB, PRECISION)
     if tl.program_id(1) == 0:
         tl.store(x_next + at, rows, mask=mask)
     xn = normed(rows, eps, C).to(wg.dtype.element_ty)
