@@ -136,7 +136,7 @@ class Demo:
             state = _Webcam(options, stream, Tally(self.model.grid.patches_per_frame), size=frame.shape[:2])
         with self._turn:
             begun = time.perf_counter()
-            video = self.model.preprocessor(torch.from_numpy(np.ascontiguousarray(frame[None])).to(self.model.device))
+            video = self.model.preprocessor(torch.from_numpy(np.array(frame[None])).to(self.model.device))
             gaze = state.stream.step(video[:, 0])
             state.tally.add(gaze, time.perf_counter() - begun)
         state.overlay = state.overlay or Overlay(gaze.grid, state.size)
@@ -212,9 +212,10 @@ def build(demo: Demo, folder: Path) -> tuple[Any, Any]:
             gr.Examples(_examples(folder), video, label="Rendered scenes")
             look.click(watch, [video, ratio, loss], [view, words], concurrency_limit=USERS_AT_ONCE)
         with gr.Tab("Webcam"):
-            camera, state = gr.Image(sources=["webcam"], streaming=True, height=240), gr.State(time_to_live=KEEP_S)
+            camera = gr.Image(label="Camera", sources=["webcam"], streaming=True, height=240)
+            state = gr.State(time_to_live=KEEP_S)
             camera.stream(demo.camera, [camera, ratio, loss, state], [view, words, state], stream_every=0.1,
-                          time_limit=600, concurrency_limit=USERS_AT_ONCE)
+                          time_limit=600, concurrency_limit=USERS_AT_ONCE, show_progress="hidden")
     page.queue(max_size=32)
     return page, gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
 

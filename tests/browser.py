@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 CHROMIUM = shutil.which("chromium")
+FAKE_CAMERA = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
 HERE = ("file:", "data:", "blob:", "http://127.0.0.1:", "ws://127.0.0.1:")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
 
@@ -20,9 +21,9 @@ def open_page(url: str, width: int = 1100, height: int = 900, dark: bool = False
     """A page that fails the test when its console reports an error or it asks another host for anything."""
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *FAKE_CAMERA])
         context = browser.new_context(viewport={"width": width, "height": height},
-                                      color_scheme="dark" if dark else "light")
+                                      color_scheme="dark" if dark else "light", permissions=["camera"])
         page = context.new_page()
         errors: list[str] = []
         page.route(lambda address: not address.startswith(HERE), lambda route: errors.append(route.request.url))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -123,6 +124,16 @@ def test_the_page_watches_an_upload_and_reports_a_bad_file(address: str, clip: P
         page.set_input_files("input[type=file]", str(bad))
         page.get_by_role("button", name="Look").click()
         page.get_by_text("bad.mp4 is not a video").first.wait_for(timeout=60000)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_webcam_is_watched_live(address: str) -> None:
+    with open_page(address) as page:
+        page.get_by_role("tab", name="Webcam").click()
+        page.get_by_text("Click to Access Webcam").click()
+        page.get_by_label("capture photo").click()
+        page.get_by_text(re.compile(r"\((\d\d+|[3-9]) frames\)")).wait_for(timeout=60000)
 
 
 def test_it_listens_on_this_machine_only_unless_told() -> None:
