@@ -117,8 +117,8 @@ def test_ages_count_frames_since_the_last_look() -> None:
 
 
 def test_newest_prefers_the_finer_scale_on_a_tie() -> None:
-    age = [torch.tensor([0.0, 1, 2, NEVER]), torch.tensor([0.0, 2, 1, NEVER])]
-    assert newest(age)[:3].tolist() == [1, 0, 1]
+    age = torch.tensor([[0.0, 1, 2, NEVER], [0.0, 2, 1, NEVER]])[:, None]
+    assert newest(age)[0, :3].tolist() == [1, 0, 1]
 
 
 def test_a_video_of_another_size_is_refused() -> None:

@@ -53,18 +53,27 @@ def parse_spec(spec: str) -> tuple[Term, ...]:
 
 def l1(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference over the last three axes: (..., 3, H, W) -> (...)."""
-    return (prediction - target).abs().mean(dim=(-3, -2, -1))
+    return _l1(prediction - target)
 
 
 def gradient(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of pixel steps at several sizes: (..., 3, H, W) -> (...)."""
-    difference = (prediction - target).flatten(0, -4)  # steps and shrinking are linear: take the difference first
-    total = difference.new_zeros(len(difference))
+    return _gradient(prediction - target)
+
+
+def _l1(difference: Tensor) -> Tensor:
+    return difference.abs().mean(dim=(-3, -2, -1))
+
+
+def _gradient(difference: Tensor) -> Tensor:
+    """Steps and shrinking are linear, so the difference of two images is enough."""
+    flat = difference.flatten(0, -4)
+    total = flat.new_zeros(len(flat))
     for size in GRADIENT_SIZES:
-        small = F.avg_pool2d(difference, size) if size > 1 else difference
+        small = F.avg_pool2d(flat, size) if size > 1 else flat
         across, down = small.diff(dim=-1).abs(), small.diff(dim=-2).abs()
         total = total + across.mean(dim=(-3, -2, -1)) + down.mean(dim=(-3, -2, -1))
-    return (total / len(GRADIENT_SIZES)).unflatten(0, prediction.shape[:-3])
+    return (total / len(GRADIENT_SIZES)).unflatten(0, difference.shape[:-3])
 
 
 class FrameLoss(nn.Module):
@@ -78,18 +87,16 @@ class FrameLoss(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(prediction.device.type, enabled=False):
             prediction, target = prediction.float(), target.float()
-            total = prediction.new_zeros(prediction.shape[:-3])
+            difference = prediction - target
+            total = difference.new_zeros(difference.shape[:-3])
             for term in self.terms:
-                if term.name == "l1":
-                    total = total + term.weight * l1(prediction, target)
-                elif term.name == "gradient":
-                    total = total + term.weight * gradient(prediction, target)
+                if term.name != "features":
+                    total = total + term.weight * (_l1 if term.name == "l1" else _gradient)(difference)
         features = iter(self.features)
         for term in self.terms:
             if term.name == "features":
                 total = total + term.weight * next(features)(prediction, target)
         return total
-
 
     def local(self, prediction: Tensor, target: Tensor, cells: tuple[int, int]) -> Tensor:
         """Where the loss comes from: (N, 3, H, W) twice -> (N, *cells), with about the loss as its mean.

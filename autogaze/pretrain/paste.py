@@ -103,11 +103,11 @@ def remembered(scale_image: Tensor, seen: Tensor, sides: tuple[int, int]) -> Ten
     return scale_image.gather(1, index.expand_as(scale_image))
 
 
-def newest(ages_at: list[Tensor]) -> Tensor:
-    """Index of the scale that a place shows, from each scale's age there: the newest, the finer on a tie."""
-    count = len(ages_at)
-    keys = torch.stack([age * count + (count - 1 - k) for k, age in enumerate(ages_at)])
-    return keys.argmin(0)
+def newest(ages_at: Tensor) -> Tensor:
+    """Which scale a place shows: the newest, the finer on a tie; from each scale's age there (..., scales, H, W)."""
+    count = ages_at.shape[-3]
+    finer_first = torch.arange(count - 1, -1, -1, device=ages_at.device)[:, None, None]
+    return (ages_at * count + finer_first).argmin(dim=-3)
 
 
 def paste(video: Tensor, gaze: Gaze) -> Tensor:
@@ -125,7 +125,7 @@ def paste(video: Tensor, gaze: Gaze) -> Tensor:
     seen = painter.split(last_seen(gaze.patch_mask()))
     images = painter.cut(video)
     at = [painter.spread(k, ages(part)) for k, part in enumerate(seen)]
-    winner = newest(at)
+    winner = newest(torch.stack(at, dim=-3))
     canvas = torch.zeros_like(video, dtype=torch.float32)
     for k, image in enumerate(images):
         shown = (winner == k) & (at[k] != NEVER)

@@ -227,15 +227,16 @@ class Reconstructor(nn.Module):
         x = self.norm(x)
         with torch.autocast(x.device.type, enabled=False):
             mixture = self._to_pixels(self.mixture(x.to(self.mixture.weight.dtype)).float(), len(full), self.block_side)
-            prior = WINNER_LOGIT * F.one_hot(newest(list(age)), len(full)).movedim(-1, -3)
-            known = torch.stack(list(age), dim=-3) != NEVER
-            logits = (mixture + prior).where(known, -torch.inf)
+            ages_at = torch.stack(list(age), dim=-3)
+            winner = newest(ages_at)[..., None, :, :]
+            scales = torch.arange(len(full), device=x.device)[:, None, None]
+            logits = (mixture + WINNER_LOGIT * (winner == scales)).where(ages_at != NEVER, -torch.inf)
             blank = torch.full_like(logits[..., :1, :, :], BLANK_LOGIT)
             weight = torch.cat([logits, blank], dim=-3).softmax(dim=-3)
             residual = self.residual(x.to(self.residual.weight.dtype)).float()
             frames = self._to_pixels(residual, 3, 1)
             for k, image in enumerate(full):
-                frames = frames + weight[..., k : k + 1, :, :] * image
+                frames = torch.addcmul(frames, weight[..., k : k + 1, :, :], image)
         return frames
 
     def _to_pixels(self, values: Tensor, channels: int, block: int) -> Tensor:
