@@ -1,0 +1,82 @@
+"""Requests: every form a caller may use, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from autogaze import PatchGrid
+from autogaze.decoding.request import make_request
+
+GRID = PatchGrid((16, 32, 64))  # 21 ids
+
+
+def budgets(ratio: Any, batch: int = 2, frames: int = 3) -> list:
+    return make_request(GRID, batch, frames, ratio).budget.tolist()
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [
+    (0.5, [[10] * 3] * 2), (None, [[21] * 3] * 2), (1, [[21] * 3] * 2), (0, [[0] * 3] * 2), (0.001, [[1] * 3] * 2),
+    ([0.1, 0.5, 1.0], [[2, 10, 21]] * 2), (torch.tensor([0.1, 0.5, 1.0]), [[2, 10, 21]] * 2),
+    (torch.tensor([0.1, 0.5]), [[2] * 3, [10] * 3]), ([0.1, 0.5], [[2] * 3, [10] * 3]),
+    (torch.tensor([[0.1], [0.5]]), [[2] * 3, [10] * 3]), (torch.tensor([[0.1, 0.5, 1.0]]), [[2, 10, 21]] * 2),
+    (torch.tensor([[0.1, 0.5, 1.0], [0.0, 1.0, 0.2]]), [[2, 10, 21], [0, 21, 4]]),
+    (torch.tensor(0.5), [[10] * 3] * 2), (np.array([0.1, 0.5, 1.0]), [[2, 10, 21]] * 2),
+])
+def test_a_ratio_may_be_one_number_or_per_frame_or_per_clip(ratio: Any, expected: list) -> None:
+    assert budgets(ratio) == expected
+
+
+def test_where_both_fit_a_list_is_per_frame_and_a_tensor_per_clip() -> None:
+    assert budgets([0.1, 0.5], 2, 2) == [[2, 10], [2, 10]]
+    assert budgets(torch.tensor([0.1, 0.5]), 2, 2) == [[2, 2], [10, 10]]
+
+
+def test_the_budget_of_every_percent_is_the_published_one() -> None:
+    grid = PatchGrid()
+    for percent in range(1, 101):
+        published = int((torch.ones(1) * (percent / 100) * grid.patches_per_frame).to(torch.long).clamp(min=1))
+        for ratio in (percent / 100, torch.tensor(percent / 100)):
+            assert make_request(grid, 1, 1, ratio).budget.item() == published, percent
+
+
+@pytest.mark.parametrize(("ratio", "message"), [
+    (1.5, r"gazing_ratio must be in \[0, 1\]"), (-0.1, r"gazing_ratio must be in \[0, 1\]"),
+    (float("nan"), "must not be NaN"), ([0.1] * 4, r"gazing_ratio has 4 values; give one number, 3 \(one a frame\)"),
+    (torch.zeros(3, 2), "gazing_ratio must be a number"), (torch.zeros(2, 3, 1), "gazing_ratio must be a number"),
+])
+def test_a_ratio_that_does_not_fit_is_refused(ratio: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        budgets(ratio)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_is_positive(temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        make_request(GRID, 1, 1, temperature=temperature)
+
+
+def test_a_batch_is_in_step_while_every_clip_is_asked_the_same() -> None:
+    assert make_request(GRID, 2, 2, 0.5, 0.7).in_step and make_request(GRID, 2, 2, [0.5, 0.1]).in_step
+    assert not make_request(GRID, 2, 2, torch.tensor([0.5, 0.1])).in_step
+    one_frame_differs = make_request(GRID, 2, 2, 0.5, torch.tensor([[0.7, 0.7], [0.7, 0.6]]))
+    assert not one_frame_differs.in_step and not one_frame_differs.frames(0, 1).in_step
+
+
+def test_uniform_means_that_the_same_is_spent() -> None:
+    assert make_request(GRID, 2, 2, [0.5, 0.1]).uniform and make_request(GRID, 1, 2, 0.5, 0.7).uniform
+    assert not make_request(GRID, 2, 2, 0.5, 0.7).uniform
+    assert not make_request(GRID, 2, 2, torch.tensor([0.5, 0.1])).uniform
+
+
+def test_parts_of_a_request() -> None:
+    request = make_request(GRID, 2, 3, torch.tensor([[0.1, 0.5, 1.0], [0.0, 1.0, 0.2]]), [0.3, 0.2, 0.1], 2.0)
+    part = request.clip(1).frames(1, 3)
+    assert part.budget.tolist() == [[21, 4]] and part.temperature == 2.0
+    assert part.requirement is not None and part.requirement[0].tolist() == pytest.approx([0.2, 0.1])
+    tiled = request.repeated(2)
+    assert tiled.budget.tolist() == [[2, 10, 21]] * 2 + [[0, 21, 4]] * 2
+    assert tiled.requirement is not None and tiled.requirement.shape == (4, 3)
