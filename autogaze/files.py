@@ -12,7 +12,7 @@ from typing import Any
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path that becomes `path` when the block ends, and vanishes when it raises.
 
     The name keeps the suffix (writers choose a format by it) and lies in the same folder (a rename within one
