@@ -99,9 +99,11 @@ def save(model: AutoGaze, folder: str | Path, dtype: torch.dtype = torch.float32
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         fresh = Path(scratch) / "new"
         fresh.mkdir()
-        tensors = {PREFIX + key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in model.state_dict().items()}
+        tensors = {PREFIX + key: tensor.detach().to("cpu", dtype).contiguous()
+                   for key, tensor in model.state_dict().items()}
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
         (fresh / CONFIG).write_text(json.dumps(config_to_published(model.config), indent=2) + "\n")
+        shutil.copymode(fresh / CONFIG, fresh / WEIGHTS)  # safetensors makes files that only their owner may read
         model.preprocessor.save(fresh / PREPROCESSOR)
         if folder.exists():
             for name in (CONFIG, WEIGHTS, PREPROCESSOR):  # keep what else the folder holds, such as a model card
@@ -128,13 +130,21 @@ def config_from_published(data: Mapping[str, Any], path: Path | str = CONFIG) ->
         gaze = data["gaze_model_config"]
         vision, decoder = gaze["vision_model_config"], gaze["gaze_decoder_config"]
         width, heads = decoder["hidden_size"], decoder["num_attention_heads"]
-        if decoder.get("num_key_value_heads", heads) != heads or vision["out_dim"] != width or vision["hidden_dim"] != width:
-            raise ValueError(f"{path} describes another architecture: grouped key/value heads, or widths that differ")
+        scales = PatchGrid.parse(data["scales"], vision["kernel_size"]).scales
+        ours = {"num_key_value_heads": (decoder.get("num_key_value_heads", heads), heads),
+                "hidden_act": (decoder.get("hidden_act", "silu"), "silu"),
+                "out_dim": (vision["out_dim"], width), "hidden_dim": (vision["hidden_dim"], width),
+                "temporal_patch_size": (vision.get("temporal_patch_size", 1), 1),
+                "input_img_size": (gaze.get("input_img_size", scales[-1]), scales[-1])}
+        for name, (found, expected) in ours.items():
+            if found != expected:
+                raise ValueError(f"{path} describes another architecture: {name} is {found}, "
+                                 f"this model needs {expected}")
         requirement = data.get("task_loss_requirement_config", {}).get("fixed", {}).get("task_loss_requirement", 0.7)
         ratio = data.get("gazing_ratio_config", {}).get("fixed", {}).get("gazing_ratio", 0.75)
         needs = data.get("has_task_loss_requirement_during_inference", True)
         return AutoGazeConfig(
-            scales=PatchGrid.parse(data["scales"]).scales, patch_size=vision["kernel_size"], hidden_size=width,
+            scales=scales, patch_size=vision["kernel_size"], hidden_size=width,
             num_hidden_layers=decoder["num_hidden_layers"], num_attention_heads=heads,
             head_dim=decoder.get("head_dim") or width // heads, intermediate_size=decoder["intermediate_size"],
             encoder_depth=vision["depth"], temporal_kernel=vision["trunk_temporal_kernel_size"],
@@ -144,6 +154,8 @@ def config_from_published(data: Mapping[str, Any], path: Path | str = CONFIG) ->
             calibration=tuple((float(a), float(b)) for a, b in data.get("calibration", ())))
     except KeyError as error:
         raise ValueError(f"{path} is not the config of an AutoGaze model: it lacks {error}") from error
+    except TypeError as error:
+        raise ValueError(f"{path} is not the config of an AutoGaze model: {error}") from error
 
 
 def _rope(decoder: Mapping[str, Any]) -> RopeConfig:
@@ -161,7 +173,8 @@ def config_to_published(config: AutoGazeConfig) -> dict[str, Any]:
     tokens = (config.scales[-1] // config.patch_size) ** 2
     patches = config.grid.patches_per_frame
     scaling = {"rope_type": "llama3", "factor": rope.factor, "low_freq_factor": rope.low_freq_factor,
-               "high_freq_factor": rope.high_freq_factor, "original_max_position_embeddings": rope.original_max_position}
+               "high_freq_factor": rope.high_freq_factor,
+               "original_max_position_embeddings": rope.original_max_position}
     return {
         "model_type": "autogaze",
         "architectures": ["AutoGaze"],

@@ -112,6 +112,7 @@ class DecoderTrunk(nn.Module):
         self.embed_tokens = nn.Embedding(vocabulary, width)
         self.layers = nn.ModuleList(DecoderLayer(width, heads, head_dim, hidden, eps) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=eps)
+        self.frequencies: Tensor
         self.register_buffer("frequencies", rope.frequencies(head_dim), persistent=False)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]

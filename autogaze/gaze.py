@@ -49,7 +49,8 @@ class Gaze:
         if self.chosen.dtype != torch.bool or self.ids.dtype != torch.int64:
             raise ValueError(f"ids must be int64 and chosen bool, got {self.ids.dtype} and {self.chosen.dtype}")
         if self.task_loss is not None and self.task_loss.shape != self.ids.shape:
-            raise ValueError(f"task_loss must have the shape of ids {tuple(self.ids.shape)}, got {tuple(self.task_loss.shape)}")
+            raise ValueError(f"task_loss must have the shape of ids {tuple(self.ids.shape)}, "
+                             f"got {tuple(self.task_loss.shape)}")
 
     @property
     def device(self) -> torch.device:
@@ -119,12 +120,12 @@ class Gaze:
         def widen(part: Tensor, fill: float) -> Tensor:
             return torch.nn.functional.pad(part, (0, width - part.shape[-1]), value=fill)
 
-        losses = [gaze.task_loss for gaze in gazes]
+        losses = [gaze.task_loss for gaze in gazes if gaze.task_loss is not None]
         return cls(
             torch.cat([widen(gaze.ids, 0) for gaze in gazes], dim=1),
             torch.cat([widen(gaze.chosen, False) for gaze in gazes], dim=1),
             gazes[0].grid,
-            torch.cat([widen(loss, torch.nan) for loss in losses if loss is not None], dim=1) if all(loss is not None for loss in losses) else None,
+            torch.cat([widen(loss, torch.nan) for loss in losses], dim=1) if len(losses) == len(gazes) else None,
         )
 
     def trimmed(self) -> Gaze:
@@ -153,7 +154,8 @@ class Gaze:
 
         `gazing_pos` (B, N) holds id + patches_per_frame * frame, `if_padded_gazing` (B, N) marks padding,
         `num_gazing_each_frame` (T,) counts the slots of each frame (N in all), `gazing_mask` is a list of
-        (B, T, patches) int64, one a scale; `scales` lists pixels. Slots that were decoded for no clip of the batch are left out.
+        (B, T, patches) int64, one a scale; `scales` lists pixels. Slots that were decoded for no clip of the batch are
+        left out.
         """
         decoded = self.chosen if self.task_loss is None else self.chosen | ~self.task_loss.isnan()
         used = decoded.any(dim=0)  # (T, K)
@@ -187,8 +189,8 @@ class Gaze:
         counts = [int(count) for count in info["num_gazing_each_frame"]]
         positions, padded = torch.as_tensor(info["gazing_pos"]), torch.as_tensor(info["if_padded_gazing"])
         if positions.ndim != 2 or positions.shape != padded.shape or positions.shape[1] != sum(counts):
-            raise ValueError(f"gazing_pos and if_padded_gazing must be (B, {sum(counts)}) as num_gazing_each_frame says, "
-                             f"got {tuple(positions.shape)} and {tuple(padded.shape)}")
+            raise ValueError(f"gazing_pos and if_padded_gazing must be (B, {sum(counts)}) as num_gazing_each_frame "
+                             f"says, got {tuple(positions.shape)} and {tuple(padded.shape)}")
         shape = (len(positions), len(counts), max(counts, default=0))
         ids, chosen = positions.new_zeros(shape), padded.new_zeros(shape)
         start = 0
@@ -199,5 +201,6 @@ class Gaze:
             start = stop
         outside = chosen & ((ids < 0) | (ids >= grid.patches_per_frame))
         if bool(outside.any()):
-            raise ValueError(f"gazing_pos holds ids outside their frame: this grid has {grid.patches_per_frame} patches a frame")
+            raise ValueError("gazing_pos holds ids outside their frame: this grid has "
+                             f"{grid.patches_per_frame} patches a frame")
         return cls(ids.where(chosen, 0), chosen, grid)

@@ -91,7 +91,8 @@ class PatchGrid:
             return self.scales.index(scale)
         if -len(self.scales) <= scale < len(self.scales):
             return scale % len(self.scales)
-        raise ValueError(f"no scale {scale}: this grid has {self.scales} (pixels), or index 0 to {len(self.scales) - 1}")
+        raise ValueError(f"no scale {scale}: this grid has {self.scales} (pixels), "
+                         f"or index 0 to {len(self.scales) - 1}")
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scale index, row and column of ids, each of the shape of `ids`."""

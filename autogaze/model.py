@@ -169,7 +169,8 @@ class AutoGaze(nn.Module):
 
             return generate_tiled(self, video, gazing_ratio, task_loss_requirement, target_scales, target_patch_size,
                                   temperature, generator)
-        request = make_request(self.grid, *video.shape[:2], gazing_ratio, task_loss_requirement, temperature, generator)
+        request = make_request(self.grid, len(video), video.shape[1], gazing_ratio, task_loss_requirement, temperature,
+                               generator)
         return self.decode(video, request)
 
     @torch.no_grad()

@@ -110,7 +110,8 @@ def generate_tiled(model: AutoGaze, video: Tensor, gazing_ratio: PerFrame, task_
     themselves, so that a clip gets what it would get alone. Ratio and requirement hold in each tile.
     """
     tiling = make_tiling(model.grid, (video.shape[-2], video.shape[-1]), target_scales, target_patch_size)
-    request = make_request(model.grid, *video.shape[:2], gazing_ratio, task_loss_requirement, temperature, generator)
+    request = make_request(model.grid, len(video), video.shape[1], gazing_ratio, task_loss_requirement, temperature,
+                           generator)
     if tiling.whole == model.grid:
         return model.decode(video, request)
     if request.in_step and request.requirement is not None:

@@ -37,10 +37,11 @@ def test_what_is_saved_is_what_is_loaded(folder: Path) -> None:
     assert torch.equal(again.generate(video, 0.5).ids, model.generate(video, 0.5).ids)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors",
                                                               "preprocessor_config.json"]
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
 @pytest.mark.parametrize("config", [
-    AutoGazeConfig(), AutoGazeConfig.tiny(), SMALL,
+    AutoGazeConfig(), AutoGazeConfig.tiny(), SMALL, replace(SMALL, scales=(8, 16, 24), patch_size=8),
     replace(SMALL, rope=RopeConfig(theta=1e4, scaled=False), calibration=((0.1, 0.2), (0.5, 0.6)), max_num_frames=8,
             gazing_ratio=0.3, task_loss_requirement=None, encoder_depth=3, temporal_kernel=5),
 ])
@@ -162,11 +163,20 @@ def test_a_config_of_something_else_is_refused(folder: Path) -> None:
         load(folder)
 
 
-def test_an_architecture_that_is_not_ours_is_refused() -> None:
+@pytest.mark.parametrize(("part", "name", "value"), [
+    ("gaze_decoder_config", "num_key_value_heads", 1), ("gaze_decoder_config", "hidden_act", "gelu"),
+    ("vision_model_config", "out_dim", 16), ("vision_model_config", "temporal_patch_size", 2),
+])
+def test_an_architecture_that_is_not_ours_is_refused(part: str, name: str, value: Any) -> None:
     data = config_to_published(SMALL)
-    data["gaze_model_config"]["gaze_decoder_config"]["num_key_value_heads"] = 1
-    with pytest.raises(ValueError, match="grouped key/value heads"):
+    data["gaze_model_config"][part][name] = value
+    with pytest.raises(ValueError, match=f"describes another architecture: {name} is {value}, this model needs"):
         config_from_published(data)
+
+
+def test_a_config_with_a_part_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="not the config of an AutoGaze model"):
+        config_from_published(config_to_published(SMALL) | {"gaze_model_config": None})
 
 
 def test_keys_that_are_not_ours_are_left_alone(folder: Path) -> None:

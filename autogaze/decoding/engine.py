@@ -77,5 +77,5 @@ def begin(model: AutoGaze, request: Request, frames: int) -> Decoding:
         return FusedDecoding(model, request, frames)
     if way == "plain":
         return FrameByFrame(PlainDecoding(model.gaze_decoder, batch, window))
-    cached = CachedDecoding(model.gaze_decoder, batch, min(window, frames), model.visual_tokens, budget, request.uniform)
-    return FrameByFrame(cached)
+    return FrameByFrame(CachedDecoding(model.gaze_decoder, batch, min(window, frames), model.visual_tokens, budget,
+                                       request.uniform))

@@ -7,11 +7,13 @@ rotation one complex product; queries and keys change alike, so attention does n
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autogaze.decoder import Attend, GazeDecoder
+from autogaze.decoder import Attend, DecoderLayer, GazeDecoder
 
 MANY_TOKENS = 64  # from here on oneDNN's matrix product, which has to copy its input, is the faster one on a CPU
 
@@ -36,12 +38,13 @@ class PackedTrunk:
     def __init__(self, decoder: GazeDecoder) -> None:
         trunk = decoder.model
         self.frequencies, self.norm = trunk.frequencies, trunk.norm
-        attention = trunk.layers[0].self_attn
+        layers = [cast(DecoderLayer, layer) for layer in trunk.layers]
+        attention = layers[0].self_attn
         self.heads, self.head_dim = attention.heads, attention.q_proj.out_features // attention.heads
-        self.eps = [(layer.input_layernorm.eps, layer.post_attention_layernorm.eps) for layer in trunk.layers]
-        self.layers = [[Product(weight) for weight in self._weights(layer)] for layer in trunk.layers]
+        self.eps = [(layer.input_layernorm.eps, layer.post_attention_layernorm.eps) for layer in layers]
+        self.layers = [[Product(weight) for weight in self._weights(layer)] for layer in layers]
 
-    def _weights(self, layer: torch.nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _weights(self, layer: DecoderLayer) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Weights of query, of key and value, of the output, of gate and up, and of down."""
         attention, mlp = layer.self_attn, layer.mlp
         query, key = (self._side_by_side(linear.weight) for linear in (attention.q_proj, attention.k_proj))

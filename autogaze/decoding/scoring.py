@@ -46,7 +46,8 @@ def _check(model: AutoGaze, video: Tensor, gaze: Gaze) -> None:
         raise ValueError(f"gaze and video must agree on clips and frames, got {tuple(gaze.ids.shape[:2])} "
                          f"and {tuple(video.shape[:2])}")
     if video.shape[1] > model.config.max_num_frames:
-        raise ValueError(f"score takes at most {model.config.max_num_frames} frames, got {video.shape[1]}; cut the clip")
+        raise ValueError(f"score takes at most {model.config.max_num_frames} frames, got {video.shape[1]}; "
+                         "cut the clip")
 
 
 def _hidden_states(model: AutoGaze, video: Tensor, gaze: Gaze, as_decoded: bool) -> tuple[Tensor, Tensor, Tensor]:
