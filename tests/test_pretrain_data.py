@@ -240,3 +240,11 @@ def test_a_batch_without_pixels_is_rendered_on_the_device(folder: Path) -> None:
     recipes = tuple(data.recipe(0, i) for i in range(2))
     clip = data.transfer_batch_to_device(RawClips(recipes), CPU)
     assert torch.equal(clip.video, data.render(recipes).video) and clip.video.shape == (2, 4, 3, 32, 32)
+
+
+@pytest.mark.gpu
+def test_the_gpu_renders_what_the_cpu_renders(folder: Path) -> None:
+    recipes = [data_of(folder).recipe(0, i) for i in range(12)]
+    on_cpu, on_gpu = (data_of(folder).render(recipes, device).video.cpu() for device in ("cpu", "cuda"))
+    assert (on_cpu - on_gpu).abs().max() <= 3.1 / 127.5  # a value that rounds the other way, before contrast
+    assert (on_cpu - on_gpu).abs().mean() < 2e-4

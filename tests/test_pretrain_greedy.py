@@ -129,3 +129,13 @@ def test_budgets_that_do_not_fit_are_refused(model: Reconstructor, video: torch.
         greedy_gaze(model, video, torch.full((2, 3), 22))
     with pytest.raises(ValueError, match="mode must be"):
         GreedySettings(mode="slow")
+
+
+@pytest.mark.gpu
+def test_a_search_on_the_gpu_reaches_the_loss_of_the_cpu(model: Reconstructor, video: torch.Tensor) -> None:
+    on_cpu = last_loss(greedy_gaze(model, video, BUDGETS))
+    gpu = Reconstructor(CONFIG).eval()
+    gpu.load_state_dict(model.state_dict())
+    with torch.autocast("cuda", torch.bfloat16):
+        on_gpu = last_loss(greedy_gaze(gpu.cuda(), video.cuda(), BUDGETS.cuda())).cpu()
+    torch.testing.assert_close(on_gpu.mean(), on_cpu.mean(), atol=0.01, rtol=0.03)

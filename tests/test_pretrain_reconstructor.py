@@ -205,3 +205,18 @@ def test_a_training_step_is_the_same_when_repeated(model: Reconstructor) -> None
     batch = Clip(clips(), (ClipRecipe("scene", "0", 4),) * 2)
     assert torch.equal(module.training_step(batch, 0), module.training_step(batch, 0))
     assert not torch.equal(module.training_step(batch, 0), module.training_step(batch, 1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+def test_bf16_on_the_gpu_is_close_to_float32(model: Reconstructor, compile: bool) -> None:
+    video, mask = clips(), masks()
+    expected = model.reconstruct(video, mask).loss
+    gpu = Reconstructor(CONFIG)
+    gpu.load_state_dict(model.state_dict())
+    rebuild = torch.compile(gpu.cuda().reconstruct) if compile else gpu.cuda().reconstruct
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = rebuild(video.cuda(), mask.cuda()).loss
+    torch.testing.assert_close(loss.cpu(), expected, atol=0.01, rtol=0.02)
+    loss.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in gpu.parameters())

@@ -7,6 +7,7 @@ index), and the pixels are a pure function of recipe and file: two runs, or a ru
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def _box(file: ClipFile, augmentation: Augmentation, random: np.random.Generator
     return (random.uniform(0, 1 - height), random.uniform(0, 1 - width), height, width)
 
 
-def _look(augmentation: Augmentation, random: np.random.Generator) -> dict[str, float]:
+def _look(augmentation: Augmentation, random: np.random.Generator) -> dict[str, Any]:
     brightness, contrast, saturation = random.uniform(-1, 1, 3) * augmentation.colour
     return {"flip": bool(random.random() < augmentation.flip), "brightness": float(brightness),
             "contrast": float(1 + contrast), "saturation": float(1 + saturation)}

@@ -105,6 +105,7 @@ def attempt(model: Reconstructor, sight: Sight, masks: Tensor) -> Trial:
     entries = []
     for number, block in enumerate(model.blocks):
         past = sight.memory.past[number] if sight.memory.past else None
+        assert isinstance(block, Block)
         x, entry = _candidates(block, x, past, sight.memory.frame)
         entries.append(entry)
     full = shown("full", sight.new_full, sight.old_full)

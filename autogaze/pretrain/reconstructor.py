@@ -156,7 +156,9 @@ class Reconstructor(nn.Module):
 
     def _initialise(self) -> None:
         for block in self.blocks:
+            assert isinstance(block, Block)
             for linear in (block.space.out, block.time.out, block.mlp[-1]):
+                assert isinstance(linear, nn.Linear)
                 nn.init.normal_(linear.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
                 nn.init.zeros_(linear.bias)
         for head in (self.residual, self.mixture):  # starts as paste-and-upsample
