@@ -1,0 +1,82 @@
+"""How fast gazing is on a CPU, beside the published way in the same run.
+
+    python -m benchmarks.speed_cpu --out benchmarks/results/<date>-<cpu>-speed-cpu.json
+
+Random weights at base size, one clip of 16 random frames at 224, float32; encoder, decoder and selection included.
+The two sides take turns, so that other work on the machine slows both. The published side is
+`benchmarks.published_loop`, without what the `generate` of transformers adds on top. On 2 cores of a machine like the
+one these goals were set on, the published implementation took `PUBLISHED_MS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+
+import torch
+
+from autogaze import AutoGaze
+from autogaze.decoding.engine import chosen_way
+from autogaze.files import write_json
+from benchmarks.published_loop import generate_published
+from benchmarks.timing import machine, measure
+
+FRAMES = 16
+GOALS = {0.1: 2.5, 0.75: 5.0}  # gazing ratio: times faster than the published way
+PUBLISHED_MS = {0.1: 710.0, 0.75: 3200.0}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One gazing ratio, both sides, in milliseconds a clip."""
+
+    gazing_ratio: float
+    runs: int
+    ours_ms: float  # median
+    published_ms: float  # median
+    times_faster: float  # median of the turns' ratios
+    least: float  # the goal
+    same_ids: bool
+    published_implementation_ms: float  # recorded elsewhere, see above
+
+
+def compare(model: AutoGaze, video: torch.Tensor, ratio: float, runs: int) -> Comparison:
+    """Time both sides in turns."""
+    same = torch.equal(model.generate(video, ratio).ids, generate_published(model, video, ratio).ids)
+    turns = []
+    for _ in range(runs):
+        sides = (lambda: model.generate(video, ratio), lambda: generate_published(model, video, ratio))
+        turns.append([measure("", side, torch.device("cpu"), runs=1, warmup=0).median_ms for side in sides])
+    ours_ms, published_ms = (statistics.median(side) for side in zip(*turns, strict=True))
+    faster = statistics.median(theirs / ours for ours, theirs in turns)
+    return Comparison(ratio, runs, ours_ms, published_ms, faster, GOALS[ratio], same, PUBLISHED_MS[ratio])
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of both sides (default 2)")
+    parser.add_argument("--runs", type=int, default=5, help="turns at every gazing ratio (default 5)")
+    parser.add_argument("--out", help="JSON file to write")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    model, video = AutoGaze().eval(), torch.randn(1, FRAMES, 3, 224, 224)
+    rows = []
+    for ratio in GOALS:
+        row = compare(model, video, ratio, args.runs)
+        print(f"ratio {ratio}: {row.ours_ms:.0f} ms a clip, the published way {row.published_ms:.0f} ms: "
+              f"{row.times_faster:.2f} times faster (goal {row.least}), same ids: {row.same_ids}", file=sys.stderr)
+        rows.append(asdict(row))
+    results = {"machine": machine(), "command": "python -m benchmarks.speed_cpu", "decoding": chosen_way(model)[0],
+               "clips": rows}
+    if args.out:
+        write_json(args.out, results)
+    print(json.dumps(results))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
