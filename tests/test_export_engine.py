@@ -14,7 +14,7 @@ pytest.importorskip("onnx", reason="needs the export extra: onnx")
 pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
 
 from autogaze.export.engine_file import FOOTER, EngineFacts, read_engine, write_engine
-from autogaze.export.forms import input_specs, output_specs
+from autogaze.export.forms import input_specs, output_specs, write_graph
 from autogaze.export.metadata import FormatError, Metadata
 from autogaze.export.onnx import ExportOptions
 from autogaze.export.runner import Engine
@@ -87,9 +87,12 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(FormatError, match=r"expected \.onnx"):
         Engine.load(tmp_path / "model.safetensors")
-    (tmp_path / "text.onnx").write_text("not protobuf at all")
-    with pytest.raises(FormatError, match="cannot read it"):
-        Engine.load(tmp_path / "text.onnx", "cpu")
+    model = AutoGaze(SMALL)
+    whole = write_graph(model, OPTIONS.metadata(model)).SerializeToString()
+    for name, data in {"text.onnx": b"not protobuf", "cut.onnx": whole[: len(whole) // 2], "empty.onnx": b""}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(FormatError, match=f"{name}: (ONNX Runtime cannot read it|not an autogaze export)"):
+            Engine.load(tmp_path / name, "cpu")
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "other", value[:1], value[1:])
     graph = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
@@ -153,12 +156,11 @@ def test_an_engine_builds_and_reads_back(model: AutoGaze, tmp_path: Path) -> Non
             Engine.load(tmp_path / "gaze.engine")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16", pytest.param("bf16", marks=pytest.mark.slow)]
+)
 def test_an_engine_of_base_size_builds(precision: str, tmp_path: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx")
-    from autogaze.export.forms import write_graph
-
     model = AutoGaze(AutoGazeConfig())
     metadata = ExportOptions(precision=precision, gazing_ratio=0.1, batch=(1, 4)).metadata(model)
     builder = EngineBuilder(trt, BuildOptions())
@@ -168,5 +170,20 @@ def test_an_engine_of_base_size_builds(precision: str, tmp_path: Path) -> None:
     assert not [line for line in builder.log if "Int64 binding" not in line], builder.log
 
 
-def test_the_footer_is_the_documented_one() -> None:
-    assert FOOTER.size == 28
+def test_the_footer_is_the_documented_one(fake: Path) -> None:
+    data = fake.read_bytes()
+    assert FOOTER.size == 28 and data.endswith(b"AUTOGAZE")
+    assert int.from_bytes(data[-28:-20], "little") == 400  # bytes of the plan
+
+
+def test_running_a_file_needs_no_onnx(model: AutoGaze, tmp_path: Path) -> None:
+    import subprocess
+
+    import onnx
+
+    onnx.save(write_graph(model, ExportOptions(gazing_ratio=0.1).metadata(model)), tmp_path / "gaze.onnx")
+    code = ("import sys; sys.modules['onnx'] = None; import torch; from autogaze.export import Engine\n"
+            "engine = Engine.load(sys.argv[1], 'cpu', threads=1)\n"
+            "print(engine.generate(torch.randn(1, 1, 3, 64, 64)).ids.shape)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "gaze.onnx")], capture_output=True, text=True)
+    assert done.stdout.strip() == "torch.Size([1, 1, 2])", done.stderr

@@ -117,10 +117,12 @@ def test_streaming_equals_the_models_stream(small: AutoGaze, frame_file: Path) -
 def test_a_calibrated_requirement_is_applied_inside(small: AutoGaze, tmp_path: Path) -> None:
     video = torch.randn(2, 3, 3, 64, 64)
     threshold = requirement(small, video)
-    model = sharp(SMALL).with_calibration(((0.2, threshold - 1.0), (0.6, threshold), (0.9, threshold + 0.5)))
+    model = sharp(SMALL).with_calibration(
+        ((0.1, threshold - 1.0), (0.2, threshold - 1.0), (0.6, threshold), (0.9, threshold + 0.5))
+    )
     export_onnx(model, tmp_path / "gaze.onnx", ExportOptions(gazing_ratio=0.9, batch=(1, 2)))
     engine = Engine.load(tmp_path / "gaze.onnx", "cpu", threads=1)
-    for asked in (0.6, 0.1, 0.75, 2.0):
+    for asked in (0.6, 0.05, 0.15, 0.75, 2.0):
         assert_same(model.generate(video, 0.9, asked), engine.generate(video, 0.9, asked))
     assert model.generate(video, 0.9, 0.6).counts.sum() < model.generate(video, 0.9).counts.sum()
 

@@ -17,9 +17,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from autogaze.export.engine_file import EngineFacts, write_engine
-from autogaze.export.forms import STATE, input_specs, output_specs
+from autogaze.export.forms import input_specs, output_specs
 from autogaze.export.onnx import ExportOptions, export_onnx
 from autogaze.export.runner import Engine
+from autogaze.export.tensors import STATE
 from autogaze.export.triton import write_repository
 from autogaze.export.triton_client import TritonGaze
 

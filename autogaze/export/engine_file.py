@@ -12,11 +12,12 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from autogaze.export.forms import TensorSpec
 from autogaze.export.metadata import FormatError, Metadata
+from autogaze.export.tensors import TensorSpec
 from autogaze.files import atomic_path
 
 MAGIC = b"AUTOGAZE"
@@ -84,6 +85,20 @@ def read_engine(path: Path) -> EngineFile:
 def read_properties(text: str) -> dict[str, str]:
     """Keys and values of "key=value" lines."""
     return dict(line.split("=", 1) for line in text.splitlines())
+
+
+def torch_type(trt: Any, dtype: Any) -> torch.dtype:
+    """torch's name of a TensorRT element type."""
+    kind = trt.DataType
+    return {
+        kind.FLOAT: torch.float32,
+        kind.HALF: torch.float16,
+        kind.BF16: torch.bfloat16,
+        kind.INT64: torch.int64,
+        kind.INT32: torch.int32,
+        kind.BOOL: torch.bool,
+        kind.UINT8: torch.uint8,
+    }[dtype]
 
 
 def _read_facts(properties: dict[str, str]) -> EngineFacts:

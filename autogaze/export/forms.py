@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import onnx
 import torch
-from onnx import helper
 
 from autogaze.export.graph import Asked, Encoder, FrameDecoder, FrameValues, GraphSizes, Past, Rotary
 from autogaze.export.metadata import Metadata
-from autogaze.export.nodes import ELEMENT_TYPES, Nodes, Value
+from autogaze.export.nodes import Nodes, Value
 from autogaze.export.pixels import normalised, resized
+from autogaze.export.tensors import GAZE, TensorSpec
 from autogaze.export.weights import GraphWeights, encoder_dtype, graph_weights
 from autogaze.model import AutoGaze
 
+if TYPE_CHECKING:
+    import onnx
+
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-STATE = ("conv", "keys", "values", "places", "last_ids")  # a stream's memory; outputs are called next_conv, ...
-GAZE = ("ids", "chosen", "task_loss", "count")
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, element type and shape of an input or output; the batch comes first."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]  # without the batch
 
 
 def graph_sizes(model: AutoGaze, metadata: Metadata) -> GraphSizes:
@@ -89,12 +80,7 @@ def write_graph(model: AutoGaze, metadata: Metadata) -> onnx.ModelProto:
     values = [Value(nodes, spec.name, spec.dtype) for spec in inputs]
     results = writer.frame(*values) if metadata.kind == "frame" else writer.clip(*values)
     batch = "batch" if metadata.batch[0] != metadata.batch[1] else metadata.batch[0]
-    named = dict(zip((spec.name for spec in outputs), results, strict=True))
-    infos = [
-        [helper.make_tensor_value_info(spec.name, ELEMENT_TYPES[spec.dtype], (batch, *spec.shape)) for spec in specs]
-        for specs in (inputs, outputs)
-    ]
-    return nodes.model(infos[0], named, infos[1], metadata.to_properties())
+    return nodes.model(inputs, list(zip(outputs, results, strict=True)), batch, metadata.to_properties())
 
 
 class _Writer:
@@ -223,7 +209,8 @@ class _Writer:
             return requirement
         first, last = pairs[0], pairs[-1]
         total = nodes.op("Min", requirement - first[0], 0.0) + first[1]
-        for (left, low), (right, high) in zip(pairs, pairs[1:], strict=False):
+        ramps = [(a, b) for a, b in zip(pairs, pairs[1:], strict=False) if a[1] != b[1]]
+        for (left, low), (right, high) in ramps:
             total = total + nodes.op("Clip", requirement - left, 0.0, right - left) * ((high - low) / (right - left))
         return total + nodes.op("Max", requirement - last[0], 0.0)
 

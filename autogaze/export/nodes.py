@@ -11,10 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
 import torch
-from onnx import TensorProto, helper
 from torch import Tensor
+
+from autogaze.export.tensors import TensorSpec
+
+try:
+    import onnx
+    from onnx import TensorProto, helper
+except ImportError as error:
+    raise ImportError("exporting needs onnx: pip install 'autogaze[export]'") from error
 
 ELEMENT_TYPES = {
     torch.float32: TensorProto.FLOAT,
@@ -173,15 +179,19 @@ class Nodes:
 
     def model(
         self,
-        inputs: Sequence[onnx.ValueInfoProto],
-        outputs: dict[str, Value],
-        outputs_info: Sequence[onnx.ValueInfoProto],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[tuple[TensorSpec, Value]],
+        batch: str | int,
         metadata: dict[str, str],
     ) -> onnx.ModelProto:
-        """The finished model; every output gets its public name."""
-        for name, value in outputs.items():
-            self.nodes.append(helper.make_node("Identity", [value.name], [name], name=f"output/{name}"))
-        graph = helper.make_graph(self.nodes, "autogaze", inputs, outputs_info, list(self.constants.values()))
+        """The finished model; every output gets its public name. A batch that is a word may vary."""
+        for spec, value in outputs:
+            self.nodes.append(helper.make_node("Identity", [value.name], [spec.name], name=f"output/{spec.name}"))
+        taken, given = (
+            [helper.make_tensor_value_info(s.name, ELEMENT_TYPES[s.dtype], (batch, *s.shape)) for s in specs]
+            for specs in (inputs, [spec for spec, _ in outputs])
+        )
+        graph = helper.make_graph(self.nodes, "autogaze", taken, given, list(self.constants.values()))
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         model.producer_name = "autogaze"
         helper.set_model_props(model, metadata)

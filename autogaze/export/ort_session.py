@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autogaze.export.forms import TensorSpec
 from autogaze.export.metadata import FormatError, Metadata
+from autogaze.export.tensors import TensorSpec
 
 try:
     import onnxruntime as ort

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from autogaze.decoding.request import PerFrame, Request, make_request
-from autogaze.export.forms import GAZE, STATE, TensorSpec
 from autogaze.export.metadata import FormatError, Metadata
+from autogaze.export.tensors import GAZE, STATE, TensorSpec
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
 

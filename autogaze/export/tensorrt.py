@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from autogaze.export.engine_file import EngineFacts, read_engine, write_engine
-from autogaze.export.forms import TensorSpec, input_specs, output_specs
+from autogaze.export.engine_file import EngineFacts, read_engine, torch_type, write_engine
+from autogaze.export.forms import input_specs, output_specs
 from autogaze.export.metadata import Metadata
 from autogaze.export.onnx import ExportOptions, check_file, checked_graph
 from autogaze.export.parity import Parity, ParityError
 from autogaze.export.runner import ENGINE_SUFFIXES
+from autogaze.export.tensors import TensorSpec
 from autogaze.files import atomic_path
 from autogaze.model import AutoGaze
 
@@ -131,6 +132,8 @@ class EngineBuilder:
                 "tensorrt_rtx engines run on every RTX GPU from Ampere on, with the version that built them: "
                 "hardware and version compatibility are options of the tensorrt package"
             )
+        if not self.is_rtx and not torch.cuda.is_available():
+            raise ValueError("the tensorrt package builds on the GPU that it builds for, and there is none here")
         self.log: list[str] = []
         self.logger = _logger(trt, self.log)
         self._network: Any = None
@@ -202,20 +205,6 @@ class EngineBuilder:
                 profile.set_shape(tensor.name, (low, *shape), (high, *shape), (high, *shape))
             config.add_optimization_profile(profile)
         return config
-
-
-def torch_type(trt: Any, dtype: Any) -> torch.dtype:
-    """torch's name of a TensorRT element type."""
-    kind = trt.DataType
-    return {
-        kind.FLOAT: torch.float32,
-        kind.HALF: torch.float16,
-        kind.BF16: torch.bfloat16,
-        kind.INT64: torch.int64,
-        kind.INT32: torch.int32,
-        kind.BOOL: torch.bool,
-        kind.UINT8: torch.uint8,
-    }[dtype]
 
 
 def _strongly_typed(trt: Any) -> int:

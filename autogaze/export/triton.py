@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from autogaze.export.forms import GAZE, STATE, TensorSpec
 from autogaze.export.metadata import Metadata
 from autogaze.export.runner import ENGINE_SUFFIXES
+from autogaze.export.tensors import GAZE, STATE, TensorSpec
 
 NAME = "autogaze"
 IDLE_MICROSECONDS = 60_000_000  # a stream that sends nothing for a minute is forgotten

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autogaze.export.engine_file import EngineFile, read_engine
-from autogaze.export.forms import TensorSpec
+from autogaze.export.engine_file import EngineFile, read_engine, torch_type
 from autogaze.export.metadata import FormatError
-from autogaze.export.tensorrt import torch_type
+from autogaze.export.tensors import TensorSpec
 
 
 class TrtSession:
