@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-out
+TRAIN ?=  # settings of the demo's training, such as TRAIN=max_minutes=0.2 for a quick try
 STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
@@ -30,7 +31,7 @@ test: lint
 
 demo: env
 	$(BIN)/python -m autogaze.scenes $(DEMO)/scenes --clips 28
-	$(BIN)/autogaze train --preset tiny --data $(DEMO)/scenes --out $(DEMO)/run
+	$(BIN)/autogaze train --preset tiny --data $(DEMO)/scenes --out $(DEMO)/run $(TRAIN)
 	$(BIN)/autogaze gaze $(DEMO)/scenes/val/*.mp4 --checkpoint $(DEMO)/run --gazing-ratio 0.1 --out $(DEMO)/gaze
 	$(BIN)/autogaze export $(DEMO)/run --onnx $(DEMO)/gaze.onnx
 	@echo
