@@ -8,6 +8,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from autogaze.pretrain.clip_index import index_folder
 from autogaze.pretrain.data import ClipData
 from autogaze.pretrain.recipes import DataRecipe
@@ -18,6 +20,7 @@ SCENES = "scenes"  # the name that asks for rendered scenes
 SCENE_CLIPS, SCENE_FRAMES = 40, 24
 INDEX, PHOTO_INDEX = "clips.parquet", "photos.parquet"
 RESIDENT_GIB = 32.0  # most memory that decoded clips may take
+RESIDENT_SHARE = 0.25  # of the memory there is: a stage also holds the model, and a GPU is shared with others
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +59,8 @@ class RunClips(ClipData):
         beside = folder.resolve().parent / "photos"
         super().__init__(folder, frames=recipe.frames, batch_clips=batch_clips, seed=recipe.seed,
                          workers=recipe.workers, photo_share=recipe.photo_share, max_clips=recipe.max_clips,
-                         validate_clips=validate_clips, index_path=run / INDEX, epoch_clips=epoch_clips)
+                         validate_clips=validate_clips, index_path=run / INDEX, epoch_clips=epoch_clips,
+                         resident_gib=resident_gib())
         if recipe.photo_share and not self.photos and beside.is_dir():
             self._add_photos(beside, run / PHOTO_INDEX, recipe.max_clips)
         if not self.validation:
@@ -71,4 +75,13 @@ class RunClips(ClipData):
         self.index = replace(self.index, files=(*self.index.files, *self.photos))
         self.disk = Disk(self.index)
         files = [*self.videos, *self.photos, *self.validation]
-        self.resident = self.resident and expected_gib(files) <= RESIDENT_GIB
+        self.resident = self.resident and expected_gib(files) <= resident_gib()
+
+
+def resident_gib() -> float:
+    """Memory that decoded clips may take on the device that trains: the GPU where there is one."""
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+    else:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**33
+    return min(RESIDENT_GIB, RESIDENT_SHARE * total / 2**30)
