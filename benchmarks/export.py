@@ -165,6 +165,11 @@ def report(model: AutoGaze, ratio: float, precision: str, args: argparse.Namespa
             "providers": providers(path, device),
             "parity_with_pytorch_fp32": parity(model, engine, args.data, args.clips, 8)}
         del engine
+        if args.clip_form:
+            whole = ExportOptions(clip=True, precision=precision, gazing_ratio=ratio, batch=(1, 8))
+            onnx.save(write_graph(model, whole.metadata(model)), str(path.with_name("clip.onnx")))
+            clip_engine = Engine.load(path.with_name("clip.onnx"), device)
+            row["clip_parity_with_pytorch_fp32"] = parity(model, clip_engine, args.data, args.clips, 8)
         row["frame"] = times(own, path, device, args.batch)
     return row
 
@@ -178,6 +183,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--data", type=Path, help="folder of videos for parity (default: rendered scenes)")
     parser.add_argument("--clips", type=int, default=200, help="clips for parity")
+    parser.add_argument("--clip-form", action="store_true", help="parity of the clip form too (slow to open)")
     parser.add_argument("--quick", action="store_true", help="tiny model, one ratio, batch 1, 4 clips")
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()

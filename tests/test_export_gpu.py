@@ -1,4 +1,4 @@
-"""Exported ONNX files on a GPU: the same gazes as on the CPU, in a named stream, with a CUDA graph, and nothing on the CPU."""
+"""Exported ONNX files on a GPU: the gazes of the CPU, in a named stream, with a CUDA graph, no node left behind."""
 
 from __future__ import annotations
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from autogaze.export.cuda_stream import named_stream, working_in
 from autogaze.export.metadata import FormatError, Metadata
 from autogaze.export.tensors import TensorSpec
 
@@ -45,7 +45,7 @@ class OrtSession:
         self, path: Path, device: torch.device | str | None, stream: Any, cuda_graph: bool, threads: int | None
     ) -> None:
         self.device, self.cuda_graph = _pick_device(device), cuda_graph
-        self.stream = _stream(stream, self.device)
+        self.stream = named_stream(stream, self.device)
         if cuda_graph and self.device.type != "cuda":
             raise ValueError("a CUDA graph needs a CUDA device")
         options = ort.SessionOptions()
@@ -73,7 +73,7 @@ class OrtSession:
 
     def scope(self) -> Any:
         """See `Session.scope`."""
-        return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
+        return working_in(self.stream)
 
     def _providers(self) -> list[Any]:
         if self.stream is None:
@@ -126,14 +126,6 @@ def _pick_device(device: torch.device | str | None) -> torch.device:
             f"no CUDA device for ONNX Runtime {ort.__version__}: use device='cpu', or install onnxruntime-gpu"
         )
     return device
-
-
-def _stream(stream: Any, device: torch.device) -> torch.cuda.Stream | None:
-    if device.type != "cuda":
-        return None
-    if stream is None:
-        return torch.cuda.current_stream(device)
-    return torch.cuda.ExternalStream(stream, device=device) if isinstance(stream, int) else stream
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -44,12 +44,13 @@ class Session(Protocol):
 
 
 class Engine:
-    """An exported file, ready to run. Made by `Engine.load`."""
+    """An exported file, ready to run. Made by `Engine.load`; used by one thread at a time."""
 
     def __init__(self, session: Session) -> None:
         self.session, self.metadata, self.device = session, session.metadata, session.device
         self.grid: PatchGrid = session.metadata.grid
         self._graphs = 0
+        self._own: EngineStream | None = None  # of `generate`, kept so that a CUDA graph is captured once
 
     @classmethod
     def load(
@@ -139,7 +140,10 @@ class Engine:
         batch = len(video)
         padded = max(batch, self.metadata.batch[0])
         video, asked = _grow(video, padded), {name: _grow(value, padded) for name, value in asked.items()}
-        stream = EngineStream(self, {name: value[:, 0] for name, value in asked.items()}, padded)
+        if self._own is None or self._own.batch != padded:
+            self._own = EngineStream(self, {name: value[:, 0] for name, value in asked.items()}, padded)
+        stream = self._own
+        stream.reset()
         steps = [
             stream.run(video[:, t], {name: value[:, t] for name, value in asked.items()}) for t in range(video.shape[1])
         ]
@@ -252,6 +256,8 @@ class EngineStream:
         with session.scope():
             for name, value in {self._pixels_name: pixels, **asked}.items():
                 self._inputs[name].copy_(value, non_blocking=True)
+                if value.is_cuda:
+                    value.record_stream(torch.cuda.current_stream(value.device))
             outputs = results | {f"next_{name}": tensor for name, tensor in after.items()}
             session.run(self._inputs | memory, outputs, self._graphs[turn])
             self.frame += 1

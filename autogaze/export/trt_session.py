@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autogaze.export.cuda_stream import named_stream, working_in
 from autogaze.export.engine_file import EngineFile, read_engine, torch_type
 from autogaze.export.metadata import FormatError
 from autogaze.export.tensors import TensorSpec
@@ -26,9 +27,7 @@ class TrtSession:
         self.device = torch.device(device or "cuda")
         if self.device.type != "cuda":
             raise ValueError(f"{path}: a TensorRT engine runs on cuda, got device {self.device}")
-        if stream is None:
-            stream = torch.cuda.current_stream(self.device)
-        self.stream = torch.cuda.ExternalStream(stream, device=self.device) if isinstance(stream, int) else stream
+        self.stream = named_stream(stream, self.device)
         with torch.cuda.device(self.device):
             self._logger = trt.Logger(trt.Logger.ERROR)
             self._runtime = trt.Runtime(self._logger)
@@ -47,12 +46,13 @@ class TrtSession:
             self._context.set_tensor_address(name, tensor.data_ptr())
         for name, tensor in outputs.items():
             self._context.set_tensor_address(name, tensor.data_ptr())
+        assert self.stream is not None
         if not self._context.execute_async_v3(self.stream.cuda_stream):
             raise RuntimeError("TensorRT could not run the engine; its log on stderr says why")
 
     def scope(self) -> Any:
         """See `Session.scope`."""
-        return torch.cuda.stream(self.stream)
+        return working_in(self.stream)
 
 
 def _runtime_package(path: Path, file: EngineFile) -> Any:

@@ -79,7 +79,8 @@ AUTOGAZE_API void autogaze_stream_free(autogaze_stream *stream);
 /* Forget everything: the next frame opens a new clip. */
 AUTOGAZE_API autogaze_status autogaze_stream_reset(autogaze_stream *stream);
 /* Push one frame of every sample, contiguous, where `place` says; `requests` has one entry a sample, or is null for the
- * file's defaults. Returns once the work is in the CUDA stream. */
+ * file's defaults. Returns once the work is in the CUDA stream: pinned or device memory must stay as it is until the
+ * gaze was read, pageable memory may be reused at once. */
 AUTOGAZE_API autogaze_status autogaze_stream_push(autogaze_stream *stream, const void *frames, autogaze_place place,
                                                   const autogaze_request *requests);
 /* The gaze of one sample of the last push; waits for it. */
