@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-out
+DATA ?= $(DEMO)/scenes  # folder of videos for the demo; by default it renders its own
 TRAIN ?=  # settings of the demo's training, such as TRAIN=max_minutes=0.2 for a quick try
 STAMP := $(VENV)/.installed
 
@@ -30,15 +31,16 @@ test: lint
 	$(BIN)/python -m pytest -q -n 2
 
 demo: env
-	$(BIN)/python -m autogaze.scenes $(DEMO)/scenes --clips 28
-	$(BIN)/autogaze train --preset tiny --data $(DEMO)/scenes --out $(DEMO)/run $(TRAIN)
-	$(BIN)/autogaze gaze $(DEMO)/scenes/val/*.mp4 --checkpoint $(DEMO)/run --gazing-ratio 0.1 --out $(DEMO)/gaze
+	$(if $(filter $(DEMO)/scenes,$(DATA)),$(BIN)/python -m autogaze.scenes $(DATA) --clips 28)
+	$(BIN)/autogaze train --preset tiny --data $(DATA) --out $(DEMO)/run $(TRAIN)
+	video=$$(find $(DATA) -type f -name '*.mp4' | sort | tail -n 1) && \
+	$(BIN)/autogaze gaze "$$video" --checkpoint $(DEMO)/run --gazing-ratio 0.1 --out $(DEMO)/gaze
 	$(BIN)/autogaze export $(DEMO)/run --onnx $(DEMO)/gaze.onnx
 	@echo
-	@echo "scenes       $(DEMO)/scenes"
-	@echo "trained run  $(DEMO)/run          (tensorboard --logdir $(DEMO)/run)"
-	@echo "overlays     $(DEMO)/gaze/*/overlay.mp4"
-	@echo "reports      $(DEMO)/gaze/*/report.html"
+	@echo "videos       $(DATA)"
+	@echo "trained run  $(DEMO)/run               $(BIN)/tensorboard --logdir $(DEMO)/run"
+	@echo "overlay      $(DEMO)/gaze/overlay.mp4"
+	@echo "report       $(DEMO)/gaze/report.html  open it in a browser"
 	@echo "ONNX         $(DEMO)/gaze.onnx"
 
 docs: env
