@@ -16,14 +16,14 @@ from torch.nn import functional as F
 
 from autogaze.decoder import GazeDecoder
 from autogaze.decoding.choice import Column, choose_group, keep_group, pad_columns
-from autogaze.decoding.packed import PackedTrunk
+from autogaze.decoding.packed import PackedTrunk, rotate
 from autogaze.decoding.request import Request
 
 REBASE_AT = 1 << 15  # positions stay below this, far past any clip of 16 frames, so that rotary angles stay exact
 
 
 class Cache:
-    """Keys and values (layers, B, heads, capacity, head_dim) of the frames in the window, oldest first.
+    """Keys and values, one (B, heads, capacity, head_dim) a layer, of the frames in the window, oldest first.
 
     Args:
         trunk: what they are of.
@@ -35,9 +35,10 @@ class Cache:
 
     def __init__(self, trunk: PackedTrunk, batch: int, window: int, tokens_per_frame: int, most: int) -> None:
         self.capacity, self.window = window * tokens_per_frame, window
-        shape = (len(trunk.layers), batch, trunk.heads, self.capacity, trunk.head_dim)
-        self.keys, self.values = trunk.norm.weight.new_empty(shape), trunk.norm.weight.new_empty(shape)
-        self.mask = self.keys.new_full((most, self.capacity + most), -torch.inf).triu_(self.capacity + 1)
+        shape = (batch, trunk.heads, self.capacity, trunk.head_dim)
+        like = trunk.norm.weight.detach()
+        self.keys, self.values = ([like.new_empty(shape) for _ in trunk.layers] for _ in range(2))
+        self.mask = like.new_full((most, self.capacity + most), -torch.inf).triu_(self.capacity + 1)
         self.frame_lengths: list[int] = []  # tokens of each frame in the window
         self.length = self.position = 0  # tokens held; rotary position of the next token
 
@@ -46,25 +47,25 @@ class Cache:
         if len(self.frame_lengths) == self.window:
             dropped = self.frame_lengths.pop(0)
             kept = self.length - dropped
-            for held in (self.keys, self.values):
-                held[..., :kept, :] = held[..., dropped : self.length, :].clone()
+            for held in (*self.keys, *self.values):
+                held[:, :, :kept] = held[:, :, dropped : self.length].clone()
             self.length = kept
         if self.position >= REBASE_AT:
-            held = self.keys[..., : self.length, :]
-            held.copy_(trunk.rotate(held, trunk.turns(torch.tensor([self.length - self.position], device=held.device))))
+            back = trunk.turns(torch.tensor([self.length - self.position], device=self.mask.device))
+            for keys in self.keys:
+                keys[:, :, : self.length] = rotate(keys[:, :, : self.length], back)
             self.position = self.length
         self.frame_lengths.append(0)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        total = self.length + key.shape[2]
-        self.keys[layer, :, :, self.length : total] = key
-        self.values[layer, :, :, self.length : total] = value
-        new, unused = query.shape[2], self.capacity - self.length
-        mask = None if new == 1 else self.mask[:new, unused : unused + total]
+        keys, values, new = self.keys[layer], self.values[layer], key.shape[2]
+        keys.narrow(2, self.length, new).copy_(key)
+        values.narrow(2, self.length, new).copy_(value)
+        total, asking = self.length + new, query.shape[2]
+        mask = None if asking == 1 else self.mask[:asking].narrow(1, self.capacity - self.length, total)
         if mask is not None and mask.is_cuda:
             mask = mask.contiguous()  # CUDA's attention kernels read a mask in aligned vectors
-        return F.scaled_dot_product_attention(
-            query, self.keys[layer, :, :, :total], self.values[layer, :, :, :total], attn_mask=mask)
+        return F.scaled_dot_product_attention(query, keys.narrow(2, 0, total), values.narrow(2, 0, total), mask)
 
     def grow(self, last_frame: int, this_frame: int) -> None:
         """Count tokens that were just written: of the last frame's final group, and of this frame."""
@@ -77,8 +78,8 @@ class Cache:
     def forget(self, kept: Tensor) -> None:
         """Of the last len(kept) tokens, keep those."""
         start, places = self.length - len(kept), kept.nonzero().squeeze(1)
-        for held in (self.keys, self.values):
-            held[..., start : start + len(places), :] = held[..., start + places, :]
+        for held in (*self.keys, *self.values):
+            held[:, :, start : start + len(places)] = held[:, :, start + places]
         self.grow(0, len(places) - len(kept))
 
 
@@ -149,7 +150,7 @@ class UniformDecoding:
     def _left_over(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Ids (B, n) that are not fed yet, their rotary positions (n,), and which of them are kept unless all are."""
         pending, self.pending = self.pending, None
-        device = self.cache.keys.device
+        device = self.cache.mask.device
         if pending is None:
             none = torch.zeros(self.batch, 0, dtype=torch.int64, device=device)
             return none, none[0], None
@@ -162,7 +163,7 @@ class UniformDecoding:
         return ids, torch.arange(self.cache.position, self.cache.position + ids.shape[1], device=device), None
 
     def _group_positions(self, size: int) -> Tensor:
-        return torch.arange(self.group_position, self.group_position + size, device=self.cache.keys.device)
+        return torch.arange(self.group_position, self.group_position + size, device=self.cache.mask.device)
 
     def _feed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Append ids (B, n) to the newest frame."""

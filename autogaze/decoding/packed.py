@@ -32,6 +32,47 @@ class Product:
         return F.linear(x.flatten(0, -2).to_mkldnn(), self.packed).to_dense().unflatten(0, x.shape[:-1])
 
 
+class PackedLayer:
+    """A decoder layer; the weights of its norms, times the square root of the width, are folded into the products."""
+
+    def __init__(self, layer: DecoderLayer, only_last: bool) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.heads, self.only_last = attention.heads, only_last
+        width = layer.input_layernorm.weight.numel()
+        norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        before, between = (norm.weight * width**0.5 for norm in norms)
+        self.floors = [norm.weight.new_tensor((width * norm.eps) ** 0.5, dtype=torch.float32) for norm in norms]
+        query, key = (self._side_by_side(linear.weight) * before for linear in (attention.q_proj, attention.k_proj))
+        value = attention.v_proj.weight * before
+        self.to_parts = [Product(query), Product(torch.cat([key, value]))] if only_last else [
+            Product(torch.cat([query, key, value]))]
+        self.to_out, self.to_x = Product(attention.o_proj.weight), Product(mlp.down_proj.weight)
+        self.to_gates = Product(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * between)
+
+    def _side_by_side(self, weight: Tensor) -> Tensor:
+        """Rows of a query or key projection with the two coordinates of an angle next to each other."""
+        return weight.unflatten(0, (self.heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+    def __call__(self, index: int, x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
+        """Outputs of tokens (B, n, width), or of the last one."""
+        query, key, value = self._parts(normed(x, self.floors[0]), turns)
+        out = attend(index, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        x = (x[:, -1:] if self.only_last else x) + self.to_out(out.transpose(1, 2).flatten(2))
+        gate, up = self.to_gates(normed(x, self.floors[1])).chunk(2, dim=-1)
+        return x + self.to_x(F.silu(gate).mul_(up))
+
+    def _parts(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, n, heads, head_dim); with `only_last` one query."""
+        if self.only_last:
+            to_query, to_pair = self.to_parts
+            key, value = to_pair(x).unflatten(-1, (2, self.heads, -1)).unbind(2)
+            query = to_query(x[:, -1:]).unflatten(-1, (self.heads, -1))
+            return rotate(query, turns[-1:]), rotate(key, turns), value
+        parts = self.to_parts[0](x).unflatten(-1, (3, self.heads, -1))
+        query, key = rotate(parts[:, :, :2], turns[:, None]).unbind(2)
+        return query, key, parts[:, :, 2]
+
+
 class PackedTrunk:
     """What `DecoderTrunk` computes, of its weights as they are now; no gradients."""
 
@@ -39,50 +80,31 @@ class PackedTrunk:
         trunk = decoder.model
         self.frequencies, self.norm = trunk.frequencies, trunk.norm
         layers = [cast(DecoderLayer, layer) for layer in trunk.layers]
-        attention = layers[0].self_attn
-        self.heads, self.head_dim = attention.heads, attention.q_proj.out_features // attention.heads
-        self.eps = [(layer.input_layernorm.eps, layer.post_attention_layernorm.eps) for layer in layers]
-        self.layers = [[Product(weight) for weight in self._weights(layer)] for layer in layers]
-
-    def _weights(self, layer: DecoderLayer) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Weights of query, of key and value, of the output, of gate and up, and of down."""
-        attention, mlp = layer.self_attn, layer.mlp
-        query, key = (self._side_by_side(linear.weight) for linear in (attention.q_proj, attention.k_proj))
-        before, between = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        return (query * before, torch.cat([key, attention.v_proj.weight]) * before, attention.o_proj.weight,
-                torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * between, mlp.down_proj.weight)
-
-    def _side_by_side(self, weight: Tensor) -> Tensor:
-        """Rows of a query or key projection with the two coordinates of an angle next to each other."""
-        return weight.unflatten(0, (self.heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        self.layers = [PackedLayer(layer, only_last=layer is layers[-1]) for layer in layers]
+        self.heads = self.layers[0].heads
+        self.head_dim = layers[0].self_attn.q_proj.out_features // self.heads
 
     def turns(self, positions: Tensor) -> Tensor:
         """(n, 1, head_dim / 2) complex rotation of every position (n,)."""
-        angles = positions[:, None].float() * self.frequencies
-        return torch.polar(torch.ones_like(angles), angles)[:, None]
-
-    @staticmethod
-    def rotate(x: Tensor, turns: Tensor) -> Tensor:
-        """Turn x (..., head_dim) by complex numbers (..., head_dim / 2)."""
-        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+        angles = positions[:, None, None].float() * self.frequencies
+        return torch.complex(angles.cos(), angles.sin())
 
     def __call__(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """The last state (B, width), normed, of new tokens (B, n, width) at rotary positions (n,)."""
         turns = self.turns(positions)
-        for index in range(len(self.layers)):
-            x = self._layer(index, x, turns, attend, 1 if index == len(self.layers) - 1 else x.shape[1])
+        for index, layer in enumerate(self.layers):
+            x = layer(index, x, turns, attend)
         return self.norm(x[:, -1])
 
-    def _layer(self, index: int, x: Tensor, turns: Tensor, attend: Attend, last: int) -> Tensor:
-        """Outputs of the last `last` tokens."""
-        (to_query, to_pair, to_out, to_gates, to_x), (eps, eps_between) = self.layers[index], self.eps[index]
-        width = (x.shape[-1],)
-        normed = F.rms_norm(x, width, eps=eps)
-        key, value = to_pair(normed).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        query = to_query(normed[:, -last:]).unflatten(-1, (self.heads, -1))
-        query, key = self.rotate(query, turns[-last:]), self.rotate(key, turns)
-        out = attend(index, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-        x = x[:, -last:] + to_out(out.transpose(1, 2).flatten(2))
-        gate, up = to_gates(F.rms_norm(x, width, eps=eps_between)).chunk(2, dim=-1)
-        return x + to_x(F.silu(gate).mul_(up))
+
+def normed(x: Tensor, floor: Tensor) -> Tensor:
+    """RMS norm without weights, times 1 / sqrt(width): x / sqrt(|x|^2 + floor^2), with floor^2 = width * eps."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
+    return (x / length.hypot_(floor)).to(x.dtype)
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn x (..., head_dim) by complex numbers (..., head_dim / 2)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
