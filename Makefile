@@ -6,8 +6,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-out
-DATA ?= $(DEMO)/scenes  # folder of videos for the demo; by default it renders its own
-TRAIN ?=  # settings of the demo's training, such as TRAIN=max_minutes=0.2 for a quick try
+# of the demo: a folder of videos (by default it renders its own), and settings of its training, such as
+# make demo TRAIN=max_minutes=0.2 for a quick try
+DATA ?= $(DEMO)/scenes
+TRAIN ?=
 STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
