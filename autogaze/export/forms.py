@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from autogaze.export.graph import Asked, Encoder, FrameDecoder, FrameValues, GraphSizes, Past, Rotary
+from autogaze.export.attention import Rotary
+from autogaze.export.frame_encoder import Encoder
+from autogaze.export.graph import FrameDecoder
 from autogaze.export.metadata import Metadata
 from autogaze.export.nodes import Nodes, Value
 from autogaze.export.pixels import normalised, resized
+from autogaze.export.sizes import Asked, FrameValues, GraphSizes, Past
 from autogaze.export.tensors import GAZE, TensorSpec
 from autogaze.export.weights import GraphWeights, encoder_dtype, graph_weights
 from autogaze.model import AutoGaze

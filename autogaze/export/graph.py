@@ -13,154 +13,15 @@ the next call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
+from autogaze.export.attention import Attention
 from autogaze.export.nodes import Nodes, Value
+from autogaze.export.sizes import Asked, FrameValues, GraphSizes, LastGroup, Past
+from autogaze.export.stop import stop_rule
 from autogaze.export.weights import GraphWeights, LayerWeights, NormWeights
 
-BLOCKED = -1e4  # added to a score that may not be seen: its weight is 0 in float16 too, and nothing becomes NaN
 TAKEN = -1e30  # added to the logit of an id that the frame has already
-
-
-@dataclass(frozen=True)
-class GraphSizes:
-    """The fixed sizes of a graph."""
-
-    visual: int  # visual tokens a frame
-    patches: int  # ids a frame
-    budget: int  # ids a frame may spend
-    group: int  # K, ids a step
-    window: int  # frames remembered
-
-    @property
-    def steps(self) -> int:
-        """Groups of ids a frame, G."""
-        return -(-self.budget // self.group)
-
-    @property
-    def fed(self) -> int:
-        """Ids that are fed while their frame is decoded: all groups but the last."""
-        return (self.steps - 1) * self.group
-
-    @property
-    def block(self) -> int:
-        """Tokens that a frame adds."""
-        return self.visual + self.fed + self.group
-
-    @property
-    def memory(self) -> int:
-        """Tokens that a stream remembers between frames."""
-        return self.window * self.block - self.group
-
-
-@dataclass(frozen=True, eq=False)
-class Past:
-    """What a frame sees of earlier ones."""
-
-    frames: int  # frames remembered, f
-    keys: tuple[Value, ...]  # a layer: (B, heads, f * block - K, head_dim), with rotary positions
-    values: tuple[Value, ...]
-    places: Value  # (B, f * block) float32, positions of the tokens, and last those of `last_ids`; -1: nothing there
-    last_ids: Value  # (B, K) int64, the newest frame's last group; `eos` where padding stands in it (see `in_step`)
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """What is asked of a frame, for every sample."""
-
-    budget: Value  # (B,) int32, ids it may spend
-    requirement: Value  # (B,) float32, threshold on the predicted loss; -inf never stops
-    in_step: Value  # (B,) bool, decoded in step with the others that say so, as published models decode a batch
-
-
-@dataclass(frozen=True, eq=False)
-class LastGroup:
-    """The group with which a frame ended."""
-
-    kept: Value  # (B, K) float32, 1 where the id was chosen
-    decoded: Value  # (B, K) float32, 1 where the slot was decoded
-    ids: Value  # (B, K) int64
-
-
-@dataclass(frozen=True, eq=False)
-class FrameValues:
-    """What a frame adds: its gaze and, a layer, its block of keys before rotation, keys and values."""
-
-    ids: Value  # (B, budget) int64, 0 where not chosen
-    chosen: Value  # (B, budget) bool
-    task_loss: Value  # (B, budget) float32, loss predicted before each id was taken; NaN: slot not decoded
-    count: Value  # (B,) int32
-    places: Value  # (B, block) float32
-    last_ids: Value  # (B, K) int64
-    straight_keys: list[Value]  # (B, heads, block, head_dim), in the order of the memory
-    keys: list[Value]
-    values: list[Value]
-
-
-class Encoder:
-    """Frames to visual tokens."""
-
-    def __init__(self, nodes: Nodes, weights: GraphWeights, dtype: torch.dtype) -> None:
-        self.nodes, self.weights, self.dtype = nodes, weights.encoder, dtype
-
-    def frame(self, frame: Value, memory: Value) -> tuple[Value, Value]:
-        """Visual tokens (B, N, width) of frames (B, 3, H, W), and the new memory (B, blocks * past * C, side, side)."""
-        x, width = self._patches(frame), self.weights.past * self.weights.channels
-        pasts = memory.split([width] * len(self.weights.blocks), axis=1)
-        new = []
-        for past, block in zip(pasts, self.weights.blocks, strict=True):
-            stacked = self.nodes.concat([past, x], axis=1)
-            new.append(stacked.cut(1, self.weights.channels))
-            x = self._convolve(stacked, block)
-        return self._tokens(x), self.nodes.concat(new, axis=1)
-
-    def clip(self, frames: Value, count: int) -> Value:
-        """Visual tokens (B, T, N, width) of frames (B * T, 3, H, W)."""
-        x, side, channels = self._patches(frames), self.weights.side, self.weights.channels
-        for block in self.weights.blocks:
-            x = x.reshape(-1, count, channels, side, side)
-            padded = self.nodes.op("Pad", x, torch.tensor([0, self.weights.past, 0, 0, 0] + [0] * 5))
-            views = [padded.cut(1, lag, lag + count) for lag in range(self.weights.past + 1)]
-            stacked = self.nodes.concat(views, axis=2).reshape(-1, len(views) * channels, side, side)
-            x = self._convolve(stacked, block)
-        return self._tokens(x).reshape(-1, count, side * side, self.weights.position.shape[1])
-
-    def _patches(self, frames: Value) -> Value:
-        weight, bias = self.weights.patch
-        x = self.nodes.conv(frames.to(self.dtype), weight, bias, stride=weight.shape[-1]).transpose(0, 2, 3, 1)
-        return self.nodes.layer_norm(x, *self.weights.norm).transpose(0, 3, 1, 2)
-
-    def _convolve(self, stacked: Value, block: tuple[Tensor, Tensor]) -> Value:
-        return self.nodes.op("Relu", self.nodes.conv(stacked, *block))
-
-    def _tokens(self, x: Value) -> Value:
-        flat = x.reshape(0, self.weights.channels, -1).transpose(0, 2, 1)
-        return (flat @ self.weights.project).to(torch.float32) + self.weights.position
-
-
-class Rotary:
-    """Rotary positions, looked up in a table."""
-
-    def __init__(self, nodes: Nodes, frequencies: Tensor, positions: int, dtype: torch.dtype) -> None:
-        angles = torch.arange(positions)[:, None] * frequencies
-        angles = torch.cat([angles, angles], dim=-1)
-        self.nodes, self.half = nodes, len(frequencies)
-        self.cos, self.sin = nodes.constant(angles.cos().to(dtype)), nodes.constant(angles.sin().to(dtype))
-
-    def at(self, places: Value, parts: list[int]) -> list[tuple[Value, Value]]:
-        """(cos, sin) of consecutive parts of places (B, N) float32, each (B, 1, part, head_dim)."""
-        index = places.to(torch.int64)
-        columns = (table.gather(index, axis=0).unsqueeze(1).split(parts, axis=2) for table in (self.cos, self.sin))
-        return list(zip(*columns, strict=True))
-
-    def turn(self, keys: Value, cos: Value, sin: Value) -> Value:
-        """Rotate keys (B, ..., N, head_dim)."""
-        left, right = keys.split([self.half, self.half], axis=-1)
-        return keys * cos + self.nodes.concat([-right, left], axis=-1) * sin
 
 
 class FrameDecoder:
@@ -217,7 +78,7 @@ class FrameDecoder:
             forget: whether the oldest frame leaves the window (only the last group before still sees it).
         """
         nodes, sizes = self.nodes, self.sizes
-        attention = _Attention(self, past, forget)
+        attention = Attention(nodes, sizes, len(self.weights.layers), self.dtype, past, forget)
         with nodes.scope("prefill"):
             x = visual
             if past is not None:
@@ -260,7 +121,7 @@ class FrameDecoder:
         there = nodes.constant(torch.cat([torch.full((sizes.visual,), -1.0), fed])) < groups
         return nodes.concat([nodes.where(there, places, -1.0), last_places], axis=1)
 
-    def _pass(self, x: Value, rotation: tuple[Value, Value], attention: _Attention, attend) -> Value:  # type: ignore[no-untyped-def]
+    def _pass(self, x: Value, rotation: tuple[Value, Value], attention: Attention, attend) -> Value:  # type: ignore[no-untyped-def]
         """The last token's normed state (B, width) after all layers; of the last layer only that token is computed."""
         for index, layer in enumerate(self.weights.layers):
             last = index == len(self.weights.layers) - 1
@@ -305,126 +166,3 @@ class FrameDecoder:
             taken = nodes.where(choice.equals(everyone), TAKEN, taken)
             ids.append(choice)
         return nodes.concat(ids, axis=1), losses, taken
-
-
-class _Attention:
-    """Keys and values during one frame: those of the prefill, then the frame's own ids, newest in front."""
-
-    def __init__(self, decoder: FrameDecoder, past: Past | None, forget: bool) -> None:
-        self.nodes, self.sizes, self.past = decoder.nodes, decoder.sizes, past
-        layers = len(decoder.weights.layers)
-        sizes, frames = self.sizes, past.frames if past else 0
-        self.there = frames * sizes.block + sizes.visual  # tokens after the prefill
-        self.rows = sizes.visual + (sizes.group if past else 0)  # tokens of the prefill
-        mask = _prefill_mask(sizes, frames, forget)
-        step_mask = torch.cat(
-            [
-                mask[-1:].expand(sizes.group, -1),
-                F.pad(torch.full((sizes.group,) * 2, BLOCKED).triu(1), (0, max(0, sizes.fed - sizes.group))),
-            ],
-            dim=1,
-        )
-        columns = self._columns(decoder)
-        self.prefill_bias = self._prefill_bias(columns, mask.to(decoder.dtype))
-        self.step_bias = self._bias(columns, step_mask.to(decoder.dtype))
-        self.held: list[tuple[Value, Value]] = []  # a layer: keys, transposed, and values after the prefill
-        self.own: list[tuple[Value, Value] | None] = [None] * layers
-        self.new: list[list[tuple[Value, Value, Value]]] = [[] for _ in range(layers)]
-
-    def _columns(self, decoder: FrameDecoder) -> Value | None:
-        """What every row may not see of the past, because nothing is there: (B, f * block)."""
-        if self.past is None:
-            return None
-        return self.nodes.where(self.past.places < 0.0, BLOCKED, self.nodes.constant(0.0, decoder.dtype))
-
-    def _bias(self, columns: Value | None, mask: Tensor) -> Value:
-        """A mask (rows, N), and for every sample also what its past lacks: (B, 1, rows, N)."""
-        if columns is None or self.past is None:
-            return self.nodes.constant(mask)
-        new = mask.shape[1] - self.past.frames * self.sizes.block  # of this frame: they are surely there
-        return self.nodes.op("Pad", columns, torch.tensor([0, 0, 0, new])).unsqueeze(1, 2) + mask
-
-    def _prefill_bias(self, columns: Value | None, mask: Tensor) -> Value:
-        """`_bias`, but padding that stands in the last group is seen by the group itself."""
-        if columns is None or self.past is None:
-            return self._bias(columns, mask)
-        group, remembered = self.sizes.group, self.past.frames * self.sizes.block - self.sizes.group
-        memory, last = columns.split([remembered, group], axis=1)
-        last = self.nodes.where(self.past.last_ids.equals(self.sizes.patches), 0.0, last)
-        own = self._bias(self.nodes.concat([memory, last], axis=1), mask[:group])
-        return self.nodes.concat([own, self._bias(columns, mask[group:])], axis=2)
-
-    def remember(self, layer: int, straight: Value, key: Value, value: Value) -> None:
-        self.new[layer].append((straight, key, value))
-
-    def prefill(self, layer: int, query: Value, key: Value, value: Value, last: bool) -> Value:
-        """Attention of the last group of the frame before, and of the visual tokens."""
-        if self.past is not None:
-            key = self.nodes.concat([self.past.keys[layer], key], axis=2)
-            value = self.nodes.concat([self.past.values[layer], value], axis=2)
-        self.held.append((key.transpose(0, 1, 3, 2), value))
-        bias = self.prefill_bias.cut(-2, -1) if last else self.prefill_bias
-        return (query @ self.held[layer][0] + bias).softmax() @ value
-
-    def step(self, layer: int, query: Value, key: Value, value: Value, last: bool) -> Value:
-        """Attention of a group of ids: the newest keys stand in front, so that one bias serves every step."""
-        held, steps = self.own[layer], len(self.new[layer]) - 1
-        keys = key if held is None else self.nodes.concat([key, held[0]], axis=2)
-        values = value if held is None else self.nodes.concat([value, held[1]], axis=2)
-        self.own[layer] = keys, values
-        window_keys, window_values = self.held[layer]
-        here = steps * self.sizes.group
-        bias = self.step_bias if here == self.sizes.fed else self.step_bias.cut(-1, 0, self.there + here)
-        scores = self.nodes.concat([query @ window_keys, query @ keys.transpose(0, 1, 3, 2)], axis=-1)
-        weights = (scores + (bias.cut(-2, -1) if last else bias)).softmax()
-        of_window, of_own = weights.split([self.there, here], axis=-1)
-        return of_window @ window_values + of_own @ values
-
-    def blocks(self) -> tuple[list[Value], list[Value], list[Value]]:
-        """A layer: keys before rotation, keys and values of everything this frame fed, in order."""
-        joined = [[self.nodes.concat(list(parts), axis=2) for parts in zip(*layer, strict=True)] for layer in self.new]
-        straight, keys, values = zip(*joined, strict=True)
-        return list(straight), list(keys), list(values)
-
-
-def stop_rule(
-    nodes: Nodes, ids: Value, losses: Value, asked: Asked, sizes: GraphSizes
-) -> tuple[tuple[Value, Value, Value, Value], Value, LastGroup]:
-    """Budget and stop rule over all groups at once (see `autogaze.decoding.choice.keep_group`).
-
-    Args:
-        ids, losses: (B, G * K), decoded as if nobody ever stopped.
-
-    Returns:
-        ids, chosen, task loss and count of the gaze; groups that were begun (B, 1) float32; the frame's last group.
-    """
-    steps, group = sizes.steps, sizes.group
-    slots = torch.arange(steps * group, dtype=torch.int32)
-    limit = asked.budget.unsqueeze(1)
-    within = nodes.constant(slots) < limit
-    met = (losses <= asked.requirement.unsqueeze(1)) & within & (slots > 0)
-    ending = met.to(torch.float32).reshape(0, steps, group).max(-1)  # (B, G): 1 at a group that ends the frame
-    begun = (ending @ torch.ones(steps, steps).triu(1) < 0.5) & (nodes.constant(slots[::group]) < limit)
-    decoded = (begun.unsqueeze(2) & within.reshape(0, steps, group)).reshape(0, steps * group)
-    chosen = decoded & ~met
-    alive = begun.to(torch.float32)
-    is_last = (alive - alive @ torch.diag(torch.ones(steps - 1), -1)).unsqueeze(2)  # 1 at the frame's last group
-    kept = chosen.to(torch.float32)
-    last_kept, last_decoded, last_ids = (
-        (value.to(torch.float32).reshape(0, steps, group) * is_last).sum(1) for value in (kept, decoded, ids)
-    )
-    last = LastGroup(last_kept, last_decoded, last_ids.to(torch.int64))
-    gaze = [nodes.where(chosen, ids, 0), chosen, nodes.where(decoded, losses, float("nan"))]
-    if sizes.budget < steps * group:
-        gaze = [value.cut(1, 0, sizes.budget) for value in gaze]
-    return (gaze[0], gaze[1], gaze[2], kept.sum(1).to(torch.int32)), alive.sum(1, keep=True), last
-
-
-def _prefill_mask(sizes: GraphSizes, frames: int, forget: bool) -> Tensor:
-    """(K + visual, frames * block + visual): what rows of the prefill may not see although it is there."""
-    rows = sizes.visual + (sizes.group if frames else 0)
-    columns = frames * sizes.block + sizes.visual
-    mask = torch.full((rows, columns), BLOCKED).triu(columns - rows + 1)
-    if forget:
-        mask[sizes.group :, : sizes.block] = BLOCKED
-    return mask
