@@ -8,11 +8,13 @@ import json
 import sys
 from pathlib import Path
 
-from autogaze.pretrain.recipes import PRESETS, STAGES, load_recipes
+from autogaze.pretrain.recipes import CALIBRATE, PRESETS, STAGES, load_recipes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="which stage to run (default: all)")
+    parser.add_argument("--stage", choices=("all", *STAGES, CALIBRATE), default="all",
+                        help="which stage to run, or calibrate: fit the stop rule of the newest model again and write "
+                             "RUN/model (default: all)")
     parser.add_argument("--preset", choices=PRESETS, default="tiny",
                         help="tiny: 2 CPU cores, 10 minutes; base: the published size, a GPU (default: tiny)")
     parser.add_argument("--config", type=Path, help="YAML recipe: flat for one stage, or one section a stage")
@@ -30,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Train; see `autogaze train --help`."""
     stages = STAGES if args.stage == "all" else (args.stage,)
     settings = list(args.settings) + ([f"rl.algorithm={args.algorithm}"] if args.algorithm else [])
-    recipes = load_recipes(args.preset, args.config, settings, stages)
+    recipes = load_recipes(args.preset, args.config, settings, ("pretrain",) if stages == (CALIBRATE,) else stages)
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out must be a folder, {args.out} is a file")
     from autogaze.pretrain.pipeline import train  # Lightning takes seconds to import: check the words first

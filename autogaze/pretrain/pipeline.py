@@ -16,7 +16,7 @@ from autogaze.files import write_json
 from autogaze.model import AutoGaze
 from autogaze.pretrain.calibration import calibrate
 from autogaze.pretrain.judge import Judge
-from autogaze.pretrain.recipes import Recipes, TrainerRecipe
+from autogaze.pretrain.recipes import CALIBRATE, Recipes, TrainerRecipe
 from autogaze.pretrain.sources import RunClips, resolve
 from autogaze.pretrain.stages import (
     WEIGHTS,
@@ -40,7 +40,7 @@ def train(stages: Sequence[str], recipes: Recipes, data: str | None, out: Path, 
     """Run stages and sum up.
 
     Args:
-        stages: in order.
+        stages: in order; or CALIBRATE alone, which trains nothing.
         recipes: of all stages.
         data: folder, or None or "scenes" for rendered scenes.
         out: folder of the run.
@@ -54,14 +54,17 @@ def train(stages: Sequence[str], recipes: Recipes, data: str | None, out: Path, 
     run = Run(out, resolve(data, out), recipes, resume)
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
-    for stage in stages:
+    for stage in (stage for stage in stages if stage in WAYS):
         if not resume:
             set_aside(run.labels if stage == "labels" else run.stage(stage))
         print(f"autogaze: stage {stage}", file=sys.stderr)
         begun = time.monotonic()
         result = WAYS[stage](run)
         results[stage] = {**asdict(result), "this_call_minutes": round((time.monotonic() - begun) / 60, 2)}
-    if "pretrain" in stages or "rl" in stages:
+    trained = any((run.stage(stage) / WEIGHTS).is_file() for stage in ("pretrain", "rl"))  # PPO leaves no model
+    if CALIBRATE in stages and not trained:
+        run.needs("pretrain")
+    if trained and {"pretrain", "rl", CALIBRATE} & set(stages):
         results |= finish(run)
     return _record(run, results)
 

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 STAGES = ("reconstructor", "labels", "pretrain", "rl")
+CALIBRATE = "calibrate"  # no stage of training: fit the stop rule of the newest model again
 PRESETS = ("tiny", "base")
 
 
