@@ -168,6 +168,12 @@ def test_processes_share_an_epoch_without_overlap(folder: Path, monkeypatch: pyt
     assert sorted(map(str, drawn[0] + drawn[1])) == sorted(map(str, single))
 
 
+def test_a_run_that_was_made_shorter_goes_on_with_the_next_epoch(folder: Path) -> None:
+    loader = data_of(folder, epoch_clips=8).train_dataloader()
+    loader.load_state_dict({"epoch": 2, "position": 9, "skipped": {}})
+    assert sum(1 for _ in loader) == len(loader) and (loader.epoch, loader.position) == (4, 0)
+
+
 def test_every_file_comes_once_an_epoch(folder: Path) -> None:
     videos = data_of(folder, photo_share=0.0)
     assert sorted(videos.recipe(3, i).name for i in range(4)) == [f"train/{i}.mp4" for i in range(4)]

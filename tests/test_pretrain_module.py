@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,13 @@ class Shown(pl.LightningDataModule):
         return Batches(1, 1.0)
 
 
+class Kept(Shown):
+    """The same, with a loader that keeps its place in a checkpoint, as `ClipLoader` does."""
+
+    def train_dataloader(self) -> Batches:
+        return KeptBatches(self.batches, self.scale)
+
+
 class Batches:
     def __init__(self, batches: int, scale: float) -> None:
         self.batches, self.scale = batches, scale
@@ -52,6 +60,22 @@ class Batches:
             ids = torch.tensor(SHOWN).expand(4, 3, 3)
             gaze = Gaze(ids, torch.ones_like(ids, dtype=torch.bool), CONFIG.grid)
             yield Clip(video, (), gaze, torch.tensor([0.3, 0.2, float("nan")]).expand(4, 3, 3))
+
+
+class KeptBatches(Batches):
+    position = 0
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        for number, clip in enumerate(super().__iter__()):
+            if number >= self.position:
+                self.position += 1
+                yield clip
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
 
 
 def make_module(**changes: object) -> PretrainModule:
@@ -69,6 +93,44 @@ def test_imitates_what_it_is_shown_and_tells_the_losses(tmp_path: Path) -> None:
     assert float((gaze.ids == torch.tensor(SHOWN)).float().mean()) == 1.0
     predicted = module.model.score(video, gaze).task_loss_prediction.detach()
     torch.testing.assert_close(predicted[..., :2].mean((0, 1)), torch.tensor([0.3, 0.2]), atol=0.08, rtol=0)
+
+
+def test_what_is_trained_is_what_generate_does() -> None:
+    module = make_module()
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    for matrix in (p for p in module.model.gaze_decoder.parameters() if p.ndim == 2):
+        matrix.data *= 8  # positions matter to attention that is far from even
+    video = next(iter(Batches(1, 1.0))).video
+    gaze = module.model.generate(video, gazing_ratio=0.4)  # 8 ids a frame in groups of 2
+    loss = module.training_step(Clip(video, (), gaze, torch.full(gaze.ids.shape, float("nan"))), 0)
+    scores = module.model.score(video, gaze, as_decoded=True)
+    assert gaze.task_loss is not None
+    torch.testing.assert_close(scores.task_loss_prediction[..., :-1], gaze.task_loss[..., 1:])
+    torch.testing.assert_close(loss, -scores.log_action_probs.sum((1, 2)).mean() / gaze.counts.sum(1).float().mean())
+    assert not torch.allclose(loss, -module.model.score(video, gaze).log_action_probs.sum() / gaze.counts.sum())
+
+
+def test_a_cut_run_goes_on_to_the_same_losses(tmp_path: Path) -> None:
+    curves = []
+    for name in ("whole", "cut"):
+        module = make_module(max_steps=8, validate_every=4, checkpoint_every=3, ema_decay=0.9)
+        if name == "cut":
+            with pytest.raises(KeyError):
+                fit(module, Kept(8), module.recipe, tmp_path / name, callbacks=[PowerCut()])
+            module = make_module(max_steps=8, validate_every=4, checkpoint_every=3, ema_decay=0.9)
+        fit(module, Kept(8), module.recipe, tmp_path / name, resume=name == "cut")
+        with (tmp_path / name / "metrics.csv").open() as file:
+            curves.append([{k: v for k, v in row.items() if k != "minutes"} for row in csv.DictReader(file)])
+    assert len(curves[0]) == 2 and curves[0] == curves[1]
+
+
+class PowerCut(pl.Callback):
+    """Ends a run in the middle of an epoch, two steps after its last checkpoint."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object,
+                             batch_idx: int) -> None:
+        if batch_idx == 5:
+            raise KeyError("power cut")
 
 
 def test_a_stage_leaves_a_model_a_curve_a_checkpoint_and_its_recipe(tmp_path: Path) -> None:
@@ -107,6 +169,7 @@ def test_a_loss_that_is_not_a_number_stops_with_words_and_keeps_the_checkpoint(t
     assert (tmp_path / "last.ckpt").read_bytes() == kept
 
 
+@pytest.mark.slow  # two new interpreters; that each process reads its own share is tested in test_pretrain_data.py
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     module = make_module(max_steps=4, validate_every=2, devices=2)
     assert fit(module, Shown(4), module.recipe, tmp_path).steps == 4

@@ -61,6 +61,16 @@ def test_finished_stages_are_skipped_on_resume(finished: Path, scenes: Path,
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_the_stop_rule_is_calibrated_again_without_training(finished: Path, scenes: Path) -> None:
+    config = finished / "model" / "config.json"
+    before = {path: path.stat().st_mtime_ns for path in (*finished.rglob("last.ckpt"), config)}
+    arguments = ["train", "--data", str(scenes), "--out", str(finished), "--stage", "calibrate", "frames=2",
+                 "validate_clips=2", "calibration_thresholds=3"]
+    assert main(arguments) == 0
+    changed = {path for path in before if path.stat().st_mtime_ns != before[path]}
+    assert changed == {config}
+
+
 def test_a_new_start_sets_the_old_stage_aside(finished: Path, scenes: Path) -> None:
     assert main(["train", "--data", str(scenes), "--out", str(finished), "--stage", "reconstructor", *SMALL[:6]]) == 0
     assert (finished / "reconstructor.1" / "model.safetensors").is_file()
@@ -73,6 +83,7 @@ def test_a_new_start_sets_the_old_stage_aside(finished: Path, scenes: Path) -> N
     (["--data", "SCENES", "--config", "/no/such.yaml"], "no such recipe file"),
     (["--data", "SCENES", "--stage", "labels"], "run `autogaze train --stage reconstructor"),
     (["--data", "SCENES", "--stage", "pretrain"], "no labels at"),
+    (["--data", "SCENES", "--stage", "calibrate"], "run `autogaze train --stage pretrain"),
 ])
 def test_mistakes_are_one_line_and_exit_code_2(arguments: list[str], message: str, scenes: Path, tmp_path: Path,
                                                capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -167,6 +169,14 @@ def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
         writer.write(ramp(2))
         writer.write(ramp(2, 20, 20))
     assert not list(tmp_path.iterdir())
+
+
+def test_stderr_is_itself_again_after_many_threads_opened_videos(clip: Path) -> None:
+    before = os.fstat(2)
+    with ThreadPoolExecutor(16) as pool:
+        assert all(info.frames == 30 for info in pool.map(probe, [clip] * 200))
+    after = os.fstat(2)
+    assert (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino)
 
 
 def test_reading_a_long_video_takes_constant_memory(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def useful_requirements(model: AutoGaze, judge: Judge, clips: Sequence[Tensor], 
     for ratio in (LONGEST_RATIO, LOOSEST_RATIO):
         losses = [judge.losses(video, model.generate(video, gazing_ratio=ratio)) for video in clips]
         ends.append(float(torch.cat(losses).mean()))
-    inner = torch.linspace(*sorted(ends), points + 2)[1:-1]  # at the ends nothing is left to decide
+    inner = torch.linspace(min(ends), max(ends), points + 2)[1:-1]  # at the ends nothing is left to decide
     return [round(value, 5) for value in inner.tolist()]
 
 
