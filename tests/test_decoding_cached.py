@@ -107,6 +107,16 @@ def test_a_forward_pass_equals_the_decoder_itself() -> None:
                                        decoder.model(tokens, at[None], attend)[:, -1], atol=1e-4, rtol=1e-4)
 
 
+def test_results_are_ordinary_tensors() -> None:
+    """Not those of inference mode, which autograd refuses: the gaze is what training scores."""
+    model, video = small_model(), random_video(2, 2)
+    model.decoding = "cached"
+    for ratio in (0.5, torch.tensor([0.5, 0.2])):
+        gaze = model.generate(video, ratio)
+        assert gaze.task_loss is not None and not gaze.ids.is_inference() and not gaze.task_loss.is_inference()
+        model.score(video, gaze, 1.0).log_action_probs.sum().backward()
+
+
 def test_weights_that_change_are_used_at_once() -> None:
     model, video = small_model(), random_video(1, 2)
     model.decoding = "cached"

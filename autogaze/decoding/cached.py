@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autogaze.decoder import GazeDecoder
+from autogaze.decoding import onednn
 from autogaze.decoding.choice import Column, choose_group, keep_group, pad_columns
 from autogaze.decoding.packed import PackedTrunk, rotate
 from autogaze.decoding.request import Request
@@ -39,6 +40,7 @@ class Cache:
         like = trunk.norm.weight.detach()
         self.keys, self.values = ([like.new_empty(shape) for _ in trunk.layers] for _ in range(2))
         self.mask = like.new_full((most, self.capacity + most), -torch.inf).triu_(self.capacity + 1)
+        self.onednn = onednn.fits(like)
         self.frame_lengths: list[int] = []  # tokens of each frame in the window
         self.length = self.position = 0  # tokens held; rotary position of the next token
 
@@ -62,10 +64,15 @@ class Cache:
         keys.narrow(2, self.length, new).copy_(key)
         values.narrow(2, self.length, new).copy_(value)
         total, asking = self.length + new, query.shape[2]
-        mask = None if asking == 1 else self.mask[:asking].narrow(1, self.capacity - self.length, total)
-        if mask is not None and mask.is_cuda:
+        keys, values = keys.narrow(2, 0, total), values.narrow(2, 0, total)
+        if asking == 1:
+            return F.scaled_dot_product_attention(query, keys, values)
+        mask = self.mask[:asking].narrow(1, self.capacity - self.length, total)
+        if self.onednn:
+            return onednn.attend(query, keys, values, mask)
+        if mask.is_cuda:
             mask = mask.contiguous()  # CUDA's attention kernels read a mask in aligned vectors
-        return F.scaled_dot_product_attention(query, keys.narrow(2, 0, total), values.narrow(2, 0, total), mask)
+        return F.scaled_dot_product_attention(query, keys, values, mask)
 
     def grow(self, last_frame: int, this_frame: int) -> None:
         """Count tokens that were just written: of the last frame's final group, and of this frame."""
@@ -102,6 +109,7 @@ class UniformDecoding:
         self.group_position = self.groups = 0  # of the last frame: rotary position of a group, groups decoded
         self.others_went_on = False  # another clip of the batch decoded more groups in the last frame
 
+    @torch.inference_mode()  # which spends less time on every operation
     def step(self, visual: Tensor, request: Request) -> Column:
         """Choose the ids of one frame; see `PlainDecoding.step`."""
         decoder, room = self.decoder, int(request.budget[0])

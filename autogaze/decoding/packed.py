@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autogaze.decoder import Attend, DecoderLayer, GazeDecoder
-
-MANY_TOKENS = 64  # from here on oneDNN's matrix product, which has to copy its input, is the faster one on a CPU
+from autogaze.decoding import onednn
 
 
 class Product:
@@ -23,13 +22,12 @@ class Product:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
-        fits = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-        self.packed = weight.to_mkldnn() if fits else None
+        self.packed = weight.to_mkldnn() if onednn.fits(weight) else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.packed is None or x.shape[:-1].numel() < MANY_TOKENS:
+        if self.packed is None or x.shape[:-1].numel() < onednn.MANY_TOKENS:
             return F.linear(x, self.weight)
-        return F.linear(x.flatten(0, -2).to_mkldnn(), self.packed).to_dense().unflatten(0, x.shape[:-1])
+        return onednn.multiply(x, self.packed)
 
 
 class PackedLayer:
