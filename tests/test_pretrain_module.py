@@ -19,7 +19,7 @@ from autogaze.pretrain.recipes import PretrainRecipe
 from autogaze.pretrain.reconstructor import Reconstructor
 from autogaze.pretrain.trainer import MONITOR, fit
 from tests.test_rl_env import TINY, spotted_clip
-from tests.test_rl_module import CONFIG
+from tests.test_rl_module import CONFIG, Begun
 
 RECIPE = PretrainRecipe(max_steps=40, batch_clips=4, learning_rate=1e-2, warmup_steps=3, validate_every=20,
                         checkpoint_every=10, accelerator="cpu", weight_decay=0.0)
@@ -118,7 +118,9 @@ def test_a_cut_run_goes_on_to_the_same_losses(tmp_path: Path) -> None:
             with pytest.raises(KeyError):
                 fit(module, Kept(8), module.recipe, tmp_path / name, callbacks=[PowerCut()])
             module = make_module(max_steps=8, validate_every=4, checkpoint_every=3, ema_decay=0.9)
-        fit(module, Kept(8), module.recipe, tmp_path / name, resume=name == "cut")
+        begun = Begun()
+        fit(module, Kept(8), module.recipe, tmp_path / name, resume=name == "cut", callbacks=[begun])
+        assert begun.step == (3 if name == "cut" else 0)
         with (tmp_path / name / "metrics.csv").open() as file:
             curves.append([{k: v for k, v in row.items() if k != "minutes"} for row in csv.DictReader(file)])
     assert len(curves[0]) == 2 and curves[0] == curves[1]

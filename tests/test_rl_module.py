@@ -40,6 +40,13 @@ class Spots(pl.LightningDataModule):
         return HeldOut(self.clips)
 
 
+class Begun(pl.Callback):
+    """Remembers the step that a run begins with."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.step = trainer.global_step
+
+
 class SpotLoader:
     def __init__(self, batches: int, clips: int) -> None:
         self.batches, self.clips, self.position = batches, clips, 0
@@ -108,7 +115,9 @@ def test_a_cut_run_goes_on_to_the_same_losses(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         fit(cut, Spots(8), cut.recipe, tmp_path / "cut", callbacks=[Cut()])
     resumed = make_module(max_steps=8, validate_every=4, ema_decay=0.9)
-    fit(resumed, Spots(8), resumed.recipe, tmp_path / "cut", resume=True)
+    begun = Begun()
+    fit(resumed, Spots(8), resumed.recipe, tmp_path / "cut", resume=True, callbacks=[begun])
+    assert begun.step == 5
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
 

@@ -77,7 +77,8 @@ def make_trainer(recipe: TrainerRecipe, folder: Path, callbacks: Iterable[pl.Cal
         torch.set_float32_matmul_precision("high")
     manual = isinstance(recipe, RLRecipe)  # its module steps, clips and accumulates by itself
     pace = Pace(recipe)
-    bar = TQDMProgressBar(refresh_rate=20 if sys.stderr.isatty() else 200)
+    often = 1 if sys.stderr.isatty() else recipe.max_steps // 20  # a log file wants few lines
+    bar = TQDMProgressBar(refresh_rate=min(200, max(1, often)))
     own: list[pl.Callback] = [bar, pace, StopOnNaN(LOG_EVERY), KeepBest(MONITOR, folder)]
     if recipe.ema_decay:
         own.append(MovingAverage(recipe.ema_decay))
