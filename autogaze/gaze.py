@@ -115,6 +115,8 @@ class Gaze:
         """One gaze of consecutive stretches of the same clips, such as the steps of a stream, in time order."""
         if not gazes:
             raise ValueError("there is no gaze to join")
+        if any(gaze.grid != gazes[0].grid for gaze in gazes):
+            raise ValueError(f"gazes to join must be on one grid, got {', '.join(str(gaze.grid) for gaze in gazes)}")
         width = max(gaze.ids.shape[-1] for gaze in gazes)
 
         def widen(part: Tensor, fill: float) -> Tensor:
@@ -186,6 +188,9 @@ class Gaze:
         if missing:
             raise ValueError(f"gazing info lacks {sorted(missing)}")
         grid = grid or (PatchGrid(tuple(sorted(info["scales"]))) if info.get("scales") else PatchGrid())
+        if info.get("num_vision_tokens_each_frame", grid.patches_per_frame) != grid.patches_per_frame:
+            raise ValueError(f"the gazing info is of frames with {info['num_vision_tokens_each_frame']} patches, but "
+                             f"{grid} has {grid.patches_per_frame}; pass the grid that its ids are on")
         counts = [int(count) for count in info["num_gazing_each_frame"]]
         positions, padded = torch.as_tensor(info["gazing_pos"]), torch.as_tensor(info["if_padded_gazing"])
         if positions.ndim != 2 or positions.shape != padded.shape or positions.shape[1] != sum(counts):

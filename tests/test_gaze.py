@@ -86,6 +86,8 @@ def test_join_follows_time_and_pads(gaze: Gaze) -> None:
     assert torch.equal(joined.patch_mask()[:, :2], gaze.patch_mask())
     with pytest.raises(ValueError, match="no gaze to join"):
         Gaze.join([])
+    with pytest.raises(ValueError, match="must be on one grid"):
+        Gaze.join([gaze, Gaze(gaze.ids, gaze.chosen, PatchGrid())])
 
 
 def test_join_fills_losses_with_nan_and_drops_them_if_one_has_none() -> None:
@@ -129,6 +131,7 @@ def test_a_gaze_refuses_losses_of_another_shape() -> None:
 @pytest.mark.parametrize(("change", "message"), [
     ({"gazing_pos": None}, "lacks"), ({"num_gazing_each_frame": [2, 1]}, "must be \\(B, 3\\)"),
     ({"gazing_pos": torch.full((2, 4), 99)}, "outside their frame"),
+    ({"num_vision_tokens_each_frame": 21}, "of frames with 21 patches, .* pass the grid"),
 ])
 def test_a_contradictory_dict_is_refused(gaze: Gaze, change: dict, message: str) -> None:
     info = gaze.to_gazing_info() | change
