@@ -61,7 +61,8 @@ class Overlay:
         Returns:
             (height, width, 3) uint8, the same size for every frame.
         """
-        panels = [self.panel(frame), self.chosen(frame, mask), self.looked_at(frame, mask)]
+        panel = self.panel(frame)  # once: resizing a large frame is most of the work
+        panels = [panel, self.chosen(panel, mask), self.looked_at(panel, mask)]
         gap = np.full((self.height, _GAP_PX, 3), 255, np.uint8)
         row = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], 1)
         strips = np.full((2, _STRIP_PX, row.shape[1], 3), 255, np.uint8)
@@ -72,7 +73,9 @@ class Overlay:
         return np.concatenate([strips[0], row, strips[1]])
 
     def panel(self, frame: np.ndarray) -> np.ndarray:
-        """The frame at the size of a panel."""
+        """The frame at the size of a panel; itself if it has that size."""
+        if frame.shape[:2] == (self.height, self.width):
+            return frame
         filter_ = cv2.INTER_AREA if frame.shape[0] > self.height else cv2.INTER_LINEAR
         return cv2.resize(frame, (self.width, self.height), interpolation=filter_)
 
@@ -91,15 +94,18 @@ class Overlay:
 
     def looked_at(self, frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """What the chosen patches show: each at the sharpness of its scale, finer ones on top, the rest dark."""
+        panel = self.panel(frame)
         picture = np.empty((self.height, self.width, 3), np.uint8)
         picture[:] = NOT_LOOKED_AT
         for pixels, chosen in zip(self._scales, self._split(mask), strict=True):
             if not chosen.any():
                 continue
-            coarse = cv2.resize(frame, pixels.size, interpolation=cv2.INTER_AREA)
-            sharp = cv2.resize(coarse, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
+            seen = panel
+            if pixels.size[0] < self.width:  # else sharper than the panel
+                coarse = cv2.resize(panel, pixels.size, interpolation=cv2.INTER_AREA)
+                seen = cv2.resize(coarse, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
             inside = chosen[pixels.cell]
-            picture[inside] = sharp[inside]
+            picture[inside] = seen[inside]
         return picture
 
     def _split(self, mask: np.ndarray) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from autogaze.gaze_file import GazeFileWriter, VideoGaze
 from autogaze.grid import PatchGrid
 from autogaze.report_page import MOST_VIDEO_BYTES, savings, write_report
 from autogaze.scenes import render_scene
-from autogaze.video import open_writer, probe, write_video
+from autogaze.video import open_writer, probe, read_chunks, write_video
 from autogaze.vit.break_even import ALIASES, Parts, VitParts
 from tests.browser import needs_browser, open_page, wait_until
 
@@ -89,6 +90,19 @@ def test_a_minute_of_1080p_stays_under_15_mb(tmp_path: Path) -> None:
     shown_of_clip = -(-24 // data["stride"])
     whole_clip = len(clip[1]) / shown_of_clip * data["frames"]
     assert rest + min(whole_clip, MOST_VIDEO_BYTES * 4 / 3) < 15e6
+
+
+def test_a_clip_that_came_out_too_large_is_made_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autogaze.report_page.MOST_VIDEO_BYTES", 20_000)
+    noise = np.random.default_rng(0).integers(0, 256, (12, 120, 160, 3), dtype=np.uint8)
+    write_video(tmp_path / "noise.mp4", noise, 10)
+    gaze = random_gaze(12, PatchGrid())
+    write_report(tmp_path / "report.html", tmp_path / "noise.mp4", gaze, summary_of(tmp_path / "noise.mp4", gaze))
+    found = re.search(r'type="text/plain">(.*?)</script>', (tmp_path / "report.html").read_text(), re.S)
+    assert found
+    (tmp_path / "clip.webm").write_bytes(base64.b64decode(found[1]))
+    assert (tmp_path / "clip.webm").stat().st_size <= 20_000
+    assert sum(len(chunk) for chunk in read_chunks(tmp_path / "clip.webm")) == 12
 
 
 @pytest.fixture

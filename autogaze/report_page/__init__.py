@@ -32,7 +32,7 @@ MOST_VIDEO_BYTES = 9_000_000  # 12 MB in base64, of the 15 MB that a report may 
 MOST_MASK_BYTES = 1_500_000
 LONG_SIDE_PX = 640
 LEAST_PX = 16  # VP8 has blocks of 16
-BYTES_PER_PIXEL = 0.05  # what OpenCV's fixed VP8 bit rate comes to
+BYTES_PER_PIXEL = 0.07  # what OpenCV's VP8 comes to on busy videos
 CONTEXT_FRAMES = 8  # rebuilt at once, after as many that came before
 SLOWEST_FPS = 8.0  # a film of hours is shown as a time lapse
 
@@ -94,19 +94,28 @@ def _choose(gaze: VideoGaze, video: dict[str, Any], halves: int) -> _Shown:
 
 
 def _encode(video: Path, shown: _Shown, gaze: VideoGaze, rebuild: Rebuild | None) -> tuple[bytes, list[float]]:
-    """The small copy, made smaller until it fits, and the loss of every frame shown."""
-    size = shown.size
+    """The small copy, and the loss of every frame shown."""
+    losses: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "clip.webm"
-        while True:
-            losses: list[float] = []
-            with open_writer(path, shown.fps) as writer:
-                for picture, loss in _pictures(video, shown.stride, size, gaze, rebuild):
-                    writer.write(picture)
-                    losses += [] if loss is None else [round(float(loss), 5)]
-            if path.stat().st_size <= MOST_VIDEO_BYTES or size == (LEAST_PX, LEAST_PX):
-                return path.read_bytes(), losses
-            size = (_even(size[0] * 0.7), _even(size[1] * 0.7))
+        with open_writer(path, shown.fps) as writer:
+            for picture, loss in _pictures(video, shown.stride, shown.size, gaze, rebuild):
+                writer.write(picture)
+                losses += [] if loss is None else [round(float(loss), 5)]
+        while path.stat().st_size > MOST_VIDEO_BYTES:
+            path = _shrink(path, shown.fps)
+        return path.read_bytes(), losses
+
+
+def _shrink(path: Path, fps: float) -> Path:
+    """A copy that is expected to fit; looking and rebuilding are not done again for it."""
+    share = 0.95 * (MOST_VIDEO_BYTES / path.stat().st_size) ** 0.5
+    smaller = path.with_name(f"{path.stem}-smaller.webm")
+    with open_writer(smaller, fps) as writer:
+        for chunk in read_chunks(path):
+            for frame in chunk.frames:
+                writer.write(_small(frame, (_even(frame.shape[1] * share), _even(frame.shape[0] * share))))
+    return smaller
 
 
 def _pictures(video: Path, stride: int, size: tuple[int, int], gaze: VideoGaze,
