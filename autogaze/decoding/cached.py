@@ -23,6 +23,12 @@ from autogaze.decoding.request import Request
 REBASE_AT = 1 << 15  # positions stay below this, far past any clip of 16 frames, so that rotary angles stay exact
 
 
+def causal_mask(most: int, capacity: int, like: Tensor) -> Tensor:
+    """(most, capacity + most) float: what `most` tokens after a full cache see. Fewer tokens are its first rows; a
+    cache that holds less, its last columns."""
+    return like.new_full((most, capacity + most), -torch.inf).triu_(capacity + 1)
+
+
 class Cache:
     """Keys and values, one (B, heads, capacity, head_dim) a layer, of the frames in the window, oldest first.
 
@@ -30,17 +36,15 @@ class Cache:
         trunk: what they are of.
         batch: clips.
         window: frames.
-        tokens_per_frame: at most.
-        most: tokens that a pass adds at most.
+        mask: of `causal_mask`; may be shared.
     """
 
-    def __init__(self, trunk: PackedTrunk, batch: int, window: int, tokens_per_frame: int, most: int) -> None:
-        self.capacity, self.window = window * tokens_per_frame, window
+    def __init__(self, trunk: PackedTrunk, batch: int, window: int, mask: Tensor) -> None:
+        self.mask, self.window = mask, window
+        self.capacity = mask.shape[1] - mask.shape[0]
         shape = (batch, trunk.heads, self.capacity, trunk.head_dim)
-        like = trunk.norm.weight.detach()
-        self.keys, self.values = ([like.new_empty(shape) for _ in trunk.layers] for _ in range(2))
-        self.mask = like.new_full((most, self.capacity + most), -torch.inf).triu_(self.capacity + 1)
-        self.onednn = onednn.fits(like)
+        self.keys, self.values = ([mask.new_empty(shape) for _ in trunk.layers] for _ in range(2))
+        self.onednn = onednn.fits(mask)
         self.frame_lengths: list[int] = []  # tokens of each frame in the window
         self.length = self.position = 0  # tokens held; rotary position of the next token
 
@@ -101,10 +105,9 @@ class Pending:
 class UniformDecoding:
     """One clip, or clips that spend the same number of ids in every frame."""
 
-    def __init__(self, decoder: GazeDecoder, trunk: PackedTrunk, batch: int, window: int, visual_tokens: int,
-                 budget: int) -> None:
+    def __init__(self, decoder: GazeDecoder, trunk: PackedTrunk, batch: int, window: int, mask: Tensor) -> None:
         self.decoder, self.trunk, self.batch = decoder, trunk, batch
-        self.cache = Cache(trunk, batch, window, visual_tokens + budget, visual_tokens + decoder.group)
+        self.cache = Cache(trunk, batch, window, mask)
         self.pending: Pending | None = None
         self.group_position = self.groups = 0  # of the last frame: rotary position of a group, groups decoded
         self.others_went_on = False  # another clip of the batch decoded more groups in the last frame
@@ -190,7 +193,8 @@ class CachedDecoding:
     def __init__(self, decoder: GazeDecoder, batch: int, window: int, visual_tokens: int, budget: int,
                  uniform: bool) -> None:
         sizes, trunk = [batch] if uniform else [1] * batch, PackedTrunk(decoder)
-        self.parts = [UniformDecoding(decoder, trunk, size, window, visual_tokens, budget) for size in sizes]
+        mask = causal_mask(visual_tokens + decoder.group, window * (visual_tokens + budget), trunk.norm.weight.detach())
+        self.parts = [UniformDecoding(decoder, trunk, size, window, mask) for size in sizes]
 
     def step(self, visual: Tensor, request: Request) -> Column:
         """Choose the ids of one frame; see `PlainDecoding.step`."""
