@@ -42,33 +42,38 @@ class Cache:
     def __init__(self, trunk: PackedTrunk, batch: int, window: int, mask: Tensor) -> None:
         self.mask, self.window = mask, window
         self.capacity = mask.shape[1] - mask.shape[0]
-        shape = (batch, trunk.heads, self.capacity, trunk.head_dim)
+        # Room to slide: the oldest frame is left behind, and the others are moved back only once in window / 2 frames.
+        self.room = self.capacity if mask.is_cuda else self.capacity + self.capacity // 2
+        shape = (batch, trunk.heads, self.room, trunk.head_dim)
         self.keys, self.values = ([mask.new_empty(shape) for _ in trunk.layers] for _ in range(2))
         self.onednn = onednn.fits(mask)
         self.frame_lengths: list[int] = []  # tokens of each frame in the window
-        self.length = self.position = 0  # tokens held; rotary position of the next token
+        self.start = self.length = 0  # where the tokens held begin, and how many they are
+        self.position = 0  # rotary position of the next token
 
     def open_frame(self, trunk: PackedTrunk) -> None:
         """Make room for a frame by forgetting the oldest when the window is full."""
         if len(self.frame_lengths) == self.window:
             dropped = self.frame_lengths.pop(0)
-            kept = self.length - dropped
+            self.start, self.length = self.start + dropped, self.length - dropped
+        if self.start + self.capacity // self.window + self.length > self.room:
             for held in (*self.keys, *self.values):
-                held[:, :, :kept] = held[:, :, dropped : self.length].clone()
-            self.length = kept
+                held[:, :, : self.length] = held[:, :, self.start : self.start + self.length].clone()
+            self.start = 0
         if self.position >= REBASE_AT:
             back = trunk.turns(torch.tensor([self.length - self.position], device=self.mask.device))
             for keys in self.keys:
-                keys[:, :, : self.length] = rotate(keys[:, :, : self.length], back)
+                held = keys.narrow(2, self.start, self.length)
+                held.copy_(rotate(held, back))
             self.position = self.length
         self.frame_lengths.append(0)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values, new = self.keys[layer], self.values[layer], key.shape[2]
-        keys.narrow(2, self.length, new).copy_(key)
-        values.narrow(2, self.length, new).copy_(value)
+        keys.narrow(2, self.start + self.length, new).copy_(key)
+        values.narrow(2, self.start + self.length, new).copy_(value)
         total, asking = self.length + new, query.shape[2]
-        keys, values = keys.narrow(2, 0, total), values.narrow(2, 0, total)
+        keys, values = keys.narrow(2, self.start, total), values.narrow(2, self.start, total)
         if asking == 1:
             return F.scaled_dot_product_attention(query, keys, values)
         mask = self.mask[:asking].narrow(1, self.capacity - self.length, total)
@@ -88,7 +93,7 @@ class Cache:
 
     def forget(self, kept: Tensor) -> None:
         """Of the last len(kept) tokens, keep those."""
-        start, places = self.length - len(kept), kept.nonzero().squeeze(1)
+        start, places = self.start + self.length - len(kept), kept.nonzero().squeeze(1)
         for held in (*self.keys, *self.values):
             held[:, :, start : start + len(places)] = held[:, :, start + places]
         self.grow(0, len(places) - len(kept))
