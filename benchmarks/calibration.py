@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--asked", type=float, nargs="+", help="losses to ask for (default: 8 over the useful range)")
     parser.add_argument("--clips", type=int, help="use only so many videos of a folder")
     parser.add_argument("--frames", type=int, default=16, help="frames a clip (default 16)")
-    parser.add_argument("--stride", type=int, help="from frame to frame (default: over the whole clip)")
+    parser.add_argument("--stride", type=int, default=1, help="from frame to frame (default 1, as in training)")
     parser.add_argument("--batch-clips", type=int, default=16, help="clips a pass (default 16)")
     parser.add_argument("--device", help="cpu or cuda; by default cuda where there is one")
     parser.add_argument("--out", type=Path, help="write the JSON here, and the plot beside it")

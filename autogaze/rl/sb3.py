@@ -17,6 +17,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -127,7 +128,8 @@ class GazePolicy(ActorCriticPolicy):
 def make_ppo(model: AutoGaze, make_env: Callable[[], GazeEnv], recipe: RLRecipe,
              tensorboard: str | None = None) -> PPO:
     """PPO on environments made by `make_env`, with the recipe's knobs that PPO knows."""
-    return PPO(GazePolicy, DummyVecEnv([make_env] * ENVIRONMENTS), policy_kwargs={"model": model}, seed=recipe.seed,
+    games = DummyVecEnv([lambda: Monitor(make_env())] * ENVIRONMENTS)  # Monitor: returns in TensorBoard
+    return PPO(GazePolicy, games, policy_kwargs={"model": model}, seed=recipe.seed,
                learning_rate=recipe.learning_rate, clip_range=recipe.clip or 0.2, gamma=recipe.discount,
                max_grad_norm=recipe.gradient_clip, n_steps=ROLLOUT, batch_size=ROLLOUT, n_epochs=4,
                ent_coef=0.001, device=model.device, tensorboard_log=tensorboard)
