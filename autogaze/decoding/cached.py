@@ -51,9 +51,14 @@ class Cache:
         self.start = self.length = 0  # where the tokens held begin, and how many they are
         self.position = 0  # rotary position of the next token
 
+    @property
+    def full(self) -> bool:
+        """Whether the next frame pushes one out of the window."""
+        return len(self.frame_lengths) == self.window
+
     def open_frame(self, trunk: PackedTrunk) -> None:
         """Make room for a frame by forgetting the oldest when the window is full."""
-        if len(self.frame_lengths) == self.window:
+        if self.full:
             dropped = self.frame_lengths.pop(0)
             self.start, self.length = self.start + dropped, self.length - dropped
         if self.start + self.capacity // self.window + self.length > self.room:
@@ -114,7 +119,8 @@ class UniformDecoding:
         self.decoder, self.trunk, self.batch = decoder, trunk, batch
         self.cache = Cache(trunk, batch, window, mask)
         self.pending: Pending | None = None
-        self.group_position = self.groups = 0  # of the last frame: rotary position of a group, groups decoded
+        self.groups = 0  # that the last frame took
+        self.group_turns = self._turns(0, 0)  # rotation of a group's tokens in the last frame: see `plain` on positions
         self.others_went_on = False  # another clip of the batch decoded more groups in the last frame
 
     @torch.inference_mode()  # which spends less time on every operation
@@ -124,7 +130,7 @@ class UniformDecoding:
         requirement = None if request.requirement is None else request.requirement[:, 0].to(visual.device)
         taken = torch.zeros(self.batch, decoder.vocabulary - 1, dtype=torch.bool, device=visual.device)
         hidden = self._open(visual)
-        self.group_position, self.groups = self.cache.position - decoder.group, 0  # see `plain` on positions
+        self.groups, self.group_turns = 0, self._turns(self.cache.position - decoder.group, decoder.group)
         columns: list[Column] = []
         while room:
             logits, task_loss = decoder.heads(hidden)
@@ -138,7 +144,7 @@ class UniformDecoding:
             if not room or (requirement is not None and bool(ended.all())):
                 self.pending = Pending(group, None if requirement is None else kept[0])
                 break
-            hidden = self._feed(group, self._group_positions(size))
+            hidden = self._feed(group, self.group_turns[:size])
         if not columns:
             empty = taken.new_zeros(self.batch, 0)
             return empty.long(), empty, empty.float()
@@ -147,47 +153,46 @@ class UniformDecoding:
 
     def _open(self, visual: Tensor) -> Tensor:
         """Feed what is left of the last frame and the new frame's visual tokens; the last hidden state (B, width)."""
-        ids, positions, seen = self._left_over()
+        ids, turns, seen = self._left_over()
         size = ids.shape[1]
-        if size and (seen is not None or len(self.cache.frame_lengths) == self.cache.window):
+        if size and (seen is not None or self.cache.full):
             # By itself, since the visual tokens must not see the padding in it, or since it must still see the frame
             # that is about to be forgotten.
-            self._feed(ids, positions)
+            self._feed(ids, turns)
             if seen is not None:
                 self.cache.forget(seen)
             size = 0
         self.cache.open_frame(self.trunk)
-        counted = torch.arange(size, size + visual.shape[1], device=visual.device) + self.cache.position
+        counted = self._turns(self.cache.position + size, visual.shape[1])
         if not size:
             return self._append(visual, 0, counted)
         embedded = self.decoder.model.embed_tokens(ids).to(visual.dtype)
-        return self._append(torch.cat([embedded, visual], dim=1), size, torch.cat([positions, counted]))
+        return self._append(torch.cat([embedded, visual], dim=1), size, torch.cat([turns, counted]))
 
     def _left_over(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Ids (B, n) that are not fed yet, their rotary positions (n,), and which of them are kept unless all are."""
+        """Ids (B, n) that are not fed yet, their rotation, and which of them are kept unless all are."""
         pending, self.pending = self.pending, None
-        device = self.cache.mask.device
         if pending is None:
-            none = torch.zeros(self.batch, 0, dtype=torch.int64, device=device)
-            return none, none[0], None
+            none = torch.zeros(self.batch, 0, dtype=torch.int64, device=self.cache.mask.device)
+            return none, self.group_turns[:0], None
         ids, kept = pending.ids, pending.kept
         if kept is not None and self.others_went_on:  # fed in step with them, with `eos` for padding; see `plain`
-            size = int((kept * torch.arange(1, len(kept) + 1, device=device)).amax())
+            size = int((kept * torch.arange(1, len(kept) + 1, device=kept.device)).amax())
             ids, kept = ids.where(kept, self.decoder.vocabulary - 1)[:, :size], kept[:size]
-            return ids, self._group_positions(size), None if bool(kept.all()) else kept
+            return ids, self.group_turns[:size], None if bool(kept.all()) else kept
         ids = ids if kept is None else ids[:, kept]
-        return ids, torch.arange(self.cache.position, self.cache.position + ids.shape[1], device=device), None
+        return ids, self._turns(self.cache.position, ids.shape[1]), None
 
-    def _group_positions(self, size: int) -> Tensor:
-        return torch.arange(self.group_position, self.group_position + size, device=self.cache.mask.device)
+    def _turns(self, position: int, count: int) -> Tensor:
+        return self.trunk.turns(torch.arange(position, position + count, device=self.cache.mask.device))
 
-    def _feed(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def _feed(self, ids: Tensor, turns: Tensor) -> Tensor:
         """Append ids (B, n) to the newest frame."""
-        return self._append(self.decoder.model.embed_tokens(ids), 0, positions)
+        return self._append(self.decoder.model.embed_tokens(ids), 0, turns)
 
-    def _append(self, tokens: Tensor, of_last_frame: int, positions: Tensor) -> Tensor:
-        """Append tokens (B, n, width) at rotary positions (n,); the last hidden state (B, width)."""
-        hidden = self.trunk(tokens, positions, self.cache.attend)
+    def _append(self, tokens: Tensor, of_last_frame: int, turns: Tensor) -> Tensor:
+        """Append tokens (B, n, width) with the rotation of their positions; the last hidden state (B, width)."""
+        hidden = self.trunk(tokens, turns, self.cache.attend)
         self.cache.grow(of_last_frame, tokens.shape[1] - of_last_frame)
         return hidden
 

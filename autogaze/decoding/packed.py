@@ -87,9 +87,8 @@ class PackedTrunk:
         angles = positions[:, None, None].float() * self.frequencies
         return torch.complex(angles.cos(), angles.sin())
 
-    def __call__(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """The last state (B, width), normed, of new tokens (B, n, width) at rotary positions (n,)."""
-        turns = self.turns(positions)
+    def __call__(self, x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
+        """The last state (B, width), normed, of new tokens (B, n, width) with the `turns` of their positions."""
         for index, layer in enumerate(self.layers):
             x = layer(index, x, turns, attend)
         return self.norm(x[:, -1])
