@@ -19,14 +19,21 @@ import torch
 
 from autogaze import AutoGaze
 from autogaze.decoding.engine import chosen_way
-from benchmarks.timing import Timing, machine, measure
+from benchmarks.timing import machine, measure
 
 FRAMES = 16
 PUBLISHED_MS = {
-    (1, 0.1): (281, 397), (1, 0.4): (1084, 1178), (1, 0.75): (1944, 2008),
-    (8, 0.1): (42.5, 39.2), (8, 0.4): (123, 164), (8, 0.75): (261, 277),
-    (64, 0.1): (7.42, 5.84), (64, 0.4): (23.7, 20.7), (64, 0.75): (47.7, 37.9),
-    (256, 0.1): (4.77, 2.80), (256, 0.4): (15.7, 10.4),
+    (1, 0.1): (281, 397),
+    (1, 0.4): (1084, 1178),
+    (1, 0.75): (1944, 2008),
+    (8, 0.1): (42.5, 39.2),
+    (8, 0.4): (123, 164),
+    (8, 0.75): (261, 277),
+    (64, 0.1): (7.42, 5.84),
+    (64, 0.4): (23.7, 20.7),
+    (64, 0.75): (47.7, 37.9),
+    (256, 0.1): (4.77, 2.80),
+    (256, 0.4): (15.7, 10.4),
 }
 
 
@@ -36,7 +43,9 @@ def clip_flops(model: AutoGaze, ratio: float) -> float:
     width = config.hidden_size
     layer = 4 * width * width + 3 * width * config.intermediate_size
     patch = 3 * config.patch_size**2 * width
-    encoder = tokens * (patch + config.encoder_depth * width * width * config.temporal_kernel * config.spatial_kernel**2 + width * width)
+    encoder = tokens * (
+        patch + config.encoder_depth * width * width * config.temporal_kernel * config.spatial_kernel**2 + width * width
+    )
     groups = -(-budget // config.num_multi_token_pred)
     heads = groups * config.num_multi_token_pred * width * (model.grid.patches_per_frame + 1)
     per_frame = encoder + (tokens + budget) * layer * config.num_hidden_layers + heads
@@ -71,17 +80,34 @@ def clips(device: torch.device, batches: list[int], ratios: list[float], dtypes:
             for ratio in ratios:
                 if (batch, ratio) not in PUBLISHED_MS:
                     continue
-                timing = measure(f"clip b{batch} r{ratio} {dtype}", lambda v=video, m=model, r=ratio: m.generate(v, gazing_ratio=r),
-                                 device, runs=10 if batch > 8 else 20)
+                timing = measure(
+                    f"clip b{batch} r{ratio} {dtype}",
+                    lambda v=video, m=model, r=ratio: m.generate(v, gazing_ratio=r),
+                    device,
+                    runs=10 if batch > 8 else 20,
+                )
                 passes = FRAMES * -(-model.grid.budget(ratio) // model.config.num_multi_token_pred)
                 kernels = passes * (2 * model.config.num_hidden_layers + 3)
                 floor = max(clip_flops(model, ratio) / rate * 1e3, kernels * launch / batch)
                 ms = timing.median_ms / batch
                 published = PUBLISHED_MS[batch, ratio][dtype == torch.bfloat16]
-                rows.append({"batch": batch, "gazing_ratio": ratio, "dtype": str(dtype).removeprefix("torch."),
-                             "ms_per_clip": ms, "published_ms_per_clip": published, "speedup": published / ms,
-                             "floor_ms_per_clip": floor, "times_floor": ms / floor, **asdict(timing)})
-                print(f"b{batch} r{ratio} {dtype}: {ms:.3f} ms/clip, published {published}, floor {floor:.3f}", file=sys.stderr)
+                rows.append(
+                    {
+                        "batch": batch,
+                        "gazing_ratio": ratio,
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "ms_per_clip": ms,
+                        "published_ms_per_clip": published,
+                        "speedup": published / ms,
+                        "floor_ms_per_clip": floor,
+                        "times_floor": ms / floor,
+                        **asdict(timing),
+                    }
+                )
+                print(
+                    f"b{batch} r{ratio} {dtype}: {ms:.3f} ms/clip, published {published}, floor {floor:.3f}",
+                    file=sys.stderr,
+                )
             del video
     return rows
 
@@ -103,9 +129,16 @@ def stream(device: torch.device, streams: int, frames: int, ratio: float = 0.05)
     grown = torch.cuda.memory_allocated(device) - before
     times.sort()
     median = times[len(times) // 2]
-    result = {"streams": streams, "frames": frames, "gazing_ratio": ratio, "median_ms": median,
-              "p99_ms": times[int(0.99 * len(times))], "max_ms": times[-1], "frames_per_s": streams * 1e3 / median,
-              "memory_growth_bytes": grown}
+    result = {
+        "streams": streams,
+        "frames": frames,
+        "gazing_ratio": ratio,
+        "median_ms": median,
+        "p99_ms": times[int(0.99 * len(times))],
+        "max_ms": times[-1],
+        "frames_per_s": streams * 1e3 / median,
+        "memory_growth_bytes": grown,
+    }
     print(f"stream x{streams}: {result}", file=sys.stderr)
     return result
 

@@ -1,6 +1,6 @@
 """Run by test_decoding_fused.py in a process of its own: the kernels under Triton's interpreter, on the CPU.
 
-Prints one JSON object a case: share of equal ids, whether `chosen` is equal, the largest difference of predicted losses.
+Prints one JSON object a case: share of equal ids, whether `chosen` is equal, largest difference of predicted losses.
 """
 
 import json
@@ -32,8 +32,16 @@ fused.why_not = lambda model: ""
 
 def model(window: int) -> AutoGaze:
     torch.manual_seed(0)
-    config = replace(AutoGazeConfig.tiny(), scales=(16, 32), hidden_size=32, num_attention_heads=2, head_dim=16,
-                     intermediate_size=32, num_multi_token_pred=2, max_num_frames=window)
+    config = replace(
+        AutoGazeConfig.tiny(),
+        scales=(16, 32),
+        hidden_size=32,
+        num_attention_heads=2,
+        head_dim=16,
+        intermediate_size=32,
+        num_multi_token_pred=2,
+        max_num_frames=window,
+    )
     made = AutoGaze(config).eval()
     for parameter in made.parameters():
         if parameter.ndim > 1:
@@ -49,11 +57,16 @@ def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) 
     width = plain.ids.shape[-1]
     rest = fast.chosen[..., width:]
     difference = (plain.task_loss - fast.task_loss[..., :width]).nan_to_num().abs().max()
-    print(json.dumps({
-        "case": name,
-        "equal_ids": float((plain.ids == fast.ids[..., :width]).float().mean()),
-        "equal_chosen": bool(torch.equal(plain.chosen, fast.chosen[..., :width]) and not rest.any()),
-        "loss_difference": float(difference)}))
+    print(
+        json.dumps(
+            {
+                "case": name,
+                "equal_ids": float((plain.ids == fast.ids[..., :width]).float().mean()),
+                "equal_chosen": bool(torch.equal(plain.chosen, fast.chosen[..., :width]) and not rest.any()),
+                "loss_difference": float(difference),
+            }
+        )
+    )
     return plain
 
 
@@ -61,6 +74,7 @@ def main(tuning: str) -> None:
     if tuning == "fused layers":
         small = fused.Tuning(wide=False, pairs=16, values=16, hidden=16, keys=16)
         fused.Workspace.tuning = lambda self, prefill: small
+        fused.Workspace._frames_per_split = lambda self, prefill: self.plan.ring  # as in large batches
     gazer, video = model(window=16), torch.randn(2, 3, 3, 32, 32)
     plain = compare("ratio", gazer, video, gazing_ratio=0.8)
     stop = float(plain.task_loss[~plain.task_loss.isnan()].quantile(0.4))

@@ -21,8 +21,9 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize("tuning", ["spread columns", "fused layers"])
 def test_kernels_choose_what_the_plain_loop_chooses(tuning: str) -> None:
     pytest.importorskip("triton", reason="Triton comes with CUDA builds of PyTorch only")
-    run = subprocess.run([sys.executable, "-m", "tests.fused_interpreter", tuning], cwd=ROOT, capture_output=True, text=True,
-                         check=False)
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.fused_interpreter", tuning], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     cases = [json.loads(line) for line in run.stdout.splitlines()]
     assert [case["case"] for case in cases] == ["ratio", "per clip", "stop", "nothing", "window"]
@@ -101,7 +102,9 @@ def test_gpu_bfloat16_agrees_on_nearly_all_ids(models: tuple[AutoGaze, AutoGaze]
     model, half = models
     model.decoding = half.decoding = "fused"
     video = torch.randn(4, 8, 3, 224, 224, device="cuda")
-    first = agreement(model.generate(video[:, :1], gazing_ratio=0.1), half.generate(video[:, :1].bfloat16(), gazing_ratio=0.1))
+    first = agreement(
+        model.generate(video[:, :1], gazing_ratio=0.1), half.generate(video[:, :1].bfloat16(), gazing_ratio=0.1)
+    )
     assert first > 0.95  # random frames and weights: near ties are common, later frames inherit every difference
 
 
@@ -112,6 +115,10 @@ def test_gpu_sampling_follows_the_scores(models: tuple[AutoGaze, AutoGaze]) -> N
     video = torch.randn(1, 1, 3, 224, 224, device="cuda").expand(2048, -1, -1, -1, -1)
     gaze = model.generate(video, gazing_ratio=0.004, temperature=1.0, generator=torch.Generator().manual_seed(1))
     seen = torch.bincount(gaze.ids[:, 0, 0], minlength=265).float() / 2048
-    every = Gaze(torch.arange(265, device="cuda")[:, None, None], torch.ones(265, 1, 1, dtype=torch.bool, device="cuda"), model.grid)
+    every = Gaze(
+        torch.arange(265, device="cuda")[:, None, None],
+        torch.ones(265, 1, 1, dtype=torch.bool, device="cuda"),
+        model.grid,
+    )
     said = model.score(video[:265], every, temperature=1.0).log_action_probs[:, 0, 0].exp()
     assert float((seen - said).abs().max()) < 0.05

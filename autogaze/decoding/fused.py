@@ -141,7 +141,7 @@ class Workspace:
         self._allocate()
 
     def _frames_per_split(self, prefill: bool) -> int:
-        """Ring slots a program of attention takes: split until the processors are busy, since joining costs time too."""
+        """Ring slots a program of attention takes: split until processors are busy, since joining costs time too."""
         tiles = _ceil(self.rows, self.tuning(prefill).queries) if prefill else 1
         programs = self.plan.batch * self.heads * tiles
         return self.plan.ring if programs >= 1024 else max(1, min(self.plan.ring, programs // 96))
@@ -156,7 +156,8 @@ class Workspace:
         if self.device.type != "cuda":
             return
         need = 2 * math.prod(self._cache_shape()) * self.plan.dtype.itemsize
-        free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        free = torch.cuda.mem_get_info(self.device)[0] + held
         if need > free:
             raise ValueError(f"decoding {self.plan.batch} clips with up to {self.plan.slots} ids a frame needs "
                              f"{need / 2**30:.1f} GiB for keys and values, {free / 2**30:.1f} GiB are free: "
@@ -171,9 +172,12 @@ class Workspace:
 
         self.keys, self.values = (empty(*self._cache_shape(), dtype=plan.dtype) for _ in range(2))
         self.query = empty(batch, self.heads, self.rows, self.head_dim, dtype=plan.dtype)
-        self.x, self.x_spare, self.last = empty(batch * self.rows, width), empty(batch * self.rows, width), empty(batch, width)
-        most_parts = max(_ceil(self.config.intermediate_size, t.hidden) if t.wide else 0 for t in map(self.tuning, (True, False)))
-        self.parts = empty(max(1, most_parts), batch * self.rows if self.tuning(True).wide else batch * self.group, width)
+        self.x, self.x_spare = (empty(batch * self.rows, width) for _ in range(2))
+        self.last = empty(batch, width)
+        tunings = {prefill: self.tuning(prefill) for prefill in (True, False)}
+        parts = max(_ceil(self.config.intermediate_size, tuning.hidden) for tuning in tunings.values())
+        rows = self.rows if tunings[True].wide else self.group if tunings[False].wide else 0
+        self.parts = empty(parts, batch * rows, width)
         self.attended = empty(batch, self.heads, self.rows, self.head_dim, dtype=plan.dtype)
         self.arrived = empty(batch * self.heads, self.rows, dtype=torch.int32)  # splits done, of every query tile
         self.out = empty(splits, batch, self.heads, self.rows, self.head_dim)
@@ -213,10 +217,13 @@ class Workspace:
         dims = {"C": width, "CP": _power(width), "D": self.head_dim}
         ring = {"RING": plan.ring, "COLS": kernels.COLUMNS, "K": self.group}
         heads = {"HEADS": self.heads, "TOKENS": self.tokens}
-        early = {"PDL": tuning.wide, "launch_pdl": True} if tuning.wide and self.can_launch_early else {"PDL": False}
+        early = {"PDL": False}
+        if tuning.wide and self.can_launch_early:
+            early = {"PDL": True, "launch_pdl": True}
         mode = {"PREFILL": prefill, "PRECISION": "tf32" if plan.dtype == torch.bfloat16 else "ieee", **early}
         columns = {"NB": tuning.pairs, "VB": tuning.values}
-        shares = _ceil(self.heads * self.head_dim // 2, tuning.pairs) + _ceil(width, tuning.values) if tuning.wide else 1
+        shares = _ceil(self.heads * self.head_dim // 2, tuning.pairs) + _ceil(width,
+                                                                              tuning.values) if tuning.wide else 1
         where = (self.pend_slots, self.state, self.clock)
         if prefill:
             kernels.begin_frame[(1,)](
@@ -226,7 +233,8 @@ class Workspace:
         kernels.open_rows[(_ceil(batch * rows, tuning.rows), shares)](
             x, self.query, self.keys[0], self.values[0], weights["wqk0"], weights["wv0"], weights["frequencies"],
             weights["embedding"], self.visual, self.pend_ids if prefill else self.ids, *where, eps, batch, rows,
-            V=self.visual_tokens, CHUNK=CHUNK, BM=tuning.rows, SHARED=tuning.wide, num_warps=tuning.warps, **ring, **heads,
+            V=self.visual_tokens, CHUNK=CHUNK, BM=tuning.rows, SHARED=tuning.wide, num_warps=tuning.warps, **ring,
+            **heads,
             **dims, **columns, **mode)
         for layer in range(self.layers):
             last = layer == self.layers - 1
@@ -234,7 +242,8 @@ class Workspace:
             span = (batch, rows, first, count)
             queries = 16 if last else tuning.queries
             kernels.attend[(batch * self.heads, _ceil(count, queries), self._splits(prefill))](
-                self.query, self.keys[layer], self.values[layer], self.attended, self.out, self.peak, self.mass, self.arrived,
+                self.query, self.keys[layer], self.values[layer], self.attended, self.out, self.peak, self.mass,
+                self.arrived,
                 self.frame_len, self.state, self.clock, self.head_dim**-0.5 * math.log2(math.e), *span,
                 WINDOW=self.config.max_num_frames, D=self.head_dim, BM=queries, BN=tuning.keys,
                 FRAMES=self.frames_per_split[prefill], SPLITS=_power(self._splits(prefill), 1),
@@ -248,7 +257,8 @@ class Workspace:
             if not tuning.wide:
                 kernels.close_layer[(grid,)](
                     x, self.last, *begun, self.attended, weights[f"wo{layer}"], *mlp, *next_weights, *where, eps, *span,
-                    HIDDEN=hidden, BM=block, HB=tuning.hidden, LAST=last, num_warps=tuning.warps, num_stages=tuning.stages,
+                    HIDDEN=hidden, BM=block, HB=tuning.hidden, LAST=last, num_warps=tuning.warps,
+                    num_stages=tuning.stages,
                     **ring, **heads, **dims, **columns, **mode)
                 continue
             parts = _ceil(hidden, tuning.hidden)
@@ -256,7 +266,8 @@ class Workspace:
                 x, spare, self.parts, self.attended, weights[f"wo{layer}"], *mlp, *where, eps, *span, HEADS=self.heads,
                 HIDDEN=hidden, BM=block, HB=tuning.hidden, **ring, **dims, **mode)
             kernels.next_layer[(grid, 1 if last else shares)](
-                spare, x, self.parts, self.last, *begun, *next_weights, *where, eps, *span, PARTS=parts, BM=block, LAST=last,
+                spare, x, self.parts, self.last, *begun, *next_weights, *where, eps, *span, PARTS=parts, BM=block,
+                LAST=last,
                 **ring, **heads, **dims, **columns, **mode)
         self._launch_choice(prefill, mode["PRECISION"], early)
 
@@ -267,8 +278,10 @@ class Workspace:
         plan, weights, width, batch = self.plan, self.weights.tensors, self.config.hidden_size, self.plan.batch
         columns = 32 if plan.dtype == torch.float32 else 64
         kernels.read_heads[(_ceil(batch, 16), self.group, _ceil(self.patches + 1, columns))](
-            self.last, self.logits, self.losses, weights["wl"], weights["wt"], self.state, self.config.rms_norm_eps, batch,
-            VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=16, NB=columns, C=width, CP=_power(width),
+            self.last, self.logits, self.losses, weights["wl"], weights["wt"], self.state, self.config.rms_norm_eps,
+            batch,
+            VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=16, NB=columns, C=width,
+            CP=_power(width),
             PRECISION=precision, **early)
         kernels.choose[(batch,)](
             self.logits, self.losses, self.taken, self.state, self.frame_len, self.clock, self.requirements, self.ids,
@@ -285,7 +298,7 @@ class Workspace:
             return Tuning(wide=rows <= 16 * 132, pairs=16, values=32, hidden=32, keys=32)
         if rows <= 16 * 132:
             return Tuning(wide=True)
-        return Tuning(wide=False, rows=32, queries=64 if prefill else 16)
+        return Tuning(wide=False, rows=64, pairs=16, values=32, hidden=32, queries=64 if prefill else 16)
 
     def run(self, prefill: bool) -> None:
         """Replay one pass, capturing it the first time."""
@@ -382,7 +395,7 @@ class FusedDecoding:
         space.in_step[0] = request.in_step
         space.clock[0] = -1
         steps = (request.budget.amax(0) + space.group - 1) // space.group - 1
-        for t, most in enumerate(steps.tolist()):
+        for most in steps.tolist():
             space.run(prefill=True)
             self._steps(max(0, most))
         self.seen += count

@@ -2,12 +2,13 @@
 
 One pass over the decoder is: `open_rows` (embeddings, first norm, first q/k/v), then for every layer `attend` (split
 over the frames in the window) and `close_layer` (output projection, MLP, and the next layer's q/k/v; when rows are few
-`mix_rows` and `next_layer`, which spread the same work over more processors), then `read_heads` and `choose`. A pass is a prefill (the last frame's final group and a frame's visual tokens)
-or a step (one group of K ids). In the last layer only the newest row is computed: nothing else is read from it.
+`mix_rows` and `next_layer`, which spread the same work over more processors), then `read_heads` and `choose`. A pass
+is a prefill (the last frame's final group and a frame's visual tokens) or a step (one group of K ids). In the last
+layer only the newest row is computed: nothing else is read from it.
 
-Keys live in a ring of frames, (layer, clip, head, frame, token, head_dim), so a window of frames slides without
-a copy. What a pass has to know about a clip stands in `state`, which the kernels keep themselves. A clip that is done with
-its frame leaves every kernel at its first instruction.
+Keys live in a ring of frames, (layer, clip, head, frame, token, head_dim), so a window of frames slides without a copy.
+What a pass has to know about a clip stands in `state`, which the kernels keep themselves. A clip that is done with its
+frame leaves every kernel at its first instruction.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def follow(PDL: tl.constexpr):
 
 
 @triton.jit
-def begin_frame(state, frame_len, clock, budgets, in_step, running, B, V: tl.constexpr, K: tl.constexpr, RING: tl.constexpr,
+def begin_frame(state, frame_len, clock, budgets, in_step, running, B, V: tl.constexpr, K: tl.constexpr,
+                RING: tl.constexpr,
                 CHUNK: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Advance the clock by a frame and prepare every clip for the prefill. One program."""
     follow(PDL)
@@ -112,12 +114,14 @@ def normed(x, eps, C: tl.constexpr):
 @triton.jit
 def project(xn, weight, c, columns, width: tl.constexpr, limit, C: tl.constexpr, PRECISION: tl.constexpr):
     """xn (rows, C) times some columns of a (C, width) matrix."""
-    w = tl.load(weight + c[:, None] * width + columns[None, :], mask=(c < C)[:, None] & (columns < limit)[None, :], other=0.0)
+    w = tl.load(weight + c[:, None] * width + columns[None, :], mask=(c < C)[:, None] & (columns < limit)[None, :],
+                other=0.0)
     return tl.dot(xn, w, input_precision=PRECISION)
 
 
 @triton.jit
-def store_queries_keys(xn, n, wqk, frequencies, q, keys, b, r, slot, offset, position, valid, c, ROWS, HEADS: tl.constexpr,
+def store_queries_keys(xn, n, wqk, frequencies, q, keys, b, r, slot, offset, position, valid, c, ROWS,
+                       HEADS: tl.constexpr,
                        RING: tl.constexpr, TOKENS: tl.constexpr, C: tl.constexpr, D: tl.constexpr, NB: tl.constexpr,
                        PRECISION: tl.constexpr):
     """NB pairs of rotated query and key columns from pair n on."""
@@ -160,7 +164,8 @@ def store_columns(xn, wqk, wv, frequencies, q, keys, values, b, r, slot, offset,
     """One share of the columns: first the shares of queries and keys, then those of values."""
     QK_SHARES: tl.constexpr = (HEADS * D // 2 + NB - 1) // NB
     if share < QK_SHARES:
-        store_queries_keys(xn, share * NB, wqk, frequencies, q, keys, b, r, slot, offset, position, valid, c, ROWS, HEADS,
+        store_queries_keys(xn, share * NB, wqk, frequencies, q, keys, b, r, slot, offset, position, valid, c, ROWS,
+                           HEADS,
                            RING, TOKENS, C, D, NB, PRECISION)
     else:
         store_values(xn, (share - QK_SHARES) * VB, wv, values, b, slot, offset, valid, c, HEADS, RING, TOKENS, C, D, VB,
@@ -168,7 +173,8 @@ def store_columns(xn, wqk, wv, frequencies, q, keys, values, b, r, slot, offset,
 
 
 @triton.jit
-def store_qkv(xn, wqk, wv, frequencies, q, keys, values, b, r, slot, offset, position, valid, c, ROWS, HEADS: tl.constexpr,
+def store_qkv(xn, wqk, wv, frequencies, q, keys, values, b, r, slot, offset, position, valid, c, ROWS,
+              HEADS: tl.constexpr,
               RING: tl.constexpr, TOKENS: tl.constexpr, C: tl.constexpr, D: tl.constexpr, NB: tl.constexpr,
               VB: tl.constexpr, PRECISION: tl.constexpr):
     """Queries to `q` (B, heads, rows, D), rotated keys and values into the ring: all columns."""
@@ -206,7 +212,8 @@ def open_rows(x, q, keys, values, wqk, wv, frequencies, embedding, visual, ids, 
         tl.store(x + m[:, None].to(tl.int64) * C + c[None, :], rows, mask=valid[:, None] & inside)
     xn = normed(rows, eps, C).to(q.dtype.element_ty)
     if SHARED:  # few rows: the columns are spread over the second axis of the grid
-        store_columns(xn, wqk, wv, frequencies, q, keys, values, b, r, slot, offset, position, valid, c, tl.program_id(1),
+        store_columns(xn, wqk, wv, frequencies, q, keys, values, b, r, slot, offset, position, valid, c,
+                      tl.program_id(1),
                       ROWS, HEADS, RING, TOKENS, C, D, NB, VB, PRECISION)
     else:
         store_qkv(xn, wqk, wv, frequencies, q, keys, values, b, r, slot, offset, position, valid, c, ROWS, HEADS, RING,
@@ -284,14 +291,16 @@ def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, state
         special = (w == current) | ((w == oldest) & evicting) | ((w == previous) & has_pending)
         whole = tl.where(special, 0, length // BN * BN)
         for n in range(0, whole, BN):
-            top, total, acc = attend_block(query, keys, values, base, n, length, limit, top, total, acc, d, D, BN, False,
+            top, total, acc = attend_block(query, keys, values, base, n, length, limit, top, total, acc, d, D, BN,
+                                           False,
                                            PRECISION)
         for n in range(whole, length, BN):
             top, total, acc = attend_block(query, keys, values, base, n, length, limit, top, total, acc, d, D, BN, True,
                                            PRECISION)
     to = attended + at[:, None].to(tl.int64) * D + d[None, :]
     if SPLITS == 1:
-        tl.store(to, (acc / tl.where(total > 0, total, 1.0)[:, None]).to(attended.dtype.element_ty), mask=valid[:, None])
+        tl.store(to, (acc / tl.where(total > 0, total, 1.0)[:, None]).to(attended.dtype.element_ty), mask=valid[:,
+        None])
         return
     stride = B * HEADS * ROWS
     mine = split * stride + at
@@ -340,7 +349,8 @@ def add_attention(rows, attended, wo, b, r, valid, c, ROWS, HEADS: tl.constexpr,
 
 
 @triton.jit
-def close_layer(x, last, q, keys, values, attended, wo, wg, wu, wd, wqk, wv, frequencies, pend_slots, state, clock, eps, B,
+def close_layer(x, last, q, keys, values, attended, wo, wg, wu, wd, wqk, wv, frequencies, pend_slots, state, clock,
+                eps, B,
                 ROWS, FIRST, COUNT, K: tl.constexpr, HEADS: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr,
                 COLS: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, D: tl.constexpr, HIDDEN: tl.constexpr,
                 BM: tl.constexpr, HB: tl.constexpr, NB: tl.constexpr, VB: tl.constexpr, PREFILL: tl.constexpr,
@@ -405,7 +415,8 @@ def mix_rows(x, x_next, parts, attended, wo, wg, wu, wd, pend_slots, state, cloc
 
 
 @triton.jit
-def next_layer(x, x_next, parts, last, q, keys, values, wqk, wv, frequencies, pend_slots, state, clock, eps, B, ROWS, FIRST,
+def next_layer(x, x_next, parts, last, q, keys, values, wqk, wv, frequencies, pend_slots, state, clock, eps, B, ROWS,
+               FIRST,
                COUNT, K: tl.constexpr, HEADS: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr,
                COLS: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr,
                BM: tl.constexpr, NB: tl.constexpr, VB: tl.constexpr, PREFILL: tl.constexpr, LAST: tl.constexpr,
@@ -471,7 +482,8 @@ def first_best(scores, index):
 def choose(logits, losses, taken, state, frame_len, clock, requirements, ids, pend_ids, pend_slots, out_ids, out_chosen,
            out_loss, running, seed, temperature, B, PATCHES: tl.constexpr, PB: tl.constexpr, V: tl.constexpr,
            K: tl.constexpr, KP: tl.constexpr, SLOTS_OUT: tl.constexpr, SB: tl.constexpr, RING: tl.constexpr,
-           CHUNK: tl.constexpr, COLS: tl.constexpr, PREFILL: tl.constexpr, STOPS: tl.constexpr, SAMPLES: tl.constexpr, PDL: tl.constexpr):
+           CHUNK: tl.constexpr, COLS: tl.constexpr, PREFILL: tl.constexpr, STOPS: tl.constexpr, SAMPLES: tl.constexpr,
+           PDL: tl.constexpr):
     """Take a group of ids for one clip: no repeats, budget, stop rule; then prepare the clip's next pass."""
     follow(PDL)
     b = tl.program_id(0)
