@@ -14,7 +14,7 @@ import torch
 from triton.runtime import interpreter
 
 from autogaze import AutoGaze, Gaze
-from autogaze.decoding import fused
+from autogaze.decoding import fused, workspace
 from autogaze.model import AutoGazeConfig
 
 patch_tensor = interpreter._patch_lang_tensor
@@ -72,9 +72,9 @@ def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) 
 
 def main(tuning: str) -> None:
     if tuning == "fused layers":
-        small = fused.Tuning(wide=False, pairs=16, values=16, hidden=16, keys=16)
-        fused.Workspace.tuning = lambda self, prefill: small
-        fused.Workspace._frames_per_split = lambda self, prefill: self.plan.ring  # as in large batches
+        small = workspace.Tuning(wide=False, pairs=16, values=16, hidden=16, keys=16)
+        workspace.Workspace.tuning = lambda self, prefill: small
+        workspace.Workspace._frames_per_split = lambda self, prefill: self.plan.ring  # as in large batches
     gazer, video = model(window=16), torch.randn(2, 3, 3, 32, 32)
     plain = compare("ratio", gazer, video, gazing_ratio=0.8)
     stop = float(plain.task_loss[~plain.task_loss.isnan()].quantile(0.4))

@@ -12,7 +12,8 @@ import torch
 
 from autogaze import AutoGaze, Gaze
 from autogaze.decoding.engine import chosen_way
-from autogaze.decoding.fused import PackedWeights, why_not
+from autogaze.decoding.fused import why_not
+from autogaze.decoding.workspace import PackedWeights
 from autogaze.model import AutoGazeConfig
 
 ROOT = Path(__file__).parent.parent

@@ -8,23 +8,21 @@ that is one step old, so the device never waits for the host either.
 
 from __future__ import annotations
 
-import math
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from autogaze.decoder import GazeDecoder, rotate, rotation
+from autogaze.decoder import rotate, rotation
 from autogaze.decoding.choice import Column
 from autogaze.decoding.request import Request
+from autogaze.decoding.workspace import PackedWeights, Plan, Workspace
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
 
-CHUNK = 16  # frames whose visual tokens, budgets and results are on the device at once
 REBASE_AT = 1 << 17  # tokens after which cached positions are moved back, so that rotary angles stay exact
 
 
@@ -55,271 +53,6 @@ def compute_dtype(model: AutoGaze) -> torch.dtype:
     if torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
         return torch.bfloat16
     return torch.float32
-
-
-class PackedWeights:
-    """The decoder's matrices as the kernels read them: input-major, norm weights folded in, in one dtype."""
-
-    def __init__(self, decoder: GazeDecoder, dtype: torch.dtype) -> None:
-        self.decoder, self.dtype = decoder, dtype
-        self.version = -1
-        self.tensors = self._pack()
-
-    def refresh(self) -> None:
-        """Follow the parameters if training has changed them; the addresses stay, since graphs hold them."""
-        version = sum(p._version for p in self.decoder.parameters() if not p.is_inference())
-        if version != self.version:
-            for name, fresh in self._pack().items():
-                self.tensors[name].copy_(fresh)
-            self.version = version
-
-    @torch.no_grad()
-    def _pack(self) -> dict[str, Tensor]:
-        trunk, dtype = self.decoder.model, self.dtype
-        packed = {"embedding": trunk.embed_tokens.weight.to(dtype).clone(), "frequencies": trunk.frequencies.clone()}
-        for i, layer in enumerate(trunk.layers):
-            attention, before = layer.self_attn, layer.input_layernorm.weight.float()
-            after, mlp = layer.post_attention_layernorm.weight.float(), layer.mlp
-            halves = []
-            for projection in (attention.q_proj, attention.k_proj):
-                heads = projection.weight.float().unflatten(0, (attention.heads, 2, -1))  # (head, half, D/2, C)
-                halves += [heads[:, 0].flatten(0, 1), heads[:, 1].flatten(0, 1)]
-            matrices = {
-                "wqk": torch.cat(halves) * before, "wv": attention.v_proj.weight.float() * before,
-                "wo": attention.o_proj.weight, "wg": mlp.gate_proj.weight.float() * after,
-                "wu": mlp.up_proj.weight.float() * after, "wd": mlp.down_proj.weight}
-            packed |= {f"{name}{i}": matrix.t().to(dtype).contiguous() for name, matrix in matrices.items()}
-        final = trunk.norm.weight.float()
-        packed["wl"] = (self.decoder.lm_head.weight.float() * final).t().to(dtype).contiguous()
-        packed["wt"] = (self.decoder.task_loss_prediction_head.weight.float() * final).to(dtype).contiguous()
-        return packed
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a set of buffers and graphs is made for; equal plans share them."""
-
-    batch: int
-    ring: int  # frame slots in the key/value ring
-    slots: int  # ids a frame can hold, whole groups
-    dtype: torch.dtype
-    stops: bool
-    samples: bool
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """Block sizes of the kernels of a pass."""
-
-    wide: bool  # few rows: spread the columns of every matrix over processors too
-    rows: int = 16  # rows a program
-    pairs: int = 32  # rotary pairs a step
-    values: int = 64  # value columns a step
-    hidden: int = 64  # hidden units a step
-    queries: int = 16  # query rows a program of attention
-    keys: int = 64  # keys a step
-    warps: int = 4
-    stages: int = 2
-    attend_warps: int = 4
-    attend_stages: int = 3
-
-
-class Workspace:
-    """Buffers and graphs of one plan: the state of `plan.batch` clips on the device."""
-
-    def __init__(self, model: AutoGaze, weights: PackedWeights, plan: Plan) -> None:
-        self.config, self.plan, self.weights, self.device = model.config, plan, weights, model.device
-        config, decoder = model.config, model.gaze_decoder
-        self.group, self.visual_tokens, self.patches = decoder.group, model.visual_tokens, decoder.vocabulary - 1
-        self.layers, self.heads, self.head_dim = config.num_hidden_layers, config.num_attention_heads, config.head_dim
-        self.rows = self.group + self.visual_tokens
-        self.tokens = self.visual_tokens + plan.slots + self.group
-        self.frames_per_split = {prefill: self._frames_per_split(prefill) for prefill in (True, False)}
-        self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}
-        self.can_launch_early = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0)
-        self._check_memory()
-        self._allocate()
-
-    def _frames_per_split(self, prefill: bool) -> int:
-        """Ring slots a program of attention takes: split until processors are busy, since joining costs time too."""
-        tiles = _ceil(self.rows, self.tuning(prefill).queries) if prefill else 1
-        programs = self.plan.batch * self.heads * tiles
-        return self.plan.ring if programs >= 1024 else max(1, min(self.plan.ring, programs // 96))
-
-    def _splits(self, prefill: bool) -> int:
-        return _ceil(self.plan.ring, self.frames_per_split[prefill])
-
-    def _cache_shape(self) -> tuple[int, ...]:
-        return (self.layers, self.plan.batch, self.heads, self.plan.ring, self.tokens, self.head_dim)
-
-    def _check_memory(self) -> None:
-        if self.device.type != "cuda":
-            return
-        need = 2 * math.prod(self._cache_shape()) * self.plan.dtype.itemsize
-        held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        free = torch.cuda.mem_get_info(self.device)[0] + held
-        if need > free:
-            raise ValueError(f"decoding {self.plan.batch} clips with up to {self.plan.slots} ids a frame needs "
-                             f"{need / 2**30:.1f} GiB for keys and values, {free / 2**30:.1f} GiB are free: "
-                             "use a smaller batch or gazing_ratio")
-
-    def _allocate(self) -> None:
-        plan, device, width = self.plan, self.device, self.config.hidden_size
-        batch, splits = plan.batch, max(self._splits(True), self._splits(False))
-
-        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        self.keys, self.values = (empty(*self._cache_shape(), dtype=plan.dtype) for _ in range(2))
-        self.query = empty(batch, self.heads, self.rows, self.head_dim, dtype=plan.dtype)
-        self.x, self.x_spare = (empty(batch * self.rows, width) for _ in range(2))
-        self.last = empty(batch, width)
-        tunings = {prefill: self.tuning(prefill) for prefill in (True, False)}
-        parts = max(_ceil(self.config.intermediate_size, tuning.hidden) for tuning in tunings.values())
-        rows = self.rows if tunings[True].wide else self.group if tunings[False].wide else 0
-        self.parts = empty(parts, batch * rows, width)
-        self.attended = empty(batch, self.heads, self.rows, self.head_dim, dtype=plan.dtype)
-        self.arrived = empty(batch * self.heads, self.rows, dtype=torch.int32)  # splits done, of every query tile
-        self.out = empty(splits, batch, self.heads, self.rows, self.head_dim)
-        self.peak, self.mass = (empty(splits, batch, self.heads, self.rows) for _ in range(2))
-        self.logits = empty(batch, self.group, self.patches + 1)
-        self.losses = empty(batch, self.group)
-        self.taken = empty(batch, self.patches, dtype=torch.int8)
-        self.visual = empty(batch, CHUNK, self.visual_tokens, width, dtype=plan.dtype)
-        self.budgets = empty(batch, CHUNK, dtype=torch.int32)
-        self.requirements = empty(batch, CHUNK)
-        self.out_ids = empty(CHUNK, batch, plan.slots, dtype=torch.int32)
-        self.out_chosen = empty(CHUNK, batch, plan.slots, dtype=torch.int8)
-        self.out_loss = empty(CHUNK, batch, plan.slots)
-        from autogaze.decoding.kernels import COLUMNS
-
-        self.state = empty(batch, COLUMNS, dtype=torch.int32)
-        self.frame_len = empty(batch, plan.ring, dtype=torch.int32)
-        self.ids, self.pend_ids, self.pend_slots = (empty(batch, self.group, dtype=torch.int32) for _ in range(3))
-        self.clock = empty(2, dtype=torch.int32)  # frame of the chunk, frame of the clip
-        self.in_step = empty(2, dtype=torch.int32)  # this frame's, the last frame's
-        self.running = empty(1, dtype=torch.int32)
-        self.seed, self.temperature = empty(1, dtype=torch.int32), empty(1)
-
-    def reset(self) -> None:
-        """Begin new clips."""
-        for tensor in (self.state, self.frame_len, self.in_step):
-            tensor.zero_()
-        self.clock.fill_(-1)
-
-    def launch(self, prefill: bool) -> None:
-        """Enqueue the kernels of one pass."""
-        from autogaze.decoding import kernels
-
-        plan, weights, width = self.plan, self.weights.tensors, self.config.hidden_size
-        batch, eps, tuning = plan.batch, self.config.rms_norm_eps, self.tuning(prefill)
-        rows = self.rows if prefill else self.group
-        dims = {"C": width, "CP": _power(width), "D": self.head_dim}
-        ring = {"RING": plan.ring, "COLS": kernels.COLUMNS, "K": self.group}
-        heads = {"HEADS": self.heads, "TOKENS": self.tokens}
-        early = {"PDL": False}
-        if tuning.wide and self.can_launch_early:
-            early = {"PDL": True, "launch_pdl": True}
-        mode = {"PREFILL": prefill, "PRECISION": "tf32" if plan.dtype == torch.bfloat16 else "ieee", **early}
-        columns = {"NB": tuning.pairs, "VB": tuning.values}
-        shares = _ceil(self.heads * self.head_dim // 2, tuning.pairs) + _ceil(width,
-                                                                              tuning.values) if tuning.wide else 1
-        where = (self.pend_slots, self.state, self.clock)
-        if prefill:
-            kernels.begin_frame[(1,)](
-                self.state, self.frame_len, self.clock, self.budgets, self.in_step, self.running, batch,
-                V=self.visual_tokens, CHUNK=CHUNK, BLOCK=_power(batch), **ring, **early)
-        x, spare = self.x, self.x_spare
-        kernels.open_rows[(_ceil(batch * rows, tuning.rows), shares)](
-            x, self.query, self.keys[0], self.values[0], weights["wqk0"], weights["wv0"], weights["frequencies"],
-            weights["embedding"], self.visual, self.pend_ids if prefill else self.ids, *where, eps, batch, rows,
-            V=self.visual_tokens, CHUNK=CHUNK, BM=tuning.rows, SHARED=tuning.wide, num_warps=tuning.warps, **ring,
-            **heads,
-            **dims, **columns, **mode)
-        for layer in range(self.layers):
-            last = layer == self.layers - 1
-            first, count = (rows - 1, 1) if last else (0, rows)
-            span = (batch, rows, first, count)
-            queries = 16 if last else tuning.queries
-            kernels.attend[(batch * self.heads, _ceil(count, queries), self._splits(prefill))](
-                self.query, self.keys[layer], self.values[layer], self.attended, self.out, self.peak, self.mass,
-                self.arrived,
-                self.frame_len, self.state, self.clock, self.head_dim**-0.5 * math.log2(math.e), *span,
-                WINDOW=self.config.max_num_frames, D=self.head_dim, BM=queries, BN=tuning.keys,
-                FRAMES=self.frames_per_split[prefill], SPLITS=_power(self._splits(prefill), 1),
-                num_stages=tuning.attend_stages, num_warps=tuning.attend_warps, **ring, **heads, **mode)
-            nxt = layer if last else layer + 1
-            begun = (self.query, self.keys[nxt], self.values[nxt])
-            next_weights = (weights[f"wqk{nxt}"], weights[f"wv{nxt}"], weights["frequencies"])
-            mlp = (weights[f"wg{layer}"], weights[f"wu{layer}"], weights[f"wd{layer}"])
-            block = 16 if last else tuning.rows
-            grid, hidden = _ceil(batch * count, block), self.config.intermediate_size
-            if not tuning.wide:
-                kernels.close_layer[(grid,)](
-                    x, self.last, *begun, self.attended, weights[f"wo{layer}"], *mlp, *next_weights, *where, eps, *span,
-                    HIDDEN=hidden, BM=block, HB=tuning.hidden, LAST=last, num_warps=tuning.warps,
-                    num_stages=tuning.stages,
-                    **ring, **heads, **dims, **columns, **mode)
-                continue
-            parts = _ceil(hidden, tuning.hidden)
-            kernels.mix_rows[(grid, parts)](
-                x, spare, self.parts, self.attended, weights[f"wo{layer}"], *mlp, *where, eps, *span, HEADS=self.heads,
-                HIDDEN=hidden, BM=block, HB=tuning.hidden, **ring, **dims, **mode)
-            kernels.next_layer[(grid, 1 if last else shares)](
-                spare, x, self.parts, self.last, *begun, *next_weights, *where, eps, *span, PARTS=parts, BM=block,
-                LAST=last,
-                **ring, **heads, **dims, **columns, **mode)
-        self._launch_choice(prefill, mode["PRECISION"], early)
-
-    def _launch_choice(self, prefill: bool, precision: object, early: dict[str, bool]) -> None:
-        """Enqueue the heads and the choice of a group."""
-        from autogaze.decoding import kernels
-
-        plan, weights, width, batch = self.plan, self.weights.tensors, self.config.hidden_size, self.plan.batch
-        columns = 32 if plan.dtype == torch.float32 else 64
-        kernels.read_heads[(_ceil(batch, 16), self.group, _ceil(self.patches + 1, columns))](
-            self.last, self.logits, self.losses, weights["wl"], weights["wt"], self.state, self.config.rms_norm_eps,
-            batch,
-            VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=16, NB=columns, C=width,
-            CP=_power(width),
-            PRECISION=precision, **early)
-        kernels.choose[(batch,)](
-            self.logits, self.losses, self.taken, self.state, self.frame_len, self.clock, self.requirements, self.ids,
-            self.pend_ids, self.pend_slots, self.out_ids, self.out_chosen, self.out_loss, self.running, self.seed,
-            self.temperature, batch, PATCHES=self.patches, PB=_power(self.patches), V=self.visual_tokens, K=self.group,
-            KP=_power(self.group), SLOTS_OUT=plan.slots, SB=_power(plan.slots), RING=plan.ring, CHUNK=CHUNK,
-            COLS=kernels.COLUMNS, PREFILL=prefill, STOPS=plan.stops, SAMPLES=plan.samples, num_warps=1,
-            **early)
-
-    def tuning(self, prefill: bool) -> Tuning:
-        """Block sizes for a pass; measured on an H200, see docs/log.md."""
-        rows = self.plan.batch * (self.rows if prefill else self.group)
-        if self.plan.dtype == torch.float32:
-            return Tuning(wide=rows <= 16 * 132, pairs=16, values=32, hidden=32, keys=32)
-        if rows <= 16 * 132:
-            return Tuning(wide=True)
-        return Tuning(wide=False, rows=64, pairs=16, values=32, hidden=32, queries=64 if prefill else 16)
-
-    def run(self, prefill: bool) -> None:
-        """Replay one pass, capturing it the first time."""
-        if self.device.type != "cuda":  # Triton's interpreter, for tests without a GPU
-            return self.launch(prefill)
-        if prefill not in self.graphs:
-            self._capture(prefill)
-        self.graphs[prefill].replay()
-
-    def _capture(self, prefill: bool) -> None:
-        """Compile (outside the capture) and record a pass, leaving the state as it was."""
-        kept = [t for t in vars(self).values() if isinstance(t, Tensor) and t.numel() < 1 << 20]
-        saved = [t.clone() for t in kept]
-        self.launch(prefill)
-        torch.cuda.synchronize(self.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.launch(prefill)
-        for tensor, before in zip(kept, saved, strict=True):
-            tensor.copy_(before)
-        self.graphs[prefill] = graph
 
 
 class Pool:
@@ -432,12 +165,3 @@ class FusedDecoding:
         for column in (kernels.TOTAL, kernels.PEND_POSITION, kernels.GROUP_POSITION, kernels.VISUAL_POSITION):
             space.state[:, column.value] -= back
         self.seen = space.plan.ring
-
-
-def _power(n: int, least: int = 16) -> int:
-    """The next power of two: what a Triton block can be."""
-    return max(least, 1 << (n - 1).bit_length())
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)

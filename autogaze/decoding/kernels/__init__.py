@@ -1,0 +1,36 @@
+"""Triton kernels that decode many clips side by side, without a host round trip inside a frame.
+
+One pass over the decoder is: `open_rows` (embeddings, first norm, first q/k/v), then for every layer `attend` (split
+over the frames in the window) and `close_layer` (output projection, MLP, and the next layer's q/k/v; when rows are few
+`mix_rows` and `next_layer`, which spread the same work over more processors), then `read_heads` and `choose`. A pass
+is a prefill (the last frame's final group and a frame's visual tokens) or a step (one group of K ids). In the last
+layer only the newest row is computed: nothing else is read from it.
+
+Keys live in a ring of frames, (layer, clip, head, frame, token, head_dim), so a window of frames slides without a copy.
+What a pass has to know about a clip stands in `state`, which the kernels keep themselves. A clip that is done with its
+frame leaves every kernel at its first instruction.
+"""
+
+from __future__ import annotations
+
+from autogaze.decoding.kernels.attention import attend
+from autogaze.decoding.kernels.choice import choose, read_heads
+from autogaze.decoding.kernels.layers import close_layer, mix_rows, next_layer
+from autogaze.decoding.kernels.rows import open_rows
+from autogaze.decoding.kernels.state import COLUMNS, GROUP_POSITION, PEND_POSITION, TOTAL, VISUAL_POSITION, begin_frame
+
+__all__ = [
+    "COLUMNS",
+    "GROUP_POSITION",
+    "PEND_POSITION",
+    "TOTAL",
+    "VISUAL_POSITION",
+    "attend",
+    "begin_frame",
+    "choose",
+    "close_layer",
+    "mix_rows",
+    "next_layer",
+    "open_rows",
+    "read_heads",
+]

@@ -1,0 +1,117 @@
+"""From the newest row to a group of ids: heads, no repeats, budget, stop rule."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from autogaze.decoding.kernels.rows import normed, project
+from autogaze.decoding.kernels.state import ACTIVE, GROUPS, PEND_N, ROOM, SLOTS, STEP_OFFSET, TOTAL, follow
+
+
+@triton.jit
+def read_heads(last, logits, losses, wl, wt, state, eps, B, VOCABULARY: tl.constexpr, K: tl.constexpr,
+               COLS: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BM: tl.constexpr, NB: tl.constexpr,
+               PRECISION: tl.constexpr, PDL: tl.constexpr):
+    """Logits (B, K, vocabulary) and predicted losses (B, K) of the newest row; NB columns of one head a program."""
+    follow(PDL)
+    head = tl.program_id(1)
+    b = tl.program_id(0) * BM + tl.arange(0, BM)
+    active = tl.load(state + b * COLS + ACTIVE, mask=b < B, other=0) > 0
+    if tl.max(active.to(tl.int32), axis=0) == 0:
+        return
+    c = tl.arange(0, CP)
+    rows = tl.load(last + b[:, None] * C + c[None, :], mask=active[:, None] & (c < C)[None, :], other=0.0)
+    rows = normed(rows, eps, C)
+    xn = rows.to(wl.dtype.element_ty)
+    columns = tl.program_id(2) * NB + tl.arange(0, NB)
+    values = project(xn, wl + head * VOCABULARY, c, columns, K * VOCABULARY, VOCABULARY, C, PRECISION)
+    to = logits + (b[:, None] * K + head) * VOCABULARY + columns[None, :]
+    tl.store(to, values, mask=active[:, None] & (columns < VOCABULARY)[None, :])
+    if tl.program_id(2) > 0:
+        return
+    weight = tl.load(wt + head * C + c, mask=c < C, other=0.0).to(tl.float32)
+    tl.store(losses + b * K + head, tl.sum(xn.to(tl.float32) * weight[None, :], axis=1), mask=active)
+
+
+@triton.jit
+def first_best(scores, index):
+    """Index of the largest score, the first of equals: one maximum over (score, -index) in 64 bits."""
+    bits = scores.to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # float order as integer order
+    best = tl.max((ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64), axis=0)
+    return 0x7FFFFFFF - (best & 0x7FFFFFFF).to(tl.int32)
+
+
+@triton.jit
+def choose(logits, losses, taken, state, frame_len, clock, requirements, ids, pend_ids, pend_slots, out_ids, out_chosen,
+           out_loss, running, seed, temperature, B, PATCHES: tl.constexpr, PB: tl.constexpr, V: tl.constexpr,
+           K: tl.constexpr, KP: tl.constexpr, SLOTS_OUT: tl.constexpr, SB: tl.constexpr, RING: tl.constexpr,
+           CHUNK: tl.constexpr, COLS: tl.constexpr, PREFILL: tl.constexpr, STOPS: tl.constexpr, SAMPLES: tl.constexpr,
+           PDL: tl.constexpr):
+    """Take a group of ids for one clip: no repeats, budget, stop rule; then prepare the clip's next pass."""
+    follow(PDL)
+    b = tl.program_id(0)
+    row = state + b * COLS
+    t, frame = tl.load(clock), tl.load(clock + 1)
+    out = (t * B + b) * SLOTS_OUT
+    if PREFILL:
+        every = tl.arange(0, SB)
+        tl.store(out_ids + out + every, tl.zeros_like(every), mask=every < SLOTS_OUT)
+        tl.store(out_chosen + out + every, tl.zeros_like(every).to(tl.int8), mask=every < SLOTS_OUT)
+        tl.store(out_loss + out + every, tl.full((SB,), float("nan"), tl.float32), mask=every < SLOTS_OUT)
+        tl.debug_barrier()
+    if tl.load(row + ACTIVE) == 0:
+        if PREFILL:
+            tl.store(row + PEND_N, 0)  # a frame with no budget
+        return
+    patch = tl.arange(0, PB)
+    if PREFILL:
+        gone = patch >= PATCHES
+    else:
+        gone = (patch >= PATCHES) | (tl.load(taken + b * PATCHES + patch, mask=patch < PATCHES, other=1) > 0)
+    room, used = tl.load(row + ROOM), tl.load(row + SLOTS)
+    need = tl.load(requirements + b * CHUNK + t)
+    slot = tl.arange(0, KP)
+    group = tl.zeros((KP,), tl.int32)
+    for i in tl.static_range(K):
+        scores = tl.load(logits + (b * K + i) * (PATCHES + 1) + patch, mask=patch < PATCHES, other=float("-inf"))
+        if SAMPLES:
+            number = ((frame * 1024 + used + i) * B + b) * PB + patch
+            uniform = tl.maximum(tl.rand(tl.load(seed), number), 1e-7)
+            scores = scores / tl.load(temperature) - tl.log(-tl.log(uniform))
+        id = first_best(tl.where(gone, float("-inf"), scores), patch)
+        gone = gone | (patch == id)
+        group = tl.where(slot == i, id, group)
+    loss = tl.load(losses + b * K + slot, mask=slot < K, other=0.0)
+    within = slot < tl.minimum(room, K)
+    met = slot < 0
+    if STOPS:
+        met = within & (loss <= need)
+        if PREFILL:
+            met = met & (slot > 0)
+    keep = within & ~met
+    met_any = tl.max(met.to(tl.int32), axis=0)
+    kept = tl.sum(keep.to(tl.int32), axis=0)
+    place = tl.cumsum(keep.to(tl.int32), axis=0) - 1
+    tl.store(out_ids + out + used + slot, group, mask=within)
+    tl.store(out_chosen + out + used + slot, keep.to(tl.int8), mask=within)
+    tl.store(out_loss + out + used + slot, loss, mask=within)
+    tl.store(pend_ids + b * K + place, group, mask=keep)
+    tl.store(pend_slots + b * K + place, slot, mask=keep)
+    tl.store(ids + b * K + slot, group, mask=slot < K)
+    tl.store(taken + b * PATCHES + patch, gone.to(tl.int8), mask=patch < PATCHES)
+    goes_on = (room > K) & (met_any == 0)
+    tl.store(row + ACTIVE, goes_on.to(tl.int32))
+    tl.store(row + PEND_N, tl.where(goes_on, 0, kept))
+    tl.store(row + ROOM, room - K)
+    tl.store(row + SLOTS, used + K)
+    tl.store(row + GROUPS, tl.load(row + GROUPS) + 1)
+    if goes_on:  # the ring slot holds the group once the next pass has run
+        length = frame_len + b * RING + frame % RING
+        held = tl.load(length)
+        tl.store(row + STEP_OFFSET, held)
+        tl.store(row + TOTAL, tl.load(row + TOTAL) + K)
+        tl.store(length, held + K)
+    elif STOPS:
+        tl.atomic_add(running, -1)
