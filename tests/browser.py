@@ -25,6 +25,7 @@ def open_page(url: str, width: int = 1100, height: int = 900, dark: bool = False
         context = browser.new_context(viewport={"width": width, "height": height},
                                       color_scheme="dark" if dark else "light", permissions=["camera"])
         page = context.new_page()
+        page.set_default_timeout(120_000)  # a loaded machine is slow, not wrong
         errors: list[str] = []
         page.route(lambda address: not address.startswith(HERE), lambda route: errors.append(route.request.url))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
