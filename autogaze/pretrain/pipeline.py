@@ -70,7 +70,7 @@ def train(stages: Sequence[str], recipes: Recipes, data: str | None, out: Path, 
 
 
 def finish(run: Run) -> dict[str, Any]:
-    """Calibrate the newest model, write RUN/model, and compare it with what it must beat."""
+    """Calibrate the best trained model, write RUN/model, and compare it with what it must beat."""
     recipe = run.recipes.pretrain
     judge = run.judge().to(device())
     clips = validation_clips(run, recipe)
@@ -79,11 +79,12 @@ def finish(run: Run) -> dict[str, Any]:
         if (run.stage(stage) / WEIGHTS).is_file():
             models[name] = AutoGaze.from_pretrained(run.stage(stage))
     models = {name: model.to(device()).eval() for name, model in models.items()}
-    trained = models[list(models)[-1]]
     summary = summarise(models, judge, clips)
-    write_model(trained, judge, clips, run.model, recipe.calibration_thresholds)
+    trained = [name for name in models if name != "untrained"] or ["untrained"]
+    best = min(trained, key=lambda name: summary.reconstruction_loss[name])  # few steps of RL can end worse than NTP
+    write_model(models[best], judge, clips, run.model, recipe.calibration_thresholds)
     print(summary.lines(), file=sys.stderr)
-    return {"val": _named(summary, list(models)[-1])}
+    return {"val": _named(summary, best)}
 
 
 def validation_clips(run: Run, recipe: TrainerRecipe) -> list[Tensor]:
@@ -103,10 +104,10 @@ def write_model(model: AutoGaze, judge: Judge, clips: Sequence[Tensor], folder: 
     model.save_pretrained(folder)
 
 
-def _named(summary: Summary, newest: str) -> dict[str, Any]:
-    """The summary as plain data; `trained` is the newest model."""
+def _named(summary: Summary, best: str) -> dict[str, Any]:
+    """The summary as plain data; `trained` is the model that was kept."""
     data = asdict(summary)
-    data["reconstruction_loss"]["trained"] = data["reconstruction_loss"][newest]
+    data["reconstruction_loss"]["trained"] = data["reconstruction_loss"][best]
     return data
 
 
