@@ -246,7 +246,7 @@ class Workspace:
         kernels.choose[(batch,)](
             self.logits, self.losses, self.taken, self.state, self.frame_len, self.clock, self.requirements, self.ids,
             self.pend_ids, self.pend_slots, self.out_ids, self.out_chosen, self.out_loss, self.running, self.seed,
-            self.temperature, batch, PATCHES=self.patches, PB=_power(self.patches), V=self.visual_tokens, K=self.group,
+            self.temperature, batch, PATCHES=self.patches, PB=_power(self.patches), K=self.group,
             KP=_power(self.group), SLOTS_OUT=plan.slots, SB=_power(plan.slots), RING=plan.ring, CHUNK=CHUNK,
             COLS=kernels.COLUMNS, PREFILL=prefill, STOPS=plan.stops, SAMPLES=plan.samples, num_warps=1,
             **early)

@@ -45,7 +45,7 @@ def first_best(scores, index):
 
 @triton.jit
 def choose(logits, losses, taken, state, frame_len, clock, requirements, ids, pend_ids, pend_slots, out_ids, out_chosen,
-           out_loss, running, seed, temperature, B, PATCHES: tl.constexpr, PB: tl.constexpr, V: tl.constexpr,
+           out_loss, running, seed, temperature, B, PATCHES: tl.constexpr, PB: tl.constexpr,
            K: tl.constexpr, KP: tl.constexpr, SLOTS_OUT: tl.constexpr, SB: tl.constexpr, RING: tl.constexpr,
            CHUNK: tl.constexpr, COLS: tl.constexpr, PREFILL: tl.constexpr, STOPS: tl.constexpr, SAMPLES: tl.constexpr,
            PDL: tl.constexpr):
