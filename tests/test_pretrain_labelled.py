@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from autogaze.grid import PatchGrid
+from autogaze.pretrain.label_file import Label
 from autogaze.pretrain.labelled import LabelledClips, colourless, flipped, mirrored_ids
-from autogaze.pretrain.labels import Label
 from autogaze.pretrain.recipes import PretrainRecipe
 from autogaze.scenes import write_scenes
 

@@ -15,18 +15,9 @@ from autogaze.pretrain import labels as labels_module
 from autogaze.pretrain.clips import ClipRecipe
 from autogaze.pretrain.data import ClipData
 from autogaze.pretrain.greedy import GreedySettings
-from autogaze.pretrain.labels import (
-    Label,
-    LabelSettings,
-    draw_budgets,
-    import_published,
-    join_shards,
-    make_labels,
-    read_labels,
-    read_provenance,
-    to_gaze,
-    write_labels,
-)
+from autogaze.pretrain.label_file import Label, read_labels, read_provenance, to_gaze, write_labels
+from autogaze.pretrain.labels import LabelSettings, draw_budgets, join_shards, make_labels
+from autogaze.pretrain.published_labels import import_published
 from autogaze.pretrain.reconstructor import Reconstructor, ReconstructorConfig
 from autogaze.video import write_video
 

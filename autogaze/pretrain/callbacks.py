@@ -18,6 +18,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from autogaze.files import atomic_path
+from autogaze.pretrain.ranks import share
 from autogaze.pretrain.recipes import TrainerRecipe
 from autogaze.pretrain.schedule import learning_rate, progress
 
@@ -46,8 +47,8 @@ class Pace(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
                              batch_idx: int) -> None:
         done = self.done(trainer.global_step)
-        if trainer.world_size > 1 and self.recipe.max_minutes is not None:
-            done = trainer.strategy.broadcast(done)  # every rank must stop at the same step
+        if self.recipe.max_minutes is not None:
+            done = share(trainer, done)  # every rank must stop at the same step, and clocks differ
         pl_module.run_progress = done  # type: ignore[assignment]
         rate = learning_rate(self.recipe.learning_rate, trainer.global_step, done, self.recipe.warmup_steps,
                              self.recipe.final_learning_rate)
@@ -79,8 +80,10 @@ class StopOnNaN(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if batch_idx % self.every == 0 and isinstance(loss, Tensor) and not math.isfinite(float(loss)):
-            raise NotFinite(f"the loss is {float(loss)} at step {trainer.global_step}: lower learning_rate, or resume "
+        if batch_idx % self.every or not isinstance(loss, Tensor):
+            return
+        if share(trainer, float(not math.isfinite(float(loss))), largest=True):  # of any rank
+            raise NotFinite(f"the loss is not finite at step {trainer.global_step}: lower learning_rate, or resume "
                             "from the last checkpoint with --resume")
 
 

@@ -8,7 +8,7 @@ and normalisation on the device. The loader counts the batches it handed out and
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,20 @@ class ClipData(pl.LightningDataModule):
             log.info("holding %d files, %.1f GiB, on %s", len(held.held), held.gib, device)
         return self.held[device]
 
+    def prepare(self, device: torch.device | str) -> None:
+        """Decode the resident clips, if they are: before clips are drawn, since files that fail drop out."""
+        if self.resident:
+            self.hold(device)
+
+    def rendered(self, batches: Sequence[list[ClipRecipe]], device: torch.device | str) -> Iterator[Clip]:
+        """The clips of batches of recipes, one batch after the other, on a device.
+
+        Worker processes decode ahead where the clips are not resident. A clip that cannot be decoded is left out.
+        """
+        loader = self._loader(lambda _, number: batches[number], len(batches))
+        return (ClipData.transfer_batch_to_device(self, batch, torch.device(device)) for batch in
+                (loader if batches else ()))
+
     def _store(self, device: torch.device) -> Store:
         return self.hold(device) if self.resident else self.disk
 
@@ -222,8 +236,7 @@ class ClipData(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Decode the resident clips before the first batch is drawn."""
-        if self.resident:
-            self.hold(self.trainer.strategy.root_device if self.trainer else "cpu")
+        self.prepare(self.trainer.strategy.root_device if self.trainer else "cpu")
 
     def train_dataloader(self) -> ClipLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -237,7 +250,9 @@ class ClipData(pl.LightningDataModule):
 
     def val_dataloader(self) -> ClipLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        recipes, size = self.validation_recipes()[rank::world], self.batch_clips
+        recipes, size = self.validation_recipes(), self.batch_clips
+        if len(recipes) >= world:  # else all look at the same: a rank without a clip would have nothing to average
+            recipes = recipes[rank::world]
 
         def batch(_: int, number: int) -> list[ClipRecipe]:
             return recipes[number * size : (number + 1) * size]

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
-from autogaze.pretrain.augment import random_stream
+from autogaze.pretrain.augment import random_stream, without_waiting
 from autogaze.pretrain.clips import Clip, ClipRecipe
 from autogaze.pretrain.data import RawClips
-from autogaze.pretrain.labels import Label, to_gaze
+from autogaze.pretrain.label_file import Label, to_gaze
 from autogaze.pretrain.sources import RunClips
 
 JITTER = 0.15  # largest change of brightness (range -1..1) and saturation (a share): neither moves what is worth seeing
-
-
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """One clip's recorded gaze as tensors."""
-
-    recipe: ClipRecipe
-    ids: Tensor  # (T, K) int64, in the order of choice
-    chosen: Tensor  # (T, K) bool
-    loss: Tensor  # (T, K) float32, reconstruction loss after each choice; NaN where unknown
 
 
 class LabelledClips(RunClips):
     """Draws its training clips from labels; half are mirrored, clip and gaze alike, and light and colour vary.
 
     Args:
-        labels: of training clips.
+        labels: of training clips, of one length; where a clip has two, the last one counts.
         grid: of the labels.
         The others are those of `RunClips`.
     """
@@ -42,12 +32,9 @@ class LabelledClips(RunClips):
         super().__init__(*args, **settings)  # type: ignore[arg-type]
         if not labels:
             raise ValueError("there are no labels to imitate: run `autogaze train --stage labels` again")
-        self.labels, self.grid = list(labels), grid
-        shown = [to_shown(label, grid) for label in labels]
-        mirror = mirrored_ids(grid)
-        self.by_recipe = {colourless(mirrored.recipe): mirrored for mirrored in
-                          (replace(one, recipe=flipped(one.recipe), ids=mirror[one.ids]) for one in shown)}
-        self.by_recipe |= {colourless(one.recipe): one for one in shown}
+        self.grid, self.mirror = grid, mirrored_ids(grid)
+        self.by_recipe = {colourless(label.recipe): label for label in labels}  # of two labels of a clip, the last
+        self.labels = list(self.by_recipe.values())
 
     def recipe(self, epoch: int, index: int) -> ClipRecipe:
         random = random_stream(self.seed, epoch, index)
@@ -60,16 +47,19 @@ class LabelledClips(RunClips):
 
     def transfer_batch_to_device(self, batch: RawClips, device: torch.device, dataloader_idx: int = 0) -> Clip:
         clip = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        keys = [colourless(recipe) for recipe in clip.recipes]
-        if not all(key in self.by_recipe for key in keys):
+        found = [self._label(recipe) for recipe in clip.recipes]
+        if any(label is None for label, _ in found):
             return clip  # of validation
-        return with_labels(clip, [self.by_recipe[key] for key in keys], self.grid)
+        gaze, loss = to_gaze([label for label, _ in found if label is not None], self.grid)
+        mirrored = torch.tensor([mirror for _, mirror in found])[:, None, None]
+        ids = torch.where(mirrored & gaze.chosen, self.mirror[gaze.ids], gaze.ids)
+        gaze = Gaze(without_waiting(ids, device), without_waiting(gaze.chosen, device), self.grid)
+        return replace(clip, gaze=gaze, task_loss=without_waiting(loss, device))
 
-
-def to_shown(label: Label, grid: PatchGrid) -> Shown:
-    """A label as tensors."""
-    gaze, loss = to_gaze([label], grid)
-    return Shown(label.recipe, gaze.ids[0], gaze.chosen[0], loss[0])
+    def _label(self, recipe: ClipRecipe) -> tuple[Label | None, bool]:
+        """The label of a clip, and whether the clip is its mirror image."""
+        as_is, mirrored = self.by_recipe.get(colourless(recipe)), self.by_recipe.get(colourless(flipped(recipe)))
+        return (as_is, False) if as_is is not None else (mirrored, True)
 
 
 def flipped(recipe: ClipRecipe) -> ClipRecipe:
@@ -80,18 +70,6 @@ def flipped(recipe: ClipRecipe) -> ClipRecipe:
 def colourless(recipe: ClipRecipe) -> ClipRecipe:
     """The recipe without what may be varied and leave the label right."""
     return replace(recipe, brightness=0.0, saturation=1.0)
-
-
-def with_labels(clip: Clip, labels: Sequence[Shown], grid: PatchGrid) -> Clip:
-    """The clips with their gazes, padded to one length."""
-    slots = max(label.ids.shape[1] for label in labels)
-
-    def padded(parts: Sequence[Tensor], value: float) -> Tensor:
-        room = [torch.nn.functional.pad(part, (0, slots - part.shape[1]), value=value) for part in parts]
-        return torch.stack(room).to(clip.video.device, non_blocking=True)
-
-    gaze = Gaze(padded([label.ids for label in labels], 0), padded([label.chosen for label in labels], False), grid)
-    return replace(clip, gaze=gaze, task_loss=padded([label.loss for label in labels], float("nan")))
 
 
 def mirrored_ids(grid: PatchGrid) -> Tensor:

@@ -31,16 +31,21 @@ class DataRecipe:
     workers: int = 0  # decoding processes a device; 0 decodes in the training process
     photo_share: float = 0.5  # share of training clips that are camera pans over photos, where there are photos
     max_clips: int | None = None  # use only the first so many training files; None: all
+    longest_stride: int = 4  # file frames from one frame of a training clip to the next: 1 to this, as far as it fits
 
     def __post_init__(self) -> None:
         if not 0 <= self.photo_share <= 1:
             raise ValueError(f"photo_share must be in [0, 1], got {self.photo_share}")
-        _positive(self, "frames")
+        _positive(self, "frames", "longest_stride")
 
 
 @dataclass(frozen=True)
 class TrainerRecipe(DataRecipe):
-    """What every stage that trains shares. A stage ends at `max_steps` or `max_minutes`, whichever comes first."""
+    """What every stage that trains shares. A stage ends at `max_steps` or `max_minutes`, whichever comes first.
+
+    With several devices each takes `batch_clips` clips a step and their gradients are averaged: a step sees `devices`
+    times as many clips. `learning_rate` is used as it is given, never scaled by that.
+    """
 
     max_steps: int = 1000  # optimiser steps
     max_minutes: float | None = None  # wall clock, over all resumed runs; the learning rate decays along it
@@ -54,7 +59,7 @@ class TrainerRecipe(DataRecipe):
     ema_decay: float = 0.0  # moving average of the weights, which is validated and kept; 0: none
     precision: str = "auto"  # fp32 | bf16 | auto: bf16 on a GPU, fp32 on a CPU
     accelerator: str = "auto"  # as Lightning's
-    devices: int = 1
+    devices: int = 1  # processes, one a GPU
     validate_every: int = 200  # steps
     validate_clips: int = 32
     checkpoint_every: int = 200  # steps
@@ -90,13 +95,16 @@ class LabelsRecipe(DataRecipe):
     clips: int = 64  # clips to label; more than there are files: further cuts and pans
     batch_clips: int = 8  # clips searched side by side
     mean_ratio: float = 0.07  # mean share of a frame's patches that a label chooses
-    mode: str = "fast"  # fast | exact (the paper's search)
+    mode: str = "fast"  # fast | exact (the paper's search) | difference (no search: greedy on plain pixels)
     max_minutes: float | None = None
+    accelerator: str = "auto"  # auto | cpu
+    devices: int = 1  # processes, one a GPU, that take the clips in turn
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "clips", "batch_clips", "mean_ratio")
-        _one_of(self, "mode", ("fast", "exact"))
+        _positive(self, "clips", "batch_clips", "mean_ratio", "devices")
+        _one_of(self, "mode", ("fast", "exact", "difference"))
+        _one_of(self, "accelerator", ("auto", "cpu"))
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,8 @@ class PretrainRecipe(TrainerRecipe):
     """Next-token prediction on labels."""
 
     size: str = "tiny"  # tiny | base (the published size)
+    start: str | None = None  # go on from shipped weights, a folder or a run, whose size counts; None: untrained
+    labels: str | None = None  # files, joined by commas; a clip in several counts as in the last; None: the run's own
     task_loss_weight: float = 1.0  # weight of the loss head
     calibration_thresholds: int = 24  # tried when the stop rule is calibrated at the end
 
@@ -118,6 +128,7 @@ class RLRecipe(TrainerRecipe):
     """GRPO (or PPO on the Gymnasium environment) with reconstruction loss as reward."""
 
     algorithm: str = "grpo"  # grpo | ppo (Stable-Baselines3)
+    start: str | None = None  # go on from shipped weights, a folder or a run; None: the run's pretrain stage
     group_size: int = 12  # rollouts a clip
     discount: float = 0.99  # per id between a choice and the frame's end that it is credited for
     temperature: float = 1.0  # of sampling, at the start

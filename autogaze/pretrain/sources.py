@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from autogaze.pretrain.augment import Augmentation
 from autogaze.pretrain.clip_index import index_folder
 from autogaze.pretrain.data import ClipData
 from autogaze.pretrain.recipes import DataRecipe
@@ -60,7 +61,8 @@ class RunClips(ClipData):
         super().__init__(folder, frames=recipe.frames, batch_clips=batch_clips, seed=recipe.seed,
                          workers=recipe.workers, photo_share=recipe.photo_share, max_clips=recipe.max_clips,
                          validate_clips=validate_clips, index_path=run / INDEX, epoch_clips=epoch_clips,
-                         resident_gib=resident_gib())
+                         resident_gib=resident_gib(),
+                         augmentation=Augmentation(longest_stride=recipe.longest_stride))
         if recipe.photo_share and not self.photos and beside.is_dir():
             self._add_photos(beside, run / PHOTO_INDEX, recipe.max_clips)
         if not self.validation:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,18 @@ from tqdm import tqdm
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.pretrain.greedy import GreedySettings
 from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.label_file import read_labels
 from autogaze.pretrain.labelled import LabelledClips
-from autogaze.pretrain.labels import LabelSettings, read_labels
-from autogaze.pretrain.labels import make_labels as labels_of
+from autogaze.pretrain.labels import LabelSettings, join_shards
+from autogaze.pretrain.labels import make_labels as search_labels
+from autogaze.pretrain.launch import launch, rank
 from autogaze.pretrain.module import PretrainModule
 from autogaze.pretrain.pictures import Pictures
 from autogaze.pretrain.recipes import PretrainRecipe, Recipes, TrainerRecipe
 from autogaze.pretrain.reconstructor import Reconstructor, ReconstructorConfig
 from autogaze.pretrain.reconstructor_module import ReconstructorModule
 from autogaze.pretrain.sources import RunClips
-from autogaze.pretrain.trainer import StageResult, batches_of, fit
+from autogaze.pretrain.trainer import LAST, StageResult, batches_of, finished, fit, read_result
 
 WEIGHTS = "model.safetensors"
 PPO_CLIPS = 32  # that PPO plays on
@@ -62,6 +65,10 @@ class Run:
     def judge(self) -> Judge:
         return Judge(Reconstructor.from_pretrained(self.needs("reconstructor")))
 
+    def index(self) -> None:
+        """List the data before several processes read the list."""
+        RunClips(self.data, self.folder, self.recipes.labels, 1, validate_clips=1)
+
     def clips(self, recipe: TrainerRecipe) -> RunClips:
         """Training clips for a stage that trains: one long epoch."""
         return RunClips(self.data, self.folder, recipe, recipe.batch_clips, recipe.validate_clips,
@@ -80,6 +87,10 @@ def device() -> torch.device:
 
 def train_reconstructor(run: Run) -> StageResult:
     """Stage 1: RUN/reconstructor."""
+    return _on_devices(_fit_reconstructor, run, run.recipes.reconstructor, "reconstructor")
+
+
+def _fit_reconstructor(run: Run) -> StageResult:
     recipe = run.recipes.reconstructor
     torch.manual_seed(recipe.seed)
     config = replace(getattr(ReconstructorConfig, recipe.size)(), loss=recipe.loss)
@@ -98,33 +109,55 @@ class LabelsResult:
 
 def make_labels(run: Run) -> LabelsResult:
     """Stage 2: RUN/labels.parquet."""
+    devices, begun = run.recipes.labels.devices, time.monotonic()
+    run.needs("reconstructor")
+    if devices == 1:
+        _search_labels(run)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # of the clips that were held: the next stage may run in other processes
+    else:
+        run.index()
+        launch(_search_labels, devices, run)
+    return LabelsResult(len(join_shards(run.labels)), round((time.monotonic() - begun) / 60, 3))
+
+
+def _search_labels(run: Run) -> None:
+    """The share of the labels that falls to this process."""
     recipe = run.recipes.labels
-    judge = Reconstructor.from_pretrained(run.needs("reconstructor"), device())
+    where = torch.device("cpu") if recipe.accelerator == "cpu" else device()
+    judge = Reconstructor.from_pretrained(run.needs("reconstructor"), where)
     clips = RunClips(run.data, run.folder, recipe, recipe.batch_clips, validate_clips=1)
+    difference = recipe.mode == "difference"
     settings = LabelSettings(recipe.clips, recipe.batch_clips, recipe.mean_ratio, recipe.seed,
-                             GreedySettings(recipe.mode))
-    begun = time.monotonic()
-
-    def minutes() -> float:
-        return (time.monotonic() - begun) / 60
-
-    with tqdm(total=recipe.clips, desc="labels", unit="clip", mininterval=1.0) as bar:
+                             "difference" if difference else "greedy",
+                             GreedySettings() if difference else GreedySettings(recipe.mode))
+    begun, several = time.monotonic(), f" ({recipe.devices} processes)" if recipe.devices > 1 else ""
+    with tqdm(total=recipe.clips, desc=f"labels{several}", unit="clip", mininterval=1.0, disable=rank() > 0) as bar:
         def progress(done: int, wanted: int) -> bool:
-            bar.update(done - bar.n)
-            return recipe.max_minutes is None or minutes() < recipe.max_minutes
+            bar.update(round(done / wanted * recipe.clips) - bar.n)  # the others are about as far
+            return recipe.max_minutes is None or time.monotonic() - begun < 60 * recipe.max_minutes
 
-        labels = labels_of(judge, clips, run.labels, settings, device(), progress=progress)
-    return LabelsResult(len(labels), round(minutes(), 3))
+        search_labels(judge, clips, run.labels, settings, where, rank(), recipe.devices, progress)
 
 
 def pretrain(run: Run) -> StageResult:
     """Stage 3: RUN/pretrain, by next-token prediction."""
+    return _on_devices(_fit_pretrain, run, run.recipes.pretrain, "pretrain")
+
+
+def _fit_pretrain(run: Run) -> StageResult:
     recipe = run.recipes.pretrain
-    model = untrained(recipe)
+    model = beginning(recipe.start) if recipe.start else untrained(recipe)
+    files = [Path(name.strip()) for name in recipe.labels.split(",")] if recipe.labels else [run.labels]
     data = LabelledClips(run.data, run.folder, recipe, recipe.batch_clips, recipe.validate_clips, epoch_size(recipe),
-                         labels=read_labels(run.labels), grid=model.grid)
+                         labels=[label for file in files for label in read_labels(file)], grid=model.grid)
     module = PretrainModule(model, run.judge(), recipe)
     return fit(module, data, recipe, run.stage("pretrain"), run.resume, [Pictures()])
+
+
+def beginning(name: str | Path) -> AutoGaze:
+    """A trained model to go on from; its stop rule was calibrated for what it was."""
+    return AutoGaze.from_pretrained(name).with_calibration(()).train()
 
 
 def untrained(recipe: PretrainRecipe) -> AutoGaze:
@@ -135,13 +168,18 @@ def untrained(recipe: PretrainRecipe) -> AutoGaze:
 
 def train_rl(run: Run) -> Any:
     """Stage 4: RUN/rl, by GRPO, or by PPO where the recipe says so."""
-    from autogaze.rl.module import GRPOModule  # rl imports pretrain, so pretrain must not import rl on its own
-
     recipe = run.recipes.rl
     if recipe.algorithm == "ppo":
         return train_ppo(run)
-    model = AutoGaze.from_pretrained(run.needs("pretrain"))
-    module = GRPOModule(model.train(), run.judge(), recipe)
+    return _on_devices(_fit_grpo, run, recipe, "rl")
+
+
+def _fit_grpo(run: Run) -> StageResult:
+    from autogaze.rl.module import GRPOModule  # rl imports pretrain, so pretrain must not import rl on its own
+
+    recipe = run.recipes.rl
+    model = beginning(recipe.start or run.needs("pretrain"))
+    module = GRPOModule(model, run.judge(), recipe)
     return fit(module, run.clips(recipe), recipe, run.stage("rl"), run.resume, [Pictures()])
 
 
@@ -150,12 +188,24 @@ def train_ppo(run: Run) -> Any:
     from autogaze.rl.sb3 import train_ppo as learn
 
     recipe = run.recipes.rl
-    start = run.stage("pretrain") if (run.stage("pretrain") / WEIGHTS).is_file() else None
+    start = recipe.start or (run.stage("pretrain") if (run.stage("pretrain") / WEIGHTS).is_file() else None)
     model = AutoGaze.from_pretrained(start) if start else untrained(run.recipes.pretrain)
     data = run.clips(recipe)
     clips = data.render([data.recipe(0, k) for k in range(PPO_CLIPS)]).video
     held_out = data.render(data.validation_recipes()).video
     return learn(model, run.judge().reconstructor, list(clips), list(held_out), recipe, run.stage("rl"))
+
+
+def _on_devices(work: Callable[[Run], StageResult], run: Run, recipe: TrainerRecipe, stage: str) -> StageResult:
+    """Train in this process, or, on several devices, in one new process each."""
+    if recipe.devices == 1:
+        return work(run)
+    folder = run.stage(stage)
+    if run.resume and (result := finished(folder, recipe)):
+        return result
+    run.index()
+    launch(work, recipe.devices, run)
+    return read_result(folder, folder / LAST)
 
 
 def set_aside(folder: Path) -> None:

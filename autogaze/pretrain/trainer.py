@@ -23,6 +23,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from autogaze.files import write_text
 from autogaze.pretrain.callbacks import AtomicCheckpointIO, Curve, KeepBest, KeepLast, MovingAverage, Pace, StopOnNaN
+from autogaze.pretrain.launch import is_launched, rank
+from autogaze.pretrain.ranks import Ranks
 from autogaze.pretrain.recipes import RLRecipe, TrainerRecipe
 from autogaze.pretrain.schedule import progress
 
@@ -44,6 +46,8 @@ def fit(module: pl.LightningModule, data: pl.LightningDataModule, recipe: Traine
         resume: bool = False, callbacks: Iterable[pl.Callback] = ()) -> StageResult:
     """Train until the recipe's steps or minutes are over.
 
+    On several devices it runs in every process that `launch` started (see stages.py); the first one writes the files.
+
     Args:
         module: has `.model` with `save_pretrained`, logs `val/reconstruction_loss`, reads `run_progress`.
         data: its training loader keeps its place in a checkpoint (see `ClipLoader`).
@@ -52,11 +56,14 @@ def fit(module: pl.LightningModule, data: pl.LightningDataModule, recipe: Traine
         resume: go on from `last.ckpt` where there is one.
         callbacks: further ones.
     """
+    if resume and (result := finished(folder, recipe)):
+        return result
     last = folder / LAST
-    if resume and last.is_file() and is_over(last, recipe):
-        return read_result(folder, last)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / RECIPE, yaml.safe_dump(asdict(recipe), sort_keys=False))
+    if is_launched():
+        quiet_lightning()
+    if rank() == 0:
+        write_text(folder / RECIPE, yaml.safe_dump(asdict(recipe), sort_keys=False))
     trainer = make_trainer(recipe, folder, callbacks)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -71,6 +78,9 @@ def fit(module: pl.LightningModule, data: pl.LightningDataModule, recipe: Traine
 
 def make_trainer(recipe: TrainerRecipe, folder: Path, callbacks: Iterable[pl.Callback] = ()) -> pl.Trainer:
     """Lightning's Trainer for a recipe."""
+    if recipe.devices > 1 and not is_launched():
+        raise ValueError("training on several devices needs one process each: use `autogaze train`, or "
+                         "autogaze.pretrain.launch")
     gpu = recipe.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and gpu)
     if gpu:
@@ -85,7 +95,7 @@ def make_trainer(recipe: TrainerRecipe, folder: Path, callbacks: Iterable[pl.Cal
     own += [*callbacks, Curve(folder / CURVE, pace), KeepLast(folder / LAST, recipe.checkpoint_every)]
     return pl.Trainer(
         accelerator=recipe.accelerator, devices=recipe.devices, precision="bf16-mixed" if bf16 else "32-true",
-        strategy="auto" if recipe.devices == 1 else "ddp_spawn", max_epochs=-1, callbacks=own,
+        strategy=Ranks() if recipe.devices > 1 else "auto", max_epochs=-1, callbacks=own,
         gradient_clip_val=None if manual or not recipe.gradient_clip else recipe.gradient_clip,
         accumulate_grad_batches=1 if manual else recipe.accumulate,
         val_check_interval=batches_of(recipe, recipe.validate_every), check_val_every_n_epoch=None,
@@ -98,6 +108,12 @@ def batches_of(recipe: TrainerRecipe, steps: int) -> int:
     """How many batches make so many optimiser steps."""
     updates = recipe.updates_per_rollout if isinstance(recipe, RLRecipe) else 1
     return -(-steps * recipe.accumulate // updates)
+
+
+def finished(folder: Path, recipe: TrainerRecipe) -> StageResult | None:
+    """What a stage left behind, if it has used up its steps or minutes."""
+    last = folder / LAST
+    return read_result(folder, last) if last.is_file() and is_over(last, recipe) else None
 
 
 def is_over(checkpoint: Path, recipe: TrainerRecipe) -> bool:

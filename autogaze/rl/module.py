@@ -18,6 +18,7 @@ from autogaze.pretrain.clips import Clip
 from autogaze.pretrain.judge import Judge
 from autogaze.pretrain.module import GazeModule, last_chosen
 from autogaze.pretrain.ntp import task_loss_prediction_loss
+from autogaze.pretrain.ranks import average_gradients
 from autogaze.pretrain.recipes import RLRecipe
 from autogaze.pretrain.schedule import linear
 from autogaze.rl.advantages import group_advantages, token_advantages
@@ -130,6 +131,7 @@ class GRPOModule(GazeModule):
         if (batch_idx + 1) % self.recipe.accumulate:
             return
         optimizer = self.optimizers()
+        average_gradients(self.model.parameters())  # over devices, once for all parts
         if self.recipe.gradient_clip:
             self.clip_gradients(optimizer, self.recipe.gradient_clip, "norm")  # type: ignore[arg-type]
         optimizer.step()  # type: ignore[union-attr]

@@ -47,12 +47,13 @@ class DifferenceSelector:
             forget: (B, T) bool, frames before which everything known is forgotten (cuts).
         """
         canvas = torch.zeros_like(video[:, 0])
-        width, search = int(budget.max()), _Search(self.lattice, video.device)
+        widths = budget.amax(0).tolist()  # picks of each frame: the one time that the host waits for the device
+        width, search = max(widths), _Search(self.lattice, video.device)
         ids = torch.zeros(*budget.shape, width, dtype=torch.int64, device=video.device)
         for t in range(video.shape[1]):
             canvas = torch.where(forget[:, t, None, None, None], 0.0, canvas)
             seen = renditions(video[:, t], self.grid)
-            ids[:, t], levels = search.choose(canvas, video[:, t], seen, budget[:, t], width)
+            ids[:, t, : widths[t]], levels = search.choose(canvas, video[:, t], seen, budget[:, t], widths[t])
             canvas = paste_levels(canvas, seen, self.lattice.spread(levels))
         chosen = torch.arange(width, device=video.device) < budget[..., None]
         return Gaze(ids.where(chosen, 0), chosen, self.grid)
@@ -63,7 +64,7 @@ class _Search:
 
     def __init__(self, lattice: Lattice, device: torch.device) -> None:
         self.lattice, self.grid = lattice, lattice.grid
-        self.rectangles = lattice.rectangles(device)  # (patches_per_frame, 4) cells
+        self.cover = lattice.inside(lattice.rectangles(device))  # (patches_per_frame, rows, columns) bool
         ids = torch.arange(self.grid.patches_per_frame, device=device)
         self.scale = self.grid.locate(ids)[0]  # (patches_per_frame,)
         self.scales = torch.arange(len(self.grid.scales), device=device)[:, None, None]
@@ -75,10 +76,11 @@ class _Search:
         levels = torch.full_like(error, EMPTY, dtype=torch.int64)
         taken = torch.zeros(len(frame), len(self.scale), dtype=torch.bool, device=frame.device)
         ids = torch.zeros(len(frame), width, dtype=torch.int64, device=frame.device)
+        allowed = torch.arange(width, device=frame.device)[:, None, None, None] < budget[:, None, None]
         for pick in range(width):
             best = self._gains(error, seen_error, levels).masked_fill(taken, NEVER).argmax(-1)
             scale = self.scale[best][:, None, None]
-            better = self.lattice.inside(self.rectangles[best]) & (levels < scale) & (pick < budget)[:, None, None]
+            better = self.cover[best] & (levels < scale) & allowed[pick]
             new_error = seen_error.gather(1, scale[:, None].expand(-1, 1, *error.shape[1:])).squeeze(1)
             error, levels = new_error.where(better, error), scale.where(better, levels)
             taken.scatter_(1, best[:, None], True)
