@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from autogaze import checkpoint
+from autogaze.export.engine_file import ENGINE_SUFFIXES, read_engine
 from autogaze.model import AutoGaze
 from autogaze.vit import break_even
-
-ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,11 +90,11 @@ def _shape(value: Any) -> list[int | str]:
 
 
 def _engine(path: Path) -> dict[str, Any]:
-    """The sidecar that `autogaze export --trt` writes says what an engine is without a GPU."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no such engine: {path}")
-    sidecar = path.with_suffix(path.suffix + ".json")
-    facts = {"bytes": path.stat().st_size}
-    if sidecar.is_file():
-        facts.update(json.loads(sidecar.read_text(encoding="utf-8")))
-    return facts
+    """What an engine file says about itself; needs no GPU and no TensorRT."""
+    file = read_engine(path)
+    facts = file.facts
+    return {"bytes": path.stat().st_size, "plan_bytes": len(file.plan), "runtime": f"{facts.runtime} {facts.version}",
+            "hardware": facts.hardware, "version_compatible": facts.version_compatible,
+            "inputs": {spec.name: ["batch", *spec.shape] for spec in facts.inputs},
+            "outputs": {spec.name: ["batch", *spec.shape] for spec in facts.outputs},
+            **{f"metadata_{key}": value for key, value in file.metadata.to_properties().items()}}

@@ -21,7 +21,7 @@ from torch import Tensor
 from autogaze.files import write_json
 
 RESAMPLE_CODES = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, used in published files
-_WEIGHT_BITS = 22  # PIL's fixed point for 8-bit images: 32 - 8 bits, and 2 to spare
+WEIGHT_BITS = 22  # PIL's fixed point for 8-bit images: 32 - 8 bits, and 2 to spare
 _ELEMENTS_AT_ONCE = 1 << 24  # of int32 work, 64 MiB
 
 
@@ -148,19 +148,19 @@ def _filter(frames: Tensor, dim: int, length: int, resample: str) -> Tensor:
     """Resample one dimension, with the taps as the outer loop: each tap is one gather of whole rows."""
     if frames.shape[dim] == length:
         return frames
-    first, weights = (table.to(frames.device) for table in _taps(frames.shape[dim], length, resample))
+    first, weights = (table.to(frames.device) for table in filter_taps(frames.shape[dim], length, resample))
     rows = frames.movedim(dim, 0)
     rows = rows.contiguous().flatten(1)  # (in, everything else)
-    total = torch.full((length, rows.shape[1]), 1 << (_WEIGHT_BITS - 1), dtype=torch.int32, device=frames.device)
+    total = torch.full((length, rows.shape[1]), 1 << (WEIGHT_BITS - 1), dtype=torch.int32, device=frames.device)
     for tap in range(weights.shape[1]):
         index = (first + tap).clamp(max=len(rows) - 1)  # the weights beyond the edge are 0
         total.addcmul_(rows.index_select(0, index).int(), weights[:, tap, None])
     shape = [length, *(n for d, n in enumerate(frames.shape) if d != dim)]
-    return (total >> _WEIGHT_BITS).clamp_(0, 255).to(torch.uint8).view(shape).movedim(0, dim).contiguous()
+    return (total >> WEIGHT_BITS).clamp_(0, 255).to(torch.uint8).view(shape).movedim(0, dim).contiguous()
 
 
 @lru_cache(maxsize=64)
-def _taps(source: int, target: int, resample: str) -> tuple[Tensor, Tensor]:
+def filter_taps(source: int, target: int, resample: str) -> tuple[Tensor, Tensor]:
     """First source index (target,) and int32 fixed-point weights (target, taps) of every target pixel."""
     reach, kernel = _KERNELS[resample]
     scale = source / target
@@ -173,7 +173,7 @@ def _taps(source: int, target: int, resample: str) -> tuple[Tensor, Tensor]:
         start, stop = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), source)
         row = [kernel(abs((x - centre + 0.5) / stretch)) for x in range(start, stop)]
         first[i], weights[i, : len(row)] = start, np.array(row) / sum(row)
-    fixed = np.trunc(weights * (1 << _WEIGHT_BITS) + np.where(weights < 0, -0.5, 0.5)).astype(np.int32)
+    fixed = np.trunc(weights * (1 << WEIGHT_BITS) + np.where(weights < 0, -0.5, 0.5)).astype(np.int32)
     return torch.from_numpy(first), torch.from_numpy(fixed)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,6 +67,31 @@ def test_a_damaged_file_is_refused(fake: Path) -> None:
     data[50] ^= 1
     fake.write_bytes(data)
     with pytest.raises(FormatError, match="do not add up"):
+        Engine.load(fake)
+
+
+def test_facts_that_make_no_sense_are_refused(model: AutoGaze, tmp_path: Path) -> None:
+    """Whole by its checksum, and yet not what we write."""
+    metadata = OPTIONS.metadata(model)
+    specs = input_specs(model, metadata), output_specs(model, metadata)
+    for old, new, message in (
+        ("engine.runtime=", "engine.engine=", "damaged list of facts"),
+        (":float16:", ":complex:", "damaged list of facts"),
+        ("autogaze.kind=frame", "autogaze.kind=film", "damaged metadata .kind must be frame or clip"),
+        ("autogaze.batch=1,2", "autogaze.batch=2,1", "damaged metadata"),
+        ("\nautogaze.", "\n\nautogaze.", "damaged list of facts"),
+    ):  # fmt: skip
+        path = tmp_path / "odd.engine"
+        write_engine(path, b"plan", metadata, EngineFacts("tensorrt", "0.0", "sm_00", False, *specs))
+        text = path.read_bytes()[4 : -FOOTER.size].decode().replace(old, new).encode()
+        path.write_bytes(b"plan" + text + FOOTER.pack(4, len(text), zlib.crc32(b"plan" + text), b"AUTOGAZE"))
+        with pytest.raises(FormatError, match=message):
+            read_engine(path)
+
+
+def test_an_engine_of_another_version_is_refused(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__name__="tensorrt", __version__="10.1"))
+    with pytest.raises(ValueError, match=r"built with tensorrt 0\.0, this is 10\.1; export it again"):
         Engine.load(fake)
 
 
@@ -128,13 +157,32 @@ def test_options_are_checked() -> None:
         BuildOptions(workspace_mib=0)
 
 
-def test_rtx_refuses_what_it_cannot_do() -> None:
+def test_rtx_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx")
-    with pytest.raises(ValueError, match="every RTX GPU from Ampere on"):
-        EngineBuilder(trt, BuildOptions(version_compatible=True))
+    for options in (BuildOptions(version_compatible=True), BuildOptions(timing_cache=tmp_path / "cache")):
+        with pytest.raises(ValueError, match="every RTX GPU from Ampere on"):
+            EngineBuilder(trt, options)
 
 
-def test_an_engine_builds_and_reads_back(model: AutoGaze, tmp_path: Path) -> None:
+def assert_nothing_fell_back(log: Sequence[str]) -> None:
+    """Beside the reminder that ids are int64, a build has nothing to say."""
+    assert not [line for line in log if "Int64 binding" not in line]
+
+
+def test_the_log_keeps_what_tells_of_fallbacks() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx")
+    builder = EngineBuilder(trt, BuildOptions())
+    for severity, line in ((trt.ILogger.VERBOSE, "Layer x: Fallback to y"), (trt.ILogger.VERBOSE, "all is well")):
+        builder.logger.log(severity, line)
+    builder.logger.log(trt.ILogger.WARNING, "mind this")
+    assert builder.log == ["Layer x: Fallback to y", "mind this"]
+    with pytest.raises(AssertionError):
+        assert_nothing_fell_back(builder.log)
+
+
+def test_a_tiny_engine_builds_and_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from autogaze.cli import main
+
     try:
         trt = find_tensorrt()
     except ImportError as error:
@@ -142,18 +190,25 @@ def test_an_engine_builds_and_reads_back(model: AutoGaze, tmp_path: Path) -> Non
     if trt.__name__ == "tensorrt" and not torch.cuda.is_available():
         pytest.skip("the tensorrt package builds on a GPU only")
     phases: list[str] = []
-    build = BuildOptions(workspace_mib=256, timing_cache=tmp_path / "timing.cache")
-    report = export_tensorrt(model, tmp_path / "gaze.engine", OPTIONS, build, phases.append)
-    assert phases and (tmp_path / "timing.cache").stat().st_size > 0
-    words = " ".join(report.log).lower()
-    assert not [word for word in ("fallback", "unsupported", "not supported", "error") if word in words], report.log
-    file = read_engine(tmp_path / "gaze.engine")
+    model, path = AutoGaze(AutoGazeConfig.tiny()), tmp_path / "gaze.engine"
+    report = export_tensorrt(model, path, OPTIONS, BuildOptions(workspace_mib=512), phases.append)
+    assert phases and report.layers > 500
+    assert_nothing_fell_back(report.log)
+    file = read_engine(path)
     assert len(file.plan) == report.bytes and file.facts.version == trt.__version__
+    assert file.metadata == OPTIONS.metadata(model)
+    assert (file.facts.inputs, file.facts.outputs) == (
+        input_specs(model, file.metadata), output_specs(model, file.metadata))  # fmt: skip
     for spec in (*file.facts.inputs, *file.facts.outputs):
         assert spec.name.encode() in file.plan
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="needs a CUDA GPU"):
-            Engine.load(tmp_path / "gaze.engine")
+            Engine.load(path)
+    assert main(["info", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["runtime"] == f"{trt.__name__} {trt.__version__}"
+    assert facts["inputs"]["frame"] == ["batch", 3, 224, 224]
+    assert facts["metadata_autogaze.budget"] == "79"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +222,7 @@ def test_an_engine_of_base_size_builds(precision: str, tmp_path: Path) -> None:
     plan, layers = builder.build(write_graph(model, metadata).SerializeToString(), metadata)
     assert len(plan) > 5_000_000 and layers > 1000
     assert builder.specs(model, metadata) == (input_specs(model, metadata), output_specs(model, metadata))
-    assert not [line for line in builder.log if "Int64 binding" not in line], builder.log
+    assert_nothing_fell_back(builder.log)
 
 
 def test_the_footer_is_the_documented_one(fake: Path) -> None:

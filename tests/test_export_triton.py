@@ -114,7 +114,7 @@ class FakeServer:
             raw = np.frombuffer(tensor._raw_content, dtype=str(spec.dtype).removeprefix("torch."))
             tensors[spec.name] = torch.from_numpy(raw.copy()).reshape(1, *spec.shape)
         results = self.engine.allocate(session.outputs, 1)
-        session.run(tensors, results)
+        session.bind(tensors, results)()
         self.memory[sequence_id] = {key: results[f"next_{key}"] for key in STATE}
         if sequence_end:
             del self.memory[sequence_id]

@@ -25,7 +25,7 @@ LAYERS = {
     "evaluate": {"pretrain", "selectors", "report", "vit", "gaze_command"},
     "export": {"model", "tiling", "scenes", "files"},
     "gaze_command": {"tiling", "report", "gaze_file", "report_page", "video", "pretrain"},
-    "report_page": {"report", "gaze_file", "video", "vit"}, "info": {"checkpoint", "vit"},
+    "report_page": {"report", "gaze_file", "video", "vit"}, "info": {"checkpoint", "vit", "export"},
     "demo": {"gaze_command", "scenes"},
 }
 RUNS_ALL_STAGES = {"stages.py", "command.py", "pipeline.py"}  # of pretrain: `autogaze train` ends with rl

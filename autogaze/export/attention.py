@@ -37,9 +37,15 @@ class Attention:
     """Keys and values during one frame: those of the prefill, then the frame's own ids, newest in front."""
 
     def __init__(
-        self, nodes: Nodes, sizes: GraphSizes, layers: int, dtype: torch.dtype, past: Past | None, forget: bool
+        self,
+        nodes: Nodes,
+        sizes: GraphSizes,
+        heads: list[int],
+        dtype: torch.dtype,
+        past: Past | None,
+        forget: bool,
     ) -> None:
-        self.nodes, self.sizes, self.past = nodes, sizes, past
+        self.nodes, self.sizes, self.past, self.heads = nodes, sizes, past, heads
         frames = past.frames if past else 0
         self.there = frames * sizes.block + sizes.visual  # tokens after the prefill
         mask = _prefill_mask(sizes, frames, forget)
@@ -53,9 +59,10 @@ class Attention:
         columns = self._columns(dtype)
         self.prefill_bias = self._prefill_bias(columns, mask.to(dtype))
         self.step_bias = self._bias(columns, step_mask.to(dtype))
+        self._biases: dict[tuple[int, bool], Value] = {}  # of a step, by its ids so far and whether of its last row
         self.held: list[tuple[Value, Value]] = []  # a layer: keys, transposed, and values after the prefill
-        self.own: list[tuple[Value, Value] | None] = [None] * layers
-        self.new: list[list[tuple[Value, Value, Value]]] = [[] for _ in range(layers)]
+        self.own: list[tuple[Value, Value] | None] = [None] * len(heads)
+        self.new: list[list[tuple[Value, Value, Value]]] = [[] for _ in heads]
 
     def _columns(self, dtype: torch.dtype) -> Value | None:
         """What every row may not see of the past, because nothing is there: (B, f * block)."""
@@ -81,6 +88,7 @@ class Attention:
         return self.nodes.concat([own, self._bias(columns, mask[group:])], axis=2)
 
     def remember(self, layer: int, straight: Value, key: Value, value: Value) -> None:
+        """Keep what a pass adds; straight: queries and keys before rotation (B, 2 * heads, N, head_dim)."""
         self.new[layer].append((straight, key, value))
 
     def prefill(self, layer: int, query: Value, key: Value, value: Value, last: bool) -> Value:
@@ -100,17 +108,31 @@ class Attention:
         self.own[layer] = keys, values
         window_keys, window_values = self.held[layer]
         here = steps * self.sizes.group
-        bias = self.step_bias if here == self.sizes.fed else self.step_bias.cut(-1, 0, self.there + here)
         scores = self.nodes.concat([query @ window_keys, query @ keys.transpose(0, 1, 3, 2)], axis=-1)
-        weights = (scores + (bias.cut(-2, -1) if last else bias)).softmax()
+        weights = (scores + self._step_bias(here, last)).softmax()
         of_window, of_own = weights.split([self.there, here], axis=-1)
         return of_window @ window_values + of_own @ values
 
-    def blocks(self) -> tuple[list[Value], list[Value], list[Value]]:
-        """A layer: keys before rotation, keys and values of everything this frame fed, in order."""
-        joined = [[self.nodes.concat(list(parts), axis=2) for parts in zip(*layer, strict=True)] for layer in self.new]
-        straight, keys, values = zip(*joined, strict=True)
-        return list(straight), list(keys), list(values)
+    def _step_bias(self, here: int, last: bool) -> Value:
+        """The bias of a step of `here` ids so far, for all rows or for the last one; every layer shares it."""
+        if (here, last) not in self._biases:
+            whole = self.step_bias if here == self.sizes.fed else self.step_bias.cut(-1, 0, self.there + here)
+            self._biases |= {(here, False): whole, (here, True): whole.cut(-2, -1)}
+        return self._biases[here, last]
+
+    def blocks(self, straight: bool) -> tuple[list[Value], list[Value]]:
+        """A layer: keys and values of everything this frame fed, in order.
+
+        Args:
+            straight: keys without their positions.
+        """
+        keys, values = [], []
+        for heads, layer in zip(self.heads, self.new, strict=True):
+            plain, turned, value = zip(*layer, strict=True)
+            joined = self.nodes.concat(plain if straight else turned, axis=2)
+            keys.append(joined.cut(1, heads) if straight else joined)
+            values.append(self.nodes.concat(value, axis=2))
+        return keys, values
 
 
 def _prefill_mask(sizes: GraphSizes, frames: int, forget: bool) -> Tensor:

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
-    build = parser.add_argument_group("with --trt")
+    build = parser.add_argument_group("with --trt", "all but the workspace are for the tensorrt package only")
     build.add_argument("--workspace-mib", type=int, metavar="MIB", help="scratch memory in MiB (default: no limit)")
     build.add_argument("--timing-cache", type=Path, metavar="FILE", help="kernel timings, read and written")
     build.add_argument("--version-compatible", action="store_true", help="run with later TensorRT versions too")
@@ -57,6 +57,9 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    build = BuildOptions(args.workspace_mib, args.timing_cache, args.version_compatible, args.hardware)
+    if args.onnx and build != BuildOptions():
+        raise ValueError("--workspace-mib, --timing-cache, --version-compatible and --hardware go with --trt")
     options = ExportOptions(
         clip=args.clip,
         precision=args.precision,
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     )
     model = AutoGaze.from_pretrained(args.checkpoint, "cpu")
     try:
-        report = export_onnx(model, args.onnx, options) if args.onnx else _build(model, args, options)
+        report = export_onnx(model, args.onnx, options) if args.onnx else _build(model, args.trt, options, build)
     except (ParityError, BuildError) as error:
         print(f"autogaze: {error}", file=sys.stderr)
         return 2
@@ -79,9 +82,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _build(model: AutoGaze, args: argparse.Namespace, options: ExportOptions) -> EngineReport:
-    build = BuildOptions(args.workspace_mib, args.timing_cache, args.version_compatible, args.hardware)
-    return export_tensorrt(model, args.trt, options, build, lambda phase: print(f"{phase} ...", file=sys.stderr))
+def _build(model: AutoGaze, path: Path, options: ExportOptions, build: BuildOptions) -> EngineReport:
+    return export_tensorrt(model, path, options, build, lambda phase: print(f"{phase} ...", file=sys.stderr))
 
 
 def _words(report: OnnxReport | EngineReport) -> str:

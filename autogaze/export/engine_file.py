@@ -23,6 +23,11 @@ from autogaze.files import atomic_path
 MAGIC = b"AUTOGAZE"
 FOOTER = struct.Struct("<QQI8s")
 ENGINE = "engine."
+TYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool, torch.uint8)
+}
+ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,14 @@ def read_engine(path: Path) -> EngineFile:
     plan_size, text_size, checksum, _ = FOOTER.unpack(data[-FOOTER.size :])
     if plan_size + text_size + FOOTER.size != len(data) or zlib.crc32(data[: -FOOTER.size]) != checksum:
         raise FormatError(f"{path}: damaged, its parts do not add up; export it again")
-    properties = read_properties(data[plan_size : plan_size + text_size].decode())
-    metadata = Metadata.from_properties(properties, str(path))
-    return EngineFile(data[:plan_size], metadata, _read_facts(properties))
+    try:
+        properties = read_properties(data[plan_size : plan_size + text_size].decode())
+        metadata = Metadata.from_properties(properties, str(path))
+        return EngineFile(data[:plan_size], metadata, _read_facts(properties))
+    except FormatError:
+        raise
+    except (ValueError, LookupError) as error:
+        raise FormatError(f"{path}: damaged list of facts ({error}); export it again") from error
 
 
 def read_properties(text: str) -> dict[str, str]:
@@ -121,6 +131,6 @@ def _write_specs(specs: tuple[TensorSpec, ...]) -> str:
 def _read_specs(text: str) -> tuple[TensorSpec, ...]:
     specs = (part.split(":") for part in text.split(";"))
     return tuple(
-        TensorSpec(name, getattr(torch, dtype), tuple(int(n) for n in shape.split("x") if n))
+        TensorSpec(name, TYPES[dtype], tuple(int(n) for n in shape.split("x") if n))
         for name, dtype, shape in specs
     )

@@ -133,7 +133,7 @@ class _Writer:
         with nodes.scope("memory"):
             next_keys, next_values = (
                 nodes.concat([old.cut(2, sizes.block), nodes.concat(blocks, axis=1)], axis=2)
-                for old, blocks in ((keys, new.straight_keys), (values, new.values))
+                for old, blocks in ((keys, new.keys), (values, new.values))
             )
             next_places = self._forget(held, new.places)
         return [
@@ -210,12 +210,15 @@ class _Writer:
         pairs, nodes = self.metadata.calibration, self.nodes
         if not pairs:
             return requirement
-        first, last = pairs[0], pairs[-1]
-        total = nodes.op("Min", requirement - first[0], 0.0) + first[1]
-        ramps = [(a, b) for a, b in zip(pairs, pairs[1:], strict=False) if a[1] != b[1]]
-        for (left, low), (right, high) in ramps:
-            total = total + nodes.op("Clip", requirement - left, 0.0, right - left) * ((high - low) / (right - left))
-        return total + nodes.op("Max", requirement - last[0], 0.0)
+        (first, low), (last, _) = pairs[0], pairs[-1]
+        threshold = nodes.op("Min", requirement - first, 0.0) + low + nodes.op("Max", requirement - last, 0.0)
+        if len(pairs) == 1:
+            return threshold
+        asked, thresholds = torch.tensor(pairs, dtype=torch.float64).T
+        width = asked.diff()
+        climbed = nodes.op("Max", requirement.unsqueeze(-1) - asked[:-1].float(), 0.0)
+        ramps = nodes.op("Min", climbed, width.float()) * (thresholds.diff() / width).float()
+        return threshold + ramps.sum(-1)
 
 
 def frames_shape(metadata: Metadata) -> tuple[int, int, int]:

@@ -75,10 +75,12 @@ class FrameDecoder:
             past: None at a clip's first frame.
             count, places: of `new_places`.
             rotations: of the prefill's tokens, then of every later step's.
-            forget: whether the oldest frame leaves the window (only the last group before still sees it).
+            forget: whether the oldest frame leaves the window (only the last group before still sees it); positions
+                then change from call to call, so keys are handed on without them.
         """
         nodes, sizes = self.nodes, self.sizes
-        attention = Attention(nodes, sizes, len(self.weights.layers), self.dtype, past, forget)
+        heads = [layer.heads for layer in self.weights.layers]
+        attention = Attention(nodes, sizes, heads, self.dtype, past, forget)
         with nodes.scope("prefill"):
             x = visual
             if past is not None:
@@ -101,7 +103,7 @@ class FrameDecoder:
             others_go_on = (groups < longest) & in_step
             block = self._block_places(count, places, groups, last, others_go_on)
             last_ids = nodes.where(others_go_on & (last.kept < last.decoded), sizes.patches, last.ids)
-        return FrameValues(*gaze, block, last_ids, *attention.blocks())
+        return FrameValues(*gaze, block, last_ids, *attention.blocks(straight=forget))
 
     def _block_places(self, count: Value, places: Value, groups: Value, last: LastGroup, others_go_on: Value) -> Value:
         """Positions of everything that the frame adds (B, block), -1 where nothing is.
@@ -136,12 +138,12 @@ class FrameDecoder:
     def _project(
         self, x: Value, layer: LayerWeights, rotation: tuple[Value, Value]
     ) -> tuple[Value, Value, Value, Value]:
-        """Query and key with positions, key without, value: (B, heads, N, head_dim)."""
+        """Query and key with positions, both together without, value: (B, heads or 2 * heads, N, head_dim)."""
         heads, width = layer.heads, layer.project.shape[1] // (5 * layer.heads)
         projected = (self._norm(x, layer.norm_attention) @ layer.project).reshape(0, 0, 5 * heads, width)
         straight, turned, value = projected.transpose(0, 2, 1, 3).split([2 * heads, 2 * heads, heads], axis=1)
         query, key = (straight * rotation[0] + turned * rotation[1]).split([heads, heads], axis=1)
-        return query, key, straight.cut(1, heads), value
+        return query, key, straight, value
 
     def _finish(self, x: Value, mixed: Value, layer: LayerWeights) -> Value:
         """Output projection and MLP with their residuals; mixed: (B, heads, N, head_dim)."""

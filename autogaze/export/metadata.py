@@ -13,6 +13,7 @@ from autogaze.preprocess import Preprocessor
 
 FORMAT = 1  # of files written here; readers refuse newer ones
 PREFIX = "autogaze."
+_WORDS = {"kind": ("frame", "clip"), "precision": ("fp32", "fp16", "bf16"), "pixels": ("float32", "uint8")}
 
 
 class FormatError(ValueError):
@@ -44,6 +45,14 @@ class Metadata:
     offset: bool
     resample: str
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        for name, known in _WORDS.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+        sizes = (*self.scales, self.patch_size, self.group, self.budget, self.frames, *self.batch, *self.input_size)
+        if min(sizes) < 1 or len(self.batch) != 2 or len(self.input_size) != 2 or self.batch[0] > self.batch[1]:
+            raise ValueError("a size is not positive, or a pair is none")
 
     @property
     def grid(self) -> PatchGrid:

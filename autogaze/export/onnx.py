@@ -52,7 +52,7 @@ class ExportOptions:
         """What the file will say about itself."""
         config, side = model.config, model.config.scales[-1]
         ratio = config.gazing_ratio if self.gazing_ratio is None else self.gazing_ratio
-        frames = self.frames or config.max_num_frames
+        frames = config.max_num_frames if self.frames is None else self.frames
         if not 1 <= frames <= config.max_num_frames:
             raise ValueError(
                 f"a clip has 1 to {config.max_num_frames} frames, which is what the model remembers, got {frames}"
@@ -90,16 +90,37 @@ def export_onnx(model: AutoGaze, path: str | Path, options: ExportOptions | None
         path: ends in `.onnx`.
 
     Raises:
-        ValueError: on options that do not fit the model.
+        ValueError: on options that do not fit the model, or another suffix.
+        OSError: if the file cannot be written there; found out before any work.
         ParityError: if the file does not choose what PyTorch chooses.
     """
-    path = Path(path)
-    if path.suffix != ".onnx":
-        raise ValueError(f"an ONNX file must end in .onnx, got {path}")
+    path = check_target(path, (".onnx",))
     graph, metadata, parity = checked_graph(model, options or ExportOptions())
     with atomic_path(path) as temporary:
         onnx.save(graph, str(temporary))
     return OnnxReport(str(path), len(graph.graph.node), graph.opset_import[0].version, metadata, parity)
+
+
+def check_target(path: str | Path, suffixes: tuple[str, ...]) -> Path:
+    """A path that can be written, asked before minutes of work; missing folders are made.
+
+    Raises:
+        ValueError: on another suffix.
+        OSError: naming the path that was asked for.
+    """
+    path = Path(path)
+    if path.suffix not in suffixes:
+        raise ValueError(f"expected a file that ends in {' or '.join(suffixes)}, got {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        why = f"{path.parent} is not a folder" if isinstance(error, FileExistsError) else error.strerror
+        raise OSError(f"cannot write {path}: {why}") from error
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    return path
 
 
 def checked_graph(model: AutoGaze, options: ExportOptions) -> tuple[onnx.ModelProto, Metadata, dict[int, Parity]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autogaze.export.cuda_stream import named_stream, working_in
+from autogaze.export.cuda_stream import WorkStream, cuda_device
 from autogaze.export.metadata import FormatError, Metadata
 from autogaze.export.tensors import TensorSpec
 
@@ -44,10 +47,10 @@ class OrtSession:
     def __init__(
         self, path: Path, device: torch.device | str | None, stream: Any, cuda_graph: bool, threads: int | None
     ) -> None:
-        self.device, self.cuda_graph = _pick_device(device), cuda_graph
-        self.stream = named_stream(stream, self.device)
+        self.device, self.cuda_graph, self._graphs = _pick_device(device), cuda_graph, count(1)
         if cuda_graph and self.device.type != "cuda":
             raise ValueError("a CUDA graph needs a CUDA device")
+        self._work = WorkStream(stream, self.device) if self.device.type == "cuda" else None
         options = ort.SessionOptions()
         options.enable_mem_reuse = False  # its planner takes time quadratic in the nodes, and the arena reuses anyway
         options.log_severity_level = 3
@@ -58,30 +61,44 @@ class OrtSession:
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
-    def run(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], graph: int | None = None) -> None:
-        """See `Session.run`."""
+    def bind(
+        self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], repeated: bool = False
+    ) -> Callable[[], None]:
+        """See `Session.bind`."""
         binding, place = self._session.io_binding(), (self.device.type, self.device.index or 0)
         for name, tensor in inputs.items():
             binding.bind_input(name, *place, _NUMBERS[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
         for name, tensor in outputs.items():
             binding.bind_output(name, *place, _NUMBERS[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
-        options = ort.RunOptions()
+        options, keep = ort.RunOptions(), (inputs, outputs)  # the binding holds bare addresses
         if self.device.type == "cuda":
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-            options.add_run_config_entry("gpu_graph_id", str(graph) if self.cuda_graph and graph else "-1")
-        self._session.run_with_iobinding(binding, options)
+            # every call that is repeated has a graph of its own; -1 runs without one
+            graph = next(self._graphs) if self.cuda_graph and repeated else -1
+            options.add_run_config_entry("gpu_graph_id", str(graph))
+
+        def call(keep: Any = keep) -> None:
+            self._session.run_with_iobinding(binding, options)
+
+        return call
 
     def scope(self) -> Any:
         """See `Session.scope`."""
-        return working_in(self.stream)
+        return nullcontext() if self._work is None else self._work.scope()
+
+    def hand_over(self, tensors: Iterable[Tensor]) -> None:
+        """See `Session.hand_over`."""
+        if self._work is not None:
+            self._work.hand_over(tensors)
 
     def _providers(self) -> list[Any]:
-        if self.stream is None:
+        if self._work is None:
             return ["CPUExecutionProvider"]
         settings = {
             "device_id": str(self.device.index or 0),
-            "user_compute_stream": str(self.stream.cuda_stream),
+            "user_compute_stream": str(self._work.stream.cuda_stream),
             "use_tf32": "0",
+            "cudnn_conv_algo_search": "HEURISTIC",  # timing them would let two sessions round differently
             "enable_cuda_graph": "1" if self.cuda_graph else "0",
         }
         return [(CUDA, settings), "CPUExecutionProvider"]
@@ -125,7 +142,7 @@ def _pick_device(device: torch.device | str | None) -> torch.device:
         raise ValueError(
             f"no CUDA device for ONNX Runtime {ort.__version__}: use device='cpu', or install onnxruntime-gpu"
         )
-    return device
+    return cuda_device(device) if device.type == "cuda" else device
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from autogaze.export.nodes import Nodes, Value
-from autogaze.preprocess import _WEIGHT_BITS, Preprocessor, _taps
+from autogaze.preprocess import WEIGHT_BITS, Preprocessor, filter_taps
 
-HALF = 1 << (_WEIGHT_BITS // 2)
+HALF = 1 << (WEIGHT_BITS // 2)
 
 
 def resized(
@@ -41,7 +41,7 @@ def normalised(nodes: Nodes, frames: Value, preprocessor: Preprocessor) -> Value
 
 def _halves(source: int, target: int, resample: str) -> Tensor:
     """(2 * target, source) float32: upper, then lower halves of the fixed-point weights of a pass."""
-    first, weights = _taps(source, target, resample)
+    first, weights = filter_taps(source, target, resample)
     matrix = torch.zeros(target, source + weights.shape[1], dtype=torch.int64)
     matrix.scatter_(1, first[:, None] + torch.arange(weights.shape[1]), weights.long())
     matrix = matrix[:, :source]  # the weights beyond the edge are 0

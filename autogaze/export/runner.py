@@ -7,6 +7,7 @@ stream's memory never leaves that device.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,12 +16,11 @@ import torch
 from torch import Tensor
 
 from autogaze.decoding.request import PerFrame, Request, make_request
+from autogaze.export.engine_file import ENGINE_SUFFIXES
 from autogaze.export.metadata import FormatError, Metadata
 from autogaze.export.tensors import GAZE, STATE, TensorSpec
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
-
-ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 class Session(Protocol):
@@ -31,15 +31,22 @@ class Session(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def run(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], graph: int | None = None) -> None:
-        """Fill `outputs` from `inputs`, all contiguous on `device`, in the session's CUDA stream.
+    def bind(
+        self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], repeated: bool = False
+    ) -> Callable[[], None]:
+        """A call that fills `outputs` from `inputs`, all contiguous on `device`; make it within `scope`.
 
-        `graph` names a CUDA graph: a call with the same name has the same tensors.
+        Args:
+            repeated: the call is worth a CUDA graph.
         """
         ...
 
     def scope(self) -> Any:
         """A context in which torch works in the session's CUDA stream."""
+        ...
+
+    def hand_over(self, tensors: Iterable[Tensor]) -> None:
+        """Say, outside `scope`, that the caller gets these tensors, which were made within."""
         ...
 
 
@@ -49,7 +56,6 @@ class Engine:
     def __init__(self, session: Session) -> None:
         self.session, self.metadata, self.device = session, session.metadata, session.device
         self.grid: PatchGrid = session.metadata.grid
-        self._graphs = 0
         self._own: EngineStream | None = None  # of `generate`, kept so that a CUDA graph is captured once
 
     @classmethod
@@ -66,7 +72,8 @@ class Engine:
         Args:
             path: what `autogaze export` wrote: .onnx, or .engine (.plan, .trt).
             device: "cpu", "cuda" or "cuda:1"; by default the GPU if the file can be run there, else the CPU.
-            stream: CUDA stream to work in: a `torch.cuda.Stream` or its handle; torch's current one by default.
+            stream: CUDA stream to work in: a `torch.cuda.Stream` or its handle. What the results are used for must
+                come after it. By default a stream of its own, which torch's current stream waits for.
             cuda_graph: capture each stream's call once and replay it (ONNX Runtime on CUDA).
             threads: CPU threads of ONNX Runtime; its own choice by default.
 
@@ -109,7 +116,10 @@ class Engine:
             part = slice(start, min(start + largest, len(video)))
             decode = self._clip if self.metadata.kind == "clip" else self._frames
             parts.append(decode(video[part], _asked(request, part)))
-        return self._gaze({name: torch.cat([part[name] for part in parts]) for name in GAZE})
+        with self.session.scope():
+            joined = {name: torch.cat([part[name] for part in parts]) for name in GAZE}
+        self.session.hand_over(joined.values())
+        return Gaze(joined["ids"], joined["chosen"], self.grid, joined["task_loss"])
 
     def stream(
         self,
@@ -126,11 +136,6 @@ class Engine:
         request = self._request(batch, 1, gazing_ratio, task_loss_requirement)
         return EngineStream(self, {name: value[:, 0] for name, value in _asked(request, slice(None)).items()}, batch)
 
-    def new_graph(self) -> int:
-        """A name for one more CUDA graph."""
-        self._graphs += 1
-        return self._graphs
-
     def allocate(self, specs: tuple[TensorSpec, ...], batch: int) -> dict[str, Tensor]:
         """Zeroed tensors for inputs or outputs."""
         with self.session.scope():
@@ -144,10 +149,12 @@ class Engine:
             self._own = EngineStream(self, {name: value[:, 0] for name, value in asked.items()}, padded)
         stream = self._own
         stream.reset()
-        steps = [
-            stream.run(video[:, t], {name: value[:, t] for name, value in asked.items()}) for t in range(video.shape[1])
-        ]
         with self.session.scope():
+            asked = {name: value.to(self.device) for name, value in asked.items()}
+            steps = [
+                stream.run(video[:, t], {name: value[:, t] for name, value in asked.items()})
+                for t in range(video.shape[1])
+            ]
             return {name: torch.stack([step[name] for step in steps], 1)[:batch] for name in GAZE}
 
     def _clip(self, video: Tensor, asked: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -159,6 +166,8 @@ class Engine:
         padded = max(batch, self.metadata.batch[0])
         with self.session.scope():
             values = {self.session.inputs[0].name: video, **asked}
+            if video.is_cuda:
+                video.record_stream(torch.cuda.current_stream(video.device))
             tensors = {
                 spec.name: _grow(
                     _grow(values[spec.name].to(self.device, spec.dtype), padded), frames, dim=1
@@ -166,11 +175,8 @@ class Engine:
                 for spec in self.session.inputs
             }
             outputs = self.allocate(self.session.outputs, padded)
-            self.session.run(tensors, outputs)
+            self.session.bind(tensors, outputs)()
             return {name: outputs[name][:batch, :count] for name in GAZE}
-
-    def _gaze(self, values: dict[str, Tensor]) -> Gaze:
-        return Gaze(values["ids"], values["chosen"], self.grid, values["task_loss"])
 
     def _pixels(self, pixels: Any, ndim: int) -> Tensor:
         """Pixels as the file takes them; uint8 frames are preprocessed outside if the file does not do it."""
@@ -185,8 +191,10 @@ class Engine:
         if tensor.ndim != ndim or tuple(tensor.shape[-3:]) != shape or not dtype_fits or 0 in tensor.shape:
             lead = "B, T, " if ndim == 5 else "B, "
             wanted = "uint8" if uint8 else "float"
+            advice = "; for frames of another size export with --uint8 HxW" if tensor.ndim == ndim else ""
             raise ValueError(
-                f"expected {wanted} ({lead}{', '.join(map(str, shape))}), got {tensor.dtype} {tuple(tensor.shape)}"
+                f"expected {wanted} ({lead}{', '.join(map(str, shape))}), "
+                f"got {tensor.dtype} {tuple(tensor.shape)}{advice}"
             )
         return tensor if uint8 else tensor.float()
 
@@ -216,15 +224,29 @@ class EngineStream:
     """Streams side by side, one frame of each at a time, with their memory on the device."""
 
     def __init__(self, engine: Engine, asked: dict[str, Tensor], batch: int) -> None:
-        self.engine, self.asked, self.batch = engine, asked, batch
+        self.engine, self.batch = engine, batch
         session = engine.session
         self._pixels_name = session.inputs[0].name
         self._inputs = engine.allocate(tuple(spec for spec in session.inputs if spec.name not in STATE), batch)
         state = tuple(spec for spec in session.inputs if spec.name in STATE)
         self._memory = [engine.allocate(state, batch), engine.allocate(state, batch)]  # read one, write the other
-        self._results = [engine.allocate(tuple(s for s in session.outputs if s.name in GAZE), batch) for _ in range(2)]
-        self._graphs = (engine.new_graph(), engine.new_graph())
+        gaze = tuple(spec for spec in session.outputs if spec.name in GAZE)
+        self._results = [engine.allocate(gaze, batch), engine.allocate(gaze, batch)]
+        self._calls = [self._bind(turn) for turn in range(2)]
         self.frame = 0  # frames seen
+        with session.scope():
+            self._fill(asked)
+
+    def _bind(self, turn: int) -> Callable[[], None]:
+        """The call of every second frame."""
+        after = {f"next_{name}": tensor for name, tensor in self._memory[1 - turn].items()}
+        return self.engine.session.bind(self._inputs | self._memory[turn], self._results[turn] | after, repeated=True)
+
+    def _fill(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self._inputs[name].copy_(value, non_blocking=True)
+            if value.is_cuda:
+                value.record_stream(torch.cuda.current_stream(value.device))
 
     def reset(self) -> None:
         """Forget everything: the next frame opens a new clip."""
@@ -238,7 +260,8 @@ class EngineStream:
         """Choose patches of the next frame.
 
         Args:
-            frame: (B, 3, H, W) float32, preprocessed, or (B, H, W, 3) uint8 RGB.
+            frame: (B, 3, H, W) float32, preprocessed, or (B, H, W, 3) uint8 RGB. On a GPU, a frame in pinned memory
+                must stay as it is until the gaze was read.
 
         Returns:
             Gaze of (B, 1, budget).
@@ -246,22 +269,22 @@ class EngineStream:
         pixels = self.engine._pixels(frame, 4)
         if len(pixels) != self.batch:
             raise ValueError(f"this stream takes {self.batch} frames side by side, got {len(pixels)}")
-        values = self.run(pixels, self.asked)
+        with self.engine.session.scope():
+            values = self.run(pixels)
+        self.engine.session.hand_over(values.values())
         return Gaze(values["ids"][:, None], values["chosen"][:, None], self.engine.grid, values["task_loss"][:, None])
 
-    def run(self, pixels: Tensor, asked: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One call of the file: `GAZE` by name, each (B, ...), new tensors."""
-        session, turn = self.engine.session, self.frame % 2
-        memory, after, results = self._memory[turn], self._memory[1 - turn], self._results[turn]
-        with session.scope():
-            for name, value in {self._pixels_name: pixels, **asked}.items():
-                self._inputs[name].copy_(value, non_blocking=True)
-                if value.is_cuda:
-                    value.record_stream(torch.cuda.current_stream(value.device))
-            outputs = results | {f"next_{name}": tensor for name, tensor in after.items()}
-            session.run(self._inputs | memory, outputs, self._graphs[turn])
-            self.frame += 1
-            return {name: tensor.clone() for name, tensor in results.items()}
+    def run(self, pixels: Tensor, asked: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """One call of the file, within the session's scope: `GAZE` by name, each (B, ...), new tensors.
+
+        Args:
+            asked: of this frame and those after it; None: as before.
+        """
+        turn = self.frame % 2
+        self._fill({self._pixels_name: pixels, **(asked or {})})
+        self._calls[turn]()
+        self.frame += 1
+        return {name: tensor.clone() for name, tensor in self._results[turn].items()}
 
 
 def _asked(request: Request, part: slice) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ class LastGroup:
 
 @dataclass(frozen=True, eq=False)
 class FrameValues:
-    """What a frame adds: its gaze and, a layer, its block of keys before rotation, keys and values."""
+    """What a frame adds: its gaze and, a layer, its block of keys and values."""
 
     ids: Value  # (B, budget) int64, 0 where not chosen
     chosen: Value  # (B, budget) bool
@@ -77,6 +77,5 @@ class FrameValues:
     count: Value  # (B,) int32
     places: Value  # (B, block) float32
     last_ids: Value  # (B, K) int64
-    straight_keys: list[Value]  # (B, heads, block, head_dim), in the order of the memory
-    keys: list[Value]
+    keys: list[Value]  # (B, heads, block, head_dim), in the order of the memory; before rotation in a frame graph
     values: list[Value]

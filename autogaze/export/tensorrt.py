@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 
-from autogaze.export.engine_file import EngineFacts, read_engine, torch_type, write_engine
+from autogaze.export.engine_file import ENGINE_SUFFIXES, EngineFacts, read_engine, torch_type, write_engine
 from autogaze.export.forms import input_specs, output_specs
 from autogaze.export.metadata import Metadata
-from autogaze.export.onnx import ExportOptions, check_file, checked_graph
+from autogaze.export.onnx import ExportOptions, check_file, check_target, checked_graph
 from autogaze.export.parity import Parity, ParityError
-from autogaze.export.runner import ENGINE_SUFFIXES
 from autogaze.export.tensors import TensorSpec
 from autogaze.files import atomic_path
 from autogaze.model import AutoGaze
@@ -27,6 +26,8 @@ from autogaze.model import AutoGaze
 PACKAGES = ("tensorrt", "tensorrt_rtx")
 INSTALL = "TensorRT is not installed: pip install tensorrt (data-centre GPUs) or pip install 'autogaze[trt]' (RTX GPUs)"
 HARDWARE = {"this": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
+# a layer that runs elsewhere or slower than it should is told of at any severity
+TELLING = ("fallback", "fall back", "unsupported", "not supported")
 
 
 class BuildError(RuntimeError):
@@ -61,7 +62,7 @@ class EngineReport:
     metadata: Metadata
     graph_parity: dict[int, Parity]  # of the graph in ONNX Runtime, by batch size
     engine_parity: dict[int, Parity] | None  # of the engine itself; None where there is no GPU to run it
-    log: tuple[str, ...]  # warnings and errors of the build
+    log: tuple[str, ...]  # the build's warnings, errors, and whatever it says of fallbacks and support
 
 
 def find_tensorrt() -> Any:
@@ -100,12 +101,9 @@ def export_tensorrt(
         BuildError: if TensorRT refuses the graph.
         ParityError: if the file does not choose what PyTorch chooses.
     """
-    options, build, path = options or ExportOptions(), build or BuildOptions(), Path(path)
-    if path.suffix not in ENGINE_SUFFIXES:
-        raise ValueError(f"an engine must end in {', '.join(ENGINE_SUFFIXES)}, got {path}")
-    trt = find_tensorrt()
+    options, build, trt = options or ExportOptions(), build or BuildOptions(), find_tensorrt()
+    path, builder = check_target(path, ENGINE_SUFFIXES), EngineBuilder(trt, build, progress)
     graph, metadata, graph_parity = checked_graph(model, options)
-    builder = EngineBuilder(trt, build, progress)
     plan, layers = builder.build(graph.SerializeToString(), metadata)
     facts = EngineFacts(
         trt.__name__, trt.__version__, builder.hardware(), build.version_compatible, *builder.specs(model, metadata)
@@ -127,10 +125,11 @@ class EngineBuilder:
     def __init__(self, trt: Any, options: BuildOptions, progress: Callable[[str], None] | None = None) -> None:
         self.trt, self.options, self.progress = trt, options, progress
         self.is_rtx = trt.__name__ == "tensorrt_rtx"
-        if self.is_rtx and (options.hardware != "this" or options.version_compatible):
+        if self.is_rtx and (options.hardware != "this" or options.version_compatible or options.timing_cache):
             raise ValueError(
-                "tensorrt_rtx engines run on every RTX GPU from Ampere on, with the version that built them: "
-                "hardware and version compatibility are options of the tensorrt package"
+                "tensorrt_rtx engines run on every RTX GPU from Ampere on, with the version that built them, and "
+                "kernels are chosen there: hardware, version compatibility and timing cache are options of the "
+                "tensorrt package"
             )
         if not self.is_rtx and not torch.cuda.is_available():
             raise ValueError("the tensorrt package builds on the GPU that it builds for, and there is none here")
@@ -219,7 +218,7 @@ def _logger(trt: Any, log: list[str]) -> Any:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.WARNING:
+            if severity <= trt.ILogger.Severity.WARNING or any(word in message.lower() for word in TELLING):
                 log.append(message)
 
     return Collect()

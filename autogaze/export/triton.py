@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from autogaze.export.engine_file import ENGINE_SUFFIXES, read_engine
 from autogaze.export.metadata import Metadata
-from autogaze.export.runner import ENGINE_SUFFIXES
 from autogaze.export.tensors import GAZE, STATE, TensorSpec
 
 NAME = "autogaze"
@@ -49,8 +49,6 @@ def write_repository(path: Path, folder: Path, name: str = NAME) -> Path:
         (fresh / "1").mkdir()
         engine = path.suffix in ENGINE_SUFFIXES
         if engine:  # Triton wants the bare plan
-            from autogaze.export.engine_file import read_engine
-
             (fresh / "1" / "model.plan").write_bytes(read_engine(path).plan)
         else:
             shutil.copyfile(path, fresh / "1" / "model.onnx")
@@ -116,8 +114,6 @@ def _tensor(kind: str, spec: TensorSpec) -> str:
 
 def _describe(path: Path) -> tuple[Metadata, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     if path.suffix in ENGINE_SUFFIXES:
-        from autogaze.export.engine_file import read_engine
-
         file = read_engine(path)
         return file.metadata, file.facts.inputs, file.facts.outputs
     from autogaze.export.runner import Engine

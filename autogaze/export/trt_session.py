@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autogaze.export.cuda_stream import named_stream, working_in
+from autogaze.export.cuda_stream import WorkStream, cuda_device
 from autogaze.export.engine_file import EngineFile, read_engine, torch_type
 from autogaze.export.metadata import FormatError
 from autogaze.export.tensors import TensorSpec
@@ -21,38 +22,56 @@ class TrtSession:
     def __init__(self, path: Path, device: torch.device | str | None, stream: Any) -> None:
         file = read_engine(path)  # first: a damaged file is refused wherever it is opened
         self.metadata = file.metadata
-        trt = _runtime_package(path, file)
+        trt, facts = _runtime_package(path, file), file.facts
+        if facts.version != trt.__version__ and not facts.version_compatible:
+            raise ValueError(
+                f"{path}: built with {facts.runtime} {facts.version}, this is {trt.__version__}; export it again, or "
+                "install that version"
+            )
         if not torch.cuda.is_available():
             raise ValueError(f"{path}: a TensorRT engine needs a CUDA GPU; export ONNX to run on a CPU")
-        self.device = torch.device(device or "cuda")
-        if self.device.type != "cuda":
-            raise ValueError(f"{path}: a TensorRT engine runs on cuda, got device {self.device}")
-        self.stream = named_stream(stream, self.device)
+        if torch.device(device or "cuda").type != "cuda":
+            raise ValueError(f"{path}: a TensorRT engine runs on cuda, got device {device}")
+        self.device = cuda_device(torch.device(device or "cuda"))
+        self._work = WorkStream(stream, self.device)
         with torch.cuda.device(self.device):
             self._logger = trt.Logger(trt.Logger.ERROR)
             self._runtime = trt.Runtime(self._logger)
             self._engine = self._runtime.deserialize_cuda_engine(file.plan)
             if self._engine is None:
-                raise ValueError(f"{path}: {_why_not(trt, file)}")
+                here = "sm_{}{}".format(*torch.cuda.get_device_capability())
+                raise ValueError(
+                    f"{path}: built for {facts.hardware} with {facts.runtime} {facts.version}, cannot run on {here}; "
+                    "export it again here"
+                )
             self._context = self._engine.create_execution_context()
         self.inputs, self.outputs = _specs(trt, self._engine)
         if (self.inputs, self.outputs) != (file.facts.inputs, file.facts.outputs):
             raise FormatError(f"{path}: the plan's inputs and outputs are not those that the file names")
 
-    def run(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], graph: int | None = None) -> None:
-        """See `Session.run`."""
-        for name, tensor in inputs.items():
-            self._context.set_input_shape(name, tuple(tensor.shape))
-            self._context.set_tensor_address(name, tensor.data_ptr())
-        for name, tensor in outputs.items():
-            self._context.set_tensor_address(name, tensor.data_ptr())
-        assert self.stream is not None
-        if not self._context.execute_async_v3(self.stream.cuda_stream):
-            raise RuntimeError("TensorRT could not run the engine; its log on stderr says why")
+    def bind(
+        self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], repeated: bool = False
+    ) -> Callable[[], None]:
+        """See `Session.bind`; all calls share one execution context, so each names its tensors anew."""
+
+        def call() -> None:
+            for name, tensor in inputs.items():
+                self._context.set_input_shape(name, tuple(tensor.shape))
+                self._context.set_tensor_address(name, tensor.data_ptr())
+            for name, tensor in outputs.items():
+                self._context.set_tensor_address(name, tensor.data_ptr())
+            if not self._context.execute_async_v3(self._work.stream.cuda_stream):
+                raise RuntimeError("TensorRT could not run the engine; its log on stderr says why")
+
+        return call
 
     def scope(self) -> Any:
         """See `Session.scope`."""
-        return working_in(self.stream)
+        return self._work.scope()
+
+    def hand_over(self, tensors: Iterable[Tensor]) -> None:
+        """See `Session.hand_over`."""
+        self._work.hand_over(tensors)
 
 
 def _runtime_package(path: Path, file: EngineFile) -> Any:
@@ -62,16 +81,6 @@ def _runtime_package(path: Path, file: EngineFile) -> Any:
     except ModuleNotFoundError as error:
         name = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}.get(facts.runtime, facts.runtime)
         raise ImportError(f"{path}: this engine needs {facts.runtime}: pip install {name}=={facts.version}") from error
-
-
-def _why_not(trt: Any, file: EngineFile) -> str:
-    facts = file.facts
-    here = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    if facts.version != trt.__version__ and not facts.version_compatible:
-        return f"built with {facts.runtime} {facts.version}, this is {trt.__version__}; export it again"
-    return (
-        f"built for {facts.hardware} with {facts.runtime} {facts.version}, cannot run on {here}; export it again here"
-    )
 
 
 def _specs(trt: Any, engine: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
