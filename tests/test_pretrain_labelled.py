@@ -66,6 +66,16 @@ def test_draws_are_of_their_index_and_of_recorded_clips(clips: LabelledClips) ->
                                                         colourless(flipped(clips.labels[0].recipe))}
 
 
+def test_of_two_labels_of_a_clip_the_last_counts(clips: LabelledClips) -> None:
+    first = clips.labels[0]
+    later = replace(first, ids=np.array([3, 2, 1]))
+    other = replace(first, recipe=replace(first.recipe, start=1))
+    mixed = LabelledClips(clips.index.folder, clips.index.folder, PretrainRecipe(frames=2, photo_share=0.0), 2,
+                          labels=[first, other, later], grid=GRID)
+    assert [label.ids.tolist() for label in mixed.labels] == [[3, 2, 1], [0, 69, 5]]
+    assert {mixed.recipe(0, k).start for k in range(2)} == {first.recipe.start, 1}
+
+
 def test_no_labels_is_refused(clips: LabelledClips) -> None:
     with pytest.raises(ValueError, match="no labels"):
         LabelledClips(clips.index.folder, clips.index.folder, PretrainRecipe(frames=2), 2, labels=[], grid=GRID)

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -15,11 +17,12 @@ from autogaze.pretrain import labels as labels_module
 from autogaze.pretrain.clips import ClipRecipe
 from autogaze.pretrain.data import ClipData
 from autogaze.pretrain.greedy import GreedySettings
-from autogaze.pretrain.label_file import Label, read_labels, read_provenance, to_gaze, write_labels
+from autogaze.pretrain.label_file import Label, read_labels, read_provenance, read_shards, to_gaze, write_labels
 from autogaze.pretrain.labels import LabelSettings, draw_budgets, join_shards, make_labels
 from autogaze.pretrain.published_labels import import_published
 from autogaze.pretrain.reconstructor import Reconstructor, ReconstructorConfig
-from autogaze.video import write_video
+from autogaze.selectors.difference import DifferenceSelector
+from autogaze.video import VideoError, write_video
 
 CONFIG = ReconstructorConfig(scales=(16, 32, 64), width=16, depth=1, heads=1, mlp_ratio=1)
 SETTINGS = LabelSettings(clips=5, batch_clips=2, mean_ratio=0.1, greedy=GreedySettings(candidates=4, picks=2))
@@ -95,6 +98,70 @@ def test_several_processes_make_the_same_labels(model: Reconstructor, data: Clip
         make_labels(model, data, tmp_path / "labels.parquet", SETTINGS, rank=rank, world=2)
     joined = join_shards(tmp_path / "labels.parquet")
     assert all(same(a, b) for a, b in zip(whole, joined, strict=True))
+
+
+def test_gaps_that_a_search_ended_by_time_leaves_are_filled_later(model: Reconstructor, data: ClipData,
+                                                                 tmp_path: Path) -> None:
+    whole, path = make_labels(model, data, tmp_path / "whole.parquet", SETTINGS), tmp_path / "labels.parquet"
+    make_labels(model, data, path, SETTINGS, rank=0, world=2, progress=lambda *_: True)
+    (tmp_path / "labels.shards" / "00000.parquet").unlink()  # shard 2 is there, 0 and 1 are not
+    (tmp_path / "labels.shards" / ".00001.x1y2.parquet").write_bytes(b"PAR1 killed while it was written")
+    joined = join_shards(path)
+    assert [shard.number for shard in read_shards(path)] == [2] and same(joined[0], whole[4])
+    done: list[int] = []
+    for rank in range(2):
+        make_labels(model, data, path, SETTINGS, rank=rank, world=2, progress=lambda n, _: done.append(n))
+    assert done == [3, 2], "of rank 0 (shards 0 and 2: 3 clips) one shard was there"
+    assert all(same(a, b) for a, b in zip(whole, join_shards(path), strict=True))
+    assert [shard.number for shard in read_shards(path)] == [0, 1, 2]
+    assert not (tmp_path / "labels.shards").exists()
+
+
+def test_a_file_that_knows_no_shards_is_gone_on_with(model: Reconstructor, data: ClipData, tmp_path: Path) -> None:
+    whole, path = make_labels(model, data, tmp_path / "whole.parquet", SETTINGS), tmp_path / "labels.parquet"
+    provenance = read_provenance(tmp_path / "whole.parquet")
+    schema = pa.schema([("recipe", pa.string()), ("counts", pa.list_(pa.int32())), ("ids", pa.list_(pa.int16())),
+                        ("losses", pa.list_(pa.float32()))], metadata={"autogaze": json.dumps(provenance)})
+    rows = [{"recipe": label.recipe.to_json(), "counts": label.counts, "ids": label.ids, "losses": label.losses}
+            for label in whole[:3]]
+    pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    assert [(shard.number, shard.asked) for shard in read_shards(path)] == [(0, 2), (1, 1)]
+    assert all(same(a, b) for a, b in zip(whole, make_labels(model, data, path, SETTINGS), strict=True))
+
+
+def test_cheap_labels_are_the_difference_selector_s_and_tell_the_last_loss(model: Reconstructor, data: ClipData,
+                                                                           tmp_path: Path) -> None:
+    settings = replace(SETTINGS, mode="difference")
+    labels = make_labels(model, data, tmp_path / "labels.parquet", settings)
+    assert read_provenance(tmp_path / "labels.parquet")["mode"] == "difference"
+    with pytest.raises(ValueError, match="made with other settings"):
+        make_labels(model, data, tmp_path / "labels.parquet", SETTINGS)
+    video = data.render([label.recipe for label in labels]).video
+    gaze, after = to_gaze(labels, CONFIG.grid)
+    wanted = DifferenceSelector(CONFIG.grid).choose(video, gaze.counts, torch.zeros(video.shape[:2], dtype=torch.bool))
+    assert torch.equal(gaze.ids, wanted.ids) and torch.equal(gaze.chosen, wanted.chosen)
+    with torch.no_grad():
+        loss = model(video, gaze).loss
+    torch.testing.assert_close(after.gather(2, gaze.counts[..., None] - 1)[..., 0], loss)
+    assert int(after.isfinite().sum()) == gaze.counts.numel(), "the losses before the last choice are not known"
+
+
+def test_a_clip_that_cannot_be_decoded_is_left_out_and_not_tried_again(model: Reconstructor, tmp_path: Path,
+                                                                        data: ClipData) -> None:
+    class Gone(ClipData):
+        def _rendered(self, recipe: ClipRecipe) -> torch.Tensor:
+            if recipe.name.endswith("1.mp4"):
+                raise VideoError(f"{recipe.name} is gone")
+            return super()._rendered(recipe)
+
+    gone = Gone(data.index.folder, frames=3, size=64, batch_clips=2, resident_gib=0)
+    labels = make_labels(model, gone, tmp_path / "labels.parquet", replace(SETTINGS, clips=6, batch_clips=3))
+    assert len(labels) == 4 and all(not label.recipe.name.endswith("1.mp4") for label in labels)
+    assert [(shard.asked, shard.made) for shard in read_shards(tmp_path / "labels.parquet")] == [(3, 2), (3, 2)]
+    never: list[int] = []
+    make_labels(model, gone, tmp_path / "labels.parquet", replace(SETTINGS, clips=6, batch_clips=3),
+                progress=lambda done, _: never.append(done))
+    assert not never
 
 
 def test_shards_of_other_settings_are_refused(model: Reconstructor, data: ClipData, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Pretraining: imitates what it is shown, learns the losses that were recorded, and trains alike on two processes."""
+"""Pretraining: imitates what it is shown, learns the losses that were recorded, and goes on where it was cut."""
 
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,12 +172,16 @@ def test_a_loss_that_is_not_a_number_stops_with_words_and_keeps_the_checkpoint(t
     assert (tmp_path / "last.ckpt").read_bytes() == kept
 
 
-@pytest.mark.slow  # two new interpreters; that each process reads its own share is tested in test_pretrain_data.py
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    module = make_module(max_steps=4, validate_every=2, devices=2)
-    assert fit(module, Shown(4), module.recipe, tmp_path).steps == 4
-    state = torch.load(tmp_path / "last.ckpt", weights_only=False)
-    assert state["global_step"] == 4 and torch.isfinite(state["state_dict"]["model.connector.pos_embed"]).all()
+def test_a_batch_without_a_known_loss_trains_the_choice_alone() -> None:
+    module = make_module()
+    logged: dict[str, torch.Tensor] = {}
+    module.log = lambda name, value, **_: logged.update({name: value})  # type: ignore[method-assign]
+    clip = next(iter(Batches(1, 1.0)))
+    assert clip.task_loss is not None
+    module.training_step(replace(clip, task_loss=torch.full_like(clip.task_loss, float("nan"))), 0).backward()
+    gradients = [p.grad for p in module.model.parameters() if p.grad is not None]
+    assert float(logged["train/task_loss_prediction_loss"].detach()) == 0.0
+    assert all(g.isfinite().all() for g in gradients) and any(g.abs().max() > 0 for g in gradients)
 
 
 def test_weights_are_averaged_where_asked(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from autogaze.cli import main
 from autogaze.model import AutoGaze
+from autogaze.pretrain.label_file import read_labels
 from autogaze.scenes import write_scenes
 
 SMALL = ["frames=2", "validate_clips=2", "max_steps=2", "batch_clips=2", "validate_every=2", "checkpoint_every=1",
@@ -109,11 +112,41 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(finished: Path, scenes
     assert [path.name for path in (finished / "rl").glob(".*")] == []
 
 
+def test_a_stage_starts_from_the_weights_and_labels_it_is_told(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished / "reconstructor", run / "reconstructor")
+    start = AutoGaze.from_pretrained(finished / "model").with_calibration(((0.1, 0.1), (0.2, 0.3)))
+    start.save_pretrained(tmp_path / "start")
+    arguments = ["train", "--data", str(scenes), "--out", str(run)]
+    settings = [*SMALL, "learning_rate=1e-12", "weight_decay=0", f"start={tmp_path / 'start'}"]
+    assert main([*arguments, "--stage", "pretrain", *settings, f"labels={finished / 'labels.parquet'}"]) == 0
+    assert main([*arguments, "--stage", "rl", *settings]) == 0
+    for stage in ("pretrain", "rl"):
+        model = AutoGaze.from_pretrained(run / stage)
+        torch.testing.assert_close(model.connector.pos_embed, start.connector.pos_embed)
+        assert not model.config.calibration, "it was fitted to the model that this one started from"
+
+
+@pytest.mark.slow  # two new interpreters
+def test_several_processes_make_the_labels_of_one(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    files = []
+    for name, devices in (("one", 1), ("two", 2)):
+        shutil.copytree(finished / "reconstructor", tmp_path / name / "reconstructor")
+        settings = ["frames=2", "clips=9", "batch_clips=2", "mode=difference", "max_minutes=null", f"devices={devices}"]
+        arguments = ["train", "--data", str(scenes), "--out", str(tmp_path / name), "--stage", "labels", *settings]
+        assert main([*arguments, "accelerator=cpu"]) == 0
+        files.append(read_labels(tmp_path / name / "labels.parquet"))
+    assert [label.recipe for label in files[0]] == [label.recipe for label in files[1]] and len(files[0]) == 9
+    assert all((a.ids == b.ids).all() for a, b in zip(*files, strict=True))
+    assert not (tmp_path / "two" / "labels.shards").exists()
+
+
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_numbers_of_an_unbroken_one(scenes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_killed_run_resumes_to_the_numbers_of_an_unbroken_one(devices: int, scenes: Path, tmp_path: Path) -> None:
     arguments = ["train", "--data", str(scenes), "--stage", "reconstructor"]
     settings = ["frames=2", "validate_clips=2", "max_steps=12", "batch_clips=1", "validate_every=6",
-                "checkpoint_every=2", "max_minutes=null", "ema_decay=0.9"]
+                "checkpoint_every=2", "max_minutes=null", "ema_decay=0.9", f"devices={devices}", "accelerator=cpu"]
     assert main([*arguments, "--out", str(tmp_path / "whole"), *settings]) == 0
     cut = tmp_path / "cut"
     process = subprocess.Popen([sys.executable, "-m", "autogaze.cli", *arguments, "--out", str(cut), *settings],

@@ -7,6 +7,7 @@ index), and the pixels are a pure function of recipe and file: two runs, or a ru
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,12 @@ class Augmentation:
 def random_stream(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The random numbers of one clip of one epoch."""
     return np.random.default_rng([seed, epoch, index])
+
+
+@lru_cache(maxsize=8)
+def shuffled(seed: int, epoch: int, turn: int, count: int) -> np.ndarray:
+    """Order in which `count` things are taken in one of an epoch's turns through them; every turn has its own."""
+    return random_stream(seed, epoch, 2**40 + turn).permutation(count)
 
 
 def video_recipe(file: ClipFile, frames: int, augmentation: Augmentation, random: np.random.Generator) -> ClipRecipe:

@@ -26,6 +26,7 @@ from autogaze.pretrain.augment import (
     plain_recipe,
     random_stream,
     scene_recipe,
+    shuffled,
     video_recipe,
 )
 from autogaze.pretrain.clip_index import ClipFile, index_folder
@@ -178,7 +179,7 @@ class ClipData(pl.LightningDataModule):
             return scene_recipe(self.frames, self.augmentation, random)
         photo = self.photos and (not self.videos or random.random() < self.photo_share)
         files, make = (self.photos, pan_recipe) if photo else (self.videos, video_recipe)
-        order = random_stream(self.seed, epoch, 2**40 + index // len(files)).permutation(len(files))
+        order = shuffled(self.seed, epoch, index // len(files), len(files))
         return make(files[order[index % len(files)]], self.frames, self.augmentation, random)
 
     def validation_recipes(self) -> list[ClipRecipe]:

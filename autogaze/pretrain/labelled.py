@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
-from autogaze.pretrain.augment import random_stream, without_waiting
+from autogaze.pretrain.augment import random_stream, shuffled, without_waiting
 from autogaze.pretrain.clips import Clip, ClipRecipe
 from autogaze.pretrain.data import RawClips
 from autogaze.pretrain.label_file import Label, to_gaze
@@ -38,7 +38,7 @@ class LabelledClips(RunClips):
 
     def recipe(self, epoch: int, index: int) -> ClipRecipe:
         random = random_stream(self.seed, epoch, index)
-        order = random_stream(self.seed, epoch, 2**40 + index // len(self.labels)).permutation(len(self.labels))
+        order = shuffled(self.seed, epoch, index // len(self.labels), len(self.labels))
         recipe = self.labels[order[index % len(self.labels)]].recipe
         recipe = flipped(recipe) if random.random() < 0.5 else recipe
         brightness, saturation = random.uniform(-1, 1, 2) * JITTER

@@ -1,0 +1,106 @@
+"""Several processes: they agree on gradients, weights and when to stop, and one process's failure is told by name."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import distributed, nn
+
+from autogaze.model import AutoGaze
+from autogaze.pretrain.callbacks import NotFinite
+from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.launch import is_launched, launch, rank
+from autogaze.pretrain.ranks import average_gradients
+from autogaze.pretrain.recipes import RLRecipe
+from autogaze.pretrain.reconstructor import Reconstructor
+from autogaze.pretrain.trainer import fit, make_trainer
+from autogaze.rl.module import GRPOModule
+from tests.test_pretrain_module import Shown, make_module
+from tests.test_rl_env import TINY
+from tests.test_rl_module import CONFIG, HeldOut, SpotLoader, Spots
+
+
+class OwnSpots(Spots):
+    """Clips of its own for each rank; no clip of a batch is one of the other's."""
+
+    def train_dataloader(self) -> SpotLoader:
+        loader = SpotLoader(self.batches, self.clips)
+        loader.position = 100 * self.trainer.global_rank
+        loader.batches += loader.position
+        return loader
+
+    def val_dataloader(self) -> HeldOut:
+        return HeldOut(2 + rank())  # shares of different size
+
+
+class Waits(pl.Callback):
+    """A clock that runs faster on rank 1: left to themselves the ranks would stop at different steps."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object,
+                             batch_idx: int) -> None:
+        if trainer.global_rank == 1:
+            next(one for one in trainer.callbacks if type(one).__name__ == "Pace").spent_s += 100.0
+
+
+def train(folder: Path) -> None:
+    """What each of two processes does; leaves its weights in a file."""
+    means(folder)
+    torch.manual_seed(rank())  # ranks begin with different weights, which must not matter
+    recipe = RLRecipe(max_steps=50, max_minutes=0.05, batch_clips=2, group_size=4, score_rollouts=3, warmup_steps=1,
+                      validate_every=4, checkpoint_every=4, accelerator="cpu", devices=2, ema_decay=0.9)
+    module = GRPOModule(AutoGaze(CONFIG), Judge(Reconstructor(TINY)), recipe)
+    fit(module, OwnSpots(400, 2), recipe, folder / "rl", callbacks=[Waits()])
+    torch.save({"weights": module.state_dict(), "step": module.trainer.global_step, "loss": module.trainer
+                .callback_metrics["train/reconstruction_loss"]}, folder / f"{rank()}.pt")
+
+
+def means(folder: Path) -> None:
+    """Gradients are averaged, a missing one counts as zero."""
+    distributed.init_process_group("gloo", rank=rank(), world_size=2)
+    layers = nn.ModuleList([nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)])
+    layers[0](torch.ones(1, 2) * (1 + 2 * rank())).sum().backward()
+    if rank() == 1:
+        layers[1](torch.ones(1, 2)).sum().backward()
+    average_gradients(layers.parameters())
+    torch.save([layer.weight.grad for layer in layers], folder / f"gradients{rank()}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    launch(train, 2, tmp_path)
+    for number in range(2):
+        first, second = torch.load(tmp_path / f"gradients{number}.pt")
+        assert first.tolist() == [[2.0, 2.0]] and second.tolist() == [[0.5, 0.5]]
+    one, other = (torch.load(tmp_path / f"{number}.pt", weights_only=False) for number in range(2))
+    assert one["step"] == other["step"] > 2, "both stop at the same step, which is not that of the faster clock"
+    assert all(torch.equal(value, other["weights"][name]) for name, value in one["weights"].items())
+    assert one["loss"] != other["loss"], "each rank has clips and samples of its own"
+    state = torch.load(tmp_path / "rl" / "last.ckpt", weights_only=False)
+    assert state["global_step"] == one["step"] and (tmp_path / "rl" / "model.safetensors").is_file()
+    assert len(list((tmp_path / "rl" / "tensorboard").glob("events*"))) == 1
+    assert not is_launched()
+
+
+def fail(folder: Path) -> None:
+    """NaN on rank 1 alone; the other must not wait for it for ever."""
+    module = make_module(max_steps=20, validate_every=20, devices=2)
+    fit(module, Shown(20, scale=float("nan") if rank() == 1 else 1.0), module.recipe, folder)
+
+
+def test_a_loss_that_is_no_number_on_one_rank_ends_all(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    with pytest.raises(NotFinite, match="learning_rate"):
+        launch(fail, 2, tmp_path)
+    assert time.monotonic() - begun < 60 and not (tmp_path / "last.ckpt").exists()
+
+
+def test_several_devices_in_one_process_are_refused(tmp_path: Path) -> None:
+    assert "LOCAL_RANK" not in os.environ
+    with pytest.raises(ValueError, match="one process each"):
+        make_trainer(make_module(devices=2).recipe, tmp_path)
