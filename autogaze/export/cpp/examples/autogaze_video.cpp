@@ -74,7 +74,7 @@ int gaze(const std::string& file, const std::string& path, const std::string& ou
   std::ofstream(temporary) << summary.json(
       {std::filesystem::path(path).filename().string(), width, height, capture.get(cv::CAP_PROP_FPS), codec_of(capture),
        static_cast<int64_t>(capture.get(cv::CAP_PROP_FRAME_COUNT))},
-      {file, info.gazing_ratio, request.task_loss_requirement, "autogaze_trt"}, seconds);
+      {file, std::stod(engine.property("autogaze.gazing_ratio")), request.task_loss_requirement, "autogaze_trt"}, seconds);
   std::filesystem::rename(temporary, target);
   std::fprintf(stderr, "%s: %lld frames, %.1f%% of the patches, %.0f frames/s -> %s\n", path.c_str(),
                static_cast<long long>(summary.frames()), 100 * summary.ratio(), summary.frames() / seconds.gaze, out.c_str());

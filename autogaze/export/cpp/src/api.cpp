@@ -25,18 +25,27 @@ namespace {
 
 thread_local std::string last_error;
 
+// Words that cannot be kept for want of memory are given up.
+void say(const char* words) noexcept {
+  try {
+    last_error = words;
+  } catch (...) {
+    last_error.clear();
+  }
+}
+
 template <typename Work>
 autogaze_status guarded(Work&& work) noexcept {
   try {
     std::forward<Work>(work)();
     return AUTOGAZE_OK;
   } catch (const Failure& failure) {
-    last_error = failure.what();
+    say(failure.what());
     return failure.status;
   } catch (const std::exception& error) {
-    last_error = error.what();
+    say(error.what());
   } catch (...) {
-    last_error = "unknown failure";
+    say("unknown failure");
   }
   return AUTOGAZE_RUNTIME;
 }
@@ -121,6 +130,9 @@ autogaze_status autogaze_stream_push(autogaze_stream* stream, const void* frames
   return guarded([&] {
     need(stream, "stream");
     need(frames, "frames");
+    if (place != AUTOGAZE_HOST && place != AUTOGAZE_DEVICE) {
+      throw Failure(AUTOGAZE_BAD_ARGUMENT, "place must be AUTOGAZE_HOST or AUTOGAZE_DEVICE");
+    }
     stream->stream->push(frames, place == AUTOGAZE_DEVICE, requests);
   });
 }

@@ -1,7 +1,9 @@
 #include "metadata.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <limits>
@@ -41,7 +43,8 @@ double number(const std::string& text) {
 
 int integer(const std::string& text) {
   const double value = number(text);
-  if (value != static_cast<int>(value)) throw std::invalid_argument(text);
+  const double limit = std::numeric_limits<int>::max();
+  if (!(value >= -limit && value <= limit) || value != static_cast<int>(value)) throw std::invalid_argument(text);
   return static_cast<int>(value);
 }
 
@@ -49,6 +52,11 @@ std::pair<int, int> pair(const std::string& text) {
   const auto parts = split(text, ',');
   if (parts.size() != 2) throw std::invalid_argument(text);
   return {integer(parts[0]), integer(parts[1])};
+}
+
+const std::string& word(const std::string& text, const std::vector<std::string>& known) {
+  if (std::find(known.begin(), known.end(), text) == known.end()) throw std::invalid_argument(text);
+  return text;
 }
 
 uint64_t little_endian(const char* bytes, int count) {
@@ -120,7 +128,7 @@ Metadata read_metadata(const Properties& properties, const std::string& file) {
                     std::to_string(kFormat) + "; update it");
     }
     Metadata metadata;
-    metadata.kind = get("kind");
+    metadata.kind = word(get("kind"), {"frame", "clip"});
     metadata.precision = get("precision");
     for (const auto& scale : split(get("scales"), '+')) metadata.scales.push_back(integer(scale));
     metadata.patch_size = integer(get("patch_size"));
@@ -128,9 +136,12 @@ Metadata read_metadata(const Properties& properties, const std::string& file) {
     metadata.budget = integer(get("budget"));
     std::tie(metadata.smallest_batch, metadata.largest_batch) = pair(get("batch"));
     std::tie(metadata.input_height, metadata.input_width) = pair(get("input_size"));
-    metadata.uint8 = get("pixels") == "uint8";
+    metadata.uint8 = word(get("pixels"), {"uint8", "float32"}) == "uint8";
     metadata.gazing_ratio = static_cast<float>(number(get("gazing_ratio")));
     metadata.task_loss_requirement = static_cast<float>(number(get("task_loss_requirement")));
+    for (const int scale : metadata.scales) {
+      if (scale < metadata.patch_size) throw std::invalid_argument("a scale is smaller than a patch");
+    }
     if (metadata.scales.empty() || metadata.patch_size < 1 || metadata.budget < 1 || metadata.smallest_batch < 1 ||
         metadata.largest_batch < metadata.smallest_batch || metadata.input_height < 1 || metadata.input_width < 1) {
       throw std::invalid_argument("a size is not positive");
@@ -162,6 +173,8 @@ std::vector<TensorSpec> parse_specs(const std::string& text, const std::string& 
 }
 
 EngineFile read_engine_file(const std::string& path) {
+  std::error_code unknown;
+  if (std::filesystem::is_directory(path, unknown)) bad(path, "a folder, not a file");
   std::ifstream stream(path, std::ios::binary);
   if (!stream) bad(path, "no such file");
   std::vector<char> data((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());

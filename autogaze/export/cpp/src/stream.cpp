@@ -37,12 +37,13 @@ Buffer::Buffer(Runtime& runtime, std::size_t bytes)
 Buffer::~Buffer() { runtime_.release(memory_); }
 
 FrameStream::FrameStream(Model& model, int batch, void* cuda_stream)
-    : model_(model), batch_(batch), cuda_stream_(cuda_stream), gazes_(batch) {
+    : model_(model), batch_(batch), cuda_stream_(cuda_stream) {
   if (batch < model.metadata.smallest_batch || batch > model.metadata.largest_batch) {
     throw Failure(AUTOGAZE_BAD_ARGUMENT, "this file takes " + std::to_string(model.metadata.smallest_batch) + " to " +
                                              std::to_string(model.metadata.largest_batch) +
                                              " streams side by side, got " + std::to_string(batch));
   }
+  gazes_.resize(batch);
   Runtime& runtime = *model.runtime;
   session_ = runtime.session();
   for (const char* name : {"frame", "budget", "requirement", "in_step"}) {

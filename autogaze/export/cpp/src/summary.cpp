@@ -9,14 +9,17 @@
 namespace autogaze::detail {
 namespace {
 
-// A JSON number; JSON has no infinities, null stands for "never".
+// A JSON number with as many digits as it needs to be read back; JSON has no infinities, null stands for "never".
 std::string number(double value) {
   if (!std::isfinite(value)) return "null";
-  std::ostringstream out;
-  out.imbue(std::locale::classic());
-  out.precision(9);
-  out << value;
-  return out.str();
+  for (int digits = 15;; ++digits) {
+    std::stringstream out;
+    out.imbue(std::locale::classic());
+    out.precision(digits);
+    out << value;
+    double back = 0;
+    if ((out >> back && back == value) || digits == 17) return out.str();
+  }
 }
 
 }  // namespace

@@ -1,4 +1,6 @@
+#include <filesystem>
 #include <string>
+#include <thread>
 
 #include "autogaze_trt.hpp"
 #include "check.hpp"
@@ -33,6 +35,31 @@ TEST(a_bad_file_is_named_and_nothing_is_returned) {
   TRUE(says("api_test.engine: cut short"));
   EQUAL(autogaze_engine_load("model.safetensors", 0, &engine), AUTOGAZE_BAD_FILE);
   TRUE(says("expected .onnx"));
+}
+
+TEST(a_folder_is_no_file) {
+  std::filesystem::create_directory("folder.engine");
+  autogaze_engine* engine = nullptr;
+  EQUAL(autogaze_engine_load("folder.engine", 0, &engine), AUTOGAZE_BAD_FILE);
+  TRUE(says("a folder, not a file"));
+  EQUAL(autogaze_engine_load("", 0, &engine), AUTOGAZE_BAD_FILE);
+}
+
+TEST(a_missing_backend_is_named) {
+#ifndef AUTOGAZE_WITH_TENSORRT
+  samples::write("whole.engine", samples::engine_bytes("plan", samples::text()));
+  autogaze_engine* engine = nullptr;
+  EQUAL(autogaze_engine_load("whole.engine", 0, &engine), AUTOGAZE_NO_BACKEND);
+  TRUE(says("whole.engine: this library was built without TensorRT"));
+#endif
+}
+
+TEST(words_are_of_the_calling_thread) {
+  EQUAL(autogaze_engine_load(nullptr, 0, nullptr), AUTOGAZE_BAD_ARGUMENT);
+  std::string other = "nothing was said";
+  std::thread([&] { other = autogaze_last_error(); }).join();
+  EQUAL(other, std::string());
+  TRUE(says("must not be null"));
 }
 
 TEST(the_cpp_face_throws_with_the_librarys_words) {

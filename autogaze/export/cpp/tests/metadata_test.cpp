@@ -1,8 +1,10 @@
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "check.hpp"
 #include "grid.hpp"
@@ -35,8 +37,17 @@ TEST(newer_foreign_and_damaged_metadata_is_refused) {
   THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, "damaged metadata (many)");
   properties["autogaze.budget"] = "0";
   THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, "not positive");
+  properties["autogaze.budget"] = "1e300";
+  THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, "damaged metadata (1e300)");
   properties.erase("autogaze.budget");
   THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, "lacks budget");
+  for (const auto& [key, value, words] : std::vector<std::array<const char*, 3>>{
+           {"scales", "8+224", "smaller than a patch"}, {"scales", "", "not positive"}, {"kind", "film", "(film)"},
+           {"pixels", "int8", "(int8)"}, {"batch", "4,1", "not positive"}, {"batch", "4", "(4)"}}) {
+    properties = parse_properties(samples::text());
+    properties[std::string("autogaze.") + key] = value;
+    THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, words);
+  }
 }
 
 TEST(specs_are_parsed) {

@@ -72,6 +72,8 @@ TEST(batches_outside_the_file_are_refused_and_all_memory_is_given_back) {
     Model model(std::make_unique<samples::FakeRuntime>(), "fake");
     THROWS(FrameStream(model, 5, nullptr), AUTOGAZE_BAD_ARGUMENT, "takes 1 to 4 streams side by side, got 5");
     THROWS(FrameStream(model, 0, nullptr), AUTOGAZE_BAD_ARGUMENT, "got 0");
+    THROWS(FrameStream(model, -1, nullptr), AUTOGAZE_BAD_ARGUMENT, "got -1");
+    THROWS(FrameStream(model, std::numeric_limits<int>::max(), nullptr), AUTOGAZE_BAD_ARGUMENT, "streams side by side");
     FrameStream stream(model, 4, nullptr);
     TRUE(samples::FakeRuntime::living > 0);
   }
