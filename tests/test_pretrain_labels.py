@@ -154,7 +154,7 @@ def test_a_clip_that_cannot_be_decoded_is_left_out_and_not_tried_again(model: Re
                 raise VideoError(f"{recipe.name} is gone")
             return super()._rendered(recipe)
 
-    gone = Gone(data.index.folder, frames=3, size=64, batch_clips=2, resident_gib=0)
+    gone = Gone(data.index.folder, frames=3, size=64, batch_clips=2, resident_gib=0, workers=1)
     labels = make_labels(model, gone, tmp_path / "labels.parquet", replace(SETTINGS, clips=6, batch_clips=3))
     assert len(labels) == 4 and all(not label.recipe.name.endswith("1.mp4") for label in labels)
     assert [(shard.asked, shard.made) for shard in read_shards(tmp_path / "labels.parquet")] == [(3, 2), (3, 2)]

@@ -47,16 +47,21 @@ class Waits(pl.Callback):
             next(one for one in trainer.callbacks if type(one).__name__ == "Pace").spent_s += 100.0
 
 
-def train(folder: Path) -> None:
+def train(folder: Path, accelerator: str) -> None:
     """What each of two processes does; leaves its weights in a file."""
     means(folder)
     torch.manual_seed(rank())  # ranks begin with different weights, which must not matter
-    recipe = RLRecipe(max_steps=50, max_minutes=0.05, batch_clips=2, group_size=4, score_rollouts=3, warmup_steps=1,
-                      validate_every=4, checkpoint_every=4, accelerator="cpu", devices=2, ema_decay=0.9)
+    minutes = 0.05 if accelerator == "cpu" else 0.5  # a GPU compiles its kernels first
+    recipe = RLRecipe(max_steps=50, max_minutes=minutes, batch_clips=2, group_size=4, score_rollouts=3, warmup_steps=1,
+                      validate_every=4, checkpoint_every=4, accelerator=accelerator, devices=2, ema_decay=0.9)
     module = GRPOModule(AutoGaze(CONFIG), Judge(Reconstructor(TINY)), recipe)
     fit(module, OwnSpots(400, 2), recipe, folder / "rl", callbacks=[Waits()])
-    torch.save({"weights": module.state_dict(), "step": module.trainer.global_step, "loss": module.trainer
-                .callback_metrics["train/reconstruction_loss"]}, folder / f"{rank()}.pt")
+    step, loss = module.trainer.global_step, module.trainer.callback_metrics["train/reconstruction_loss"]
+    plain = make_module(max_steps=3, validate_every=3, accumulate=2, gradient_clip=0.1, devices=2,
+                        accelerator=accelerator)
+    fit(plain, Shown(6, scale=1.0 - 0.5 * rank()), plain.recipe, folder / "ntp")
+    torch.save({"rl": module.state_dict(), "ntp": plain.state_dict(), "step": step, "loss": loss,
+                "device": str(module.device)}, folder / f"{rank()}.pt")
 
 
 def means(folder: Path) -> None:
@@ -72,19 +77,33 @@ def means(folder: Path) -> None:
     distributed.destroy_process_group()
 
 
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    launch(train, 2, tmp_path)
+def check(folder: Path) -> list[str]:
+    """What `train` left is one model; the devices it was trained on."""
     for number in range(2):
-        first, second = torch.load(tmp_path / f"gradients{number}.pt")
+        first, second = torch.load(folder / f"gradients{number}.pt")
         assert first.tolist() == [[2.0, 2.0]] and second.tolist() == [[0.5, 0.5]]
-    one, other = (torch.load(tmp_path / f"{number}.pt", weights_only=False) for number in range(2))
+    one, other = (torch.load(folder / f"{number}.pt", "cpu", weights_only=False) for number in range(2))
     assert one["step"] == other["step"] > 2, "both stop at the same step, which is not that of the faster clock"
-    assert all(torch.equal(value, other["weights"][name]) for name, value in one["weights"].items())
+    for stage in ("rl", "ntp"):  # several backward passes by hand; Lightning's own, accumulated and clipped
+        assert all(torch.equal(value, other[stage][name]) for name, value in one[stage].items())
+        assert len(list((folder / stage / "tensorboard").glob("events*"))) == 1
     assert one["loss"] != other["loss"], "each rank has clips and samples of its own"
-    state = torch.load(tmp_path / "rl" / "last.ckpt", weights_only=False)
-    assert state["global_step"] == one["step"] and (tmp_path / "rl" / "model.safetensors").is_file()
-    assert len(list((tmp_path / "rl" / "tensorboard").glob("events*"))) == 1
-    assert not is_launched()
+    state = torch.load(folder / "rl" / "last.ckpt", "cpu", weights_only=False)
+    assert state["global_step"] == one["step"] and (folder / "rl" / "model.safetensors").is_file()
+    return [one["device"], other["device"]]
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    launch(train, 2, tmp_path, "cpu")
+    assert check(tmp_path) == ["cpu", "cpu"] and not is_launched()
+
+
+@pytest.mark.gpu
+def test_two_gpus_train_one_model(tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    launch(train, 2, tmp_path, "gpu")
+    assert check(tmp_path) == ["cuda:0", "cuda:1"]
 
 
 def fail(folder: Path) -> None:

@@ -34,6 +34,14 @@ def test_photos_beside_the_videos_are_panned_over(videos: Path, tmp_path: Path) 
     assert clips.render([photo]).video.shape == (1, 2, 3, 224, 224)
 
 
+def test_every_stride_up_to_the_longest_that_fits_is_drawn(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "videos", clips=2, frames=8, size=(48, 48), share_val=0.5)
+    for longest, wanted in ((3, {1, 2, 3}), (20, {1, 2, 3, 4, 5, 6, 7})):
+        recipe = DataRecipe(frames=2, photo_share=0.0, longest_stride=longest)
+        clips = RunClips(tmp_path / "videos", tmp_path, recipe, 2)
+        assert {clips.recipe(0, k).stride for k in range(100)} == wanted
+
+
 def test_without_held_out_files_training_files_are_validated_on(videos: Path, tmp_path: Path,
                                                                 caplog: pytest.LogCaptureFixture) -> None:
     shutil.rmtree(videos / "val")

@@ -51,7 +51,7 @@ def summarise(models: Mapping[str, AutoGaze], judge: Judge, clips: Sequence[Tens
         name: lambda video, model=model: model.generate(video, gazing_ratio=ratio) for name, model in models.items()}
     for name in WITHOUT_NETWORK:
         chooser = make_selector(name, grid)
-        select[name] = lambda video, chooser=chooser: chooser(video.cpu(), ratio, random).to(video.device)
+        select[name] = lambda video, chooser=chooser: chooser(video, ratio, random)
     losses = {name: mean_loss(judge, clips, way) for name, way in select.items()}
     everything = mean_loss(judge, clips, lambda video: Gaze.from_patch_mask(
         torch.ones(*video.shape[:2], grid.patches_per_frame, dtype=torch.bool, device=video.device), grid))
