@@ -189,6 +189,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.quick:
         args.ratios, args.batch, args.clips = [0.1], [1], min(args.clips, 4)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32 on both sides
     model = AutoGaze.from_pretrained(args.checkpoint) if args.checkpoint else _sharp(args.quick)
     model = model.to(args.device).eval()
     rows = []
