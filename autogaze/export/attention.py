@@ -18,7 +18,10 @@ class Rotary:
     def __init__(self, nodes: Nodes, frequencies: Tensor, positions: int, dtype: torch.dtype) -> None:
         angles = torch.arange(positions)[:, None] * frequencies
         angles = torch.cat([angles, angles], dim=-1)
-        self.nodes, self.half = nodes, len(frequencies)
+        half = torch.eye(len(frequencies), dtype=dtype)
+        zero = torch.zeros_like(half)
+        # (left, right) -> (-right, left): exact as a product, and one pass over the memory instead of three
+        self.quarter = torch.cat([torch.cat([zero, half], dim=1), torch.cat([-half, zero], dim=1)])
         self.cos, self.sin = nodes.constant(angles.cos().to(dtype)), nodes.constant(angles.sin().to(dtype))
 
     def at(self, places: Value, parts: list[int]) -> list[tuple[Value, Value]]:
@@ -29,8 +32,7 @@ class Rotary:
 
     def turn(self, keys: Value, cos: Value, sin: Value) -> Value:
         """Rotate keys (B, ..., N, head_dim)."""
-        left, right = keys.split([self.half, self.half], axis=-1)
-        return keys * cos + self.nodes.concat([-right, left], axis=-1) * sin
+        return keys * cos + (keys @ self.quarter) * sin
 
 
 class Attention:
