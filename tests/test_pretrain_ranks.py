@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -117,6 +120,37 @@ def test_a_loss_that_is_no_number_on_one_rank_ends_all(tmp_path: Path) -> None:
     with pytest.raises(NotFinite, match="learning_rate"):
         launch(fail, 2, tmp_path)
     assert time.monotonic() - begun < 60 and not (tmp_path / "last.ckpt").exists()
+
+
+def sleep(folder: Path) -> None:
+    """Write down which process this is, and do nothing that would notice the death of its parent."""
+    (folder / str(rank())).write_text(str(os.getpid()))
+    time.sleep(100)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_processes_end_with_the_command_that_started_them(tmp_path: Path) -> None:
+    command = ("import pathlib, sys, tests.test_pretrain_ranks as own; "
+               "own.launch(own.sleep, 2, pathlib.Path(sys.argv[1]))")
+    parent = subprocess.Popen([sys.executable, "-c", command, str(tmp_path)],
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))  # as a job behind "&"
+    deadline = time.monotonic() + 60
+    while len(pids := [path.read_text() for path in tmp_path.glob("[01]")]) < 2 or not all(pids):
+        assert parent.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while any(_runs(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process is neither gone nor a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_several_devices_in_one_process_are_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ process, and "ddp_spawn" pickles the data module with all that it holds, from a 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,9 @@ def is_launched() -> bool:
 
 
 def _process(number: int, settings: tuple[int, int, Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    # torch sends this when the parent dies. It must end the process also where a shell made the command ignore it
+    # (a background job) and where the process waits for others in a collective, out of Python's reach.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     processes, port, failures = settings
     os.environ |= {LOCAL_RANK: str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if Path("/sys/class/net/lo").exists():
