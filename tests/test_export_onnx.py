@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,6 +176,53 @@ def test_inputs_may_be_numpy_torch_or_dlpack(small: AutoGaze, frame_file: Path) 
     assert np.from_dlpack(expected.ids).shape == expected.ids.shape
     with pytest.raises(ValueError, match="got list"):
         engine.generate([1, 2], 0.3)
+
+
+def test_input_that_does_not_fit_is_named(frame_file: Path) -> None:
+    engine, video = Engine.load(frame_file, "cpu", threads=1), torch.randn(1, 2, 3, 64, 64)
+    for wrong, message in (
+        (video[0], r"expected float \(B, T, 3, 64, 64\), got torch.float32 \(2, 3, 64, 64\)$"),
+        (video[..., :60], r"got torch.float32 \(1, 2, 3, 64, 60\); for frames of another size export with --uint8 HxW"),
+        (video.int(), r"expected float .* got torch.int32 \(1, 2, 3, 64, 64\)$"),
+        (video[:0], r"got torch.float32 \(0, 2, 3, 64, 64\)"),
+        (video.permute(0, 1, 3, 4, 2), r"got torch.float32 \(1, 2, 64, 64, 3\)$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.generate(wrong, 0.3)
+    with pytest.raises(ValueError, match="this stream takes 2 frames side by side, got 1"):
+        engine.stream(batch=2).step(video[:, 0])
+    with pytest.raises(ValueError, match="spends at most 18 of 21 ids a frame .* asked for 21"):
+        engine.generate(video, 1.0)
+    assert torch.equal(engine.generate(video.double(), 0.3).ids, engine.generate(video, 0.3).ids)
+    mirrored = video.numpy()[..., ::-1]  # neither contiguous nor of positive strides
+    assert torch.equal(engine.generate(mirrored, 0.3).ids, engine.generate(video.flip(-1), 0.3).ids)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"device": "gpu"}, "device must be like cpu, cuda or cuda:1, got 'gpu'"),
+        ({"device": "mps"}, "runs on cpu or cuda here, got mps"),
+        ({"device": "cpu", "cuda_graph": True}, "a CUDA graph or stream needs a CUDA device, got cpu"),
+        ({"device": "cpu", "stream": 1234}, "a CUDA graph or stream needs a CUDA device, got cpu"),
+        ({"device": "cpu", "threads": 0}, "threads must be at least 1, got 0"),
+    ],
+)
+def test_a_device_that_does_not_fit_is_named(frame_file: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Engine.load(frame_file, **options)
+
+
+def test_several_engines_share_a_process(small: AutoGaze, frame_file: Path, clip_file: Path) -> None:
+    video = torch.randn(2, 4, 3, 64, 64)
+    expected = small.generate(video, 0.5)
+    first, second, whole = (Engine.load(path, "cpu", threads=1) for path in (frame_file, frame_file, clip_file))
+    one, two = first.stream(0.5, batch=2), second.stream(0.5, batch=2)
+    for t in range(4):
+        for stream in (one, two):
+            assert_same(expected[:, t : t + 1], stream.step(video[:, t]))
+        assert_same(expected[:, : t + 1], whole.generate(video[:, : t + 1], 0.5))
+        assert_same(expected[:, : t + 1], first.generate(video[:, : t + 1], 0.5))
 
 
 def test_batches_are_split_and_padded_to_what_the_file_takes(small: AutoGaze, tmp_path: Path) -> None:

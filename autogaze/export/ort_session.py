@@ -48,8 +48,8 @@ class OrtSession:
         self, path: Path, device: torch.device | str | None, stream: Any, cuda_graph: bool, threads: int | None
     ) -> None:
         self.device, self.cuda_graph, self._graphs = _pick_device(device), cuda_graph, count(1)
-        if cuda_graph and self.device.type != "cuda":
-            raise ValueError("a CUDA graph needs a CUDA device")
+        if (cuda_graph or stream is not None) and self.device.type != "cuda":
+            raise ValueError(f"a CUDA graph or stream needs a CUDA device, got {self.device}")
         self._work = WorkStream(stream, self.device) if self.device.type == "cuda" else None
         options = ort.SessionOptions()
         options.enable_mem_reuse = False  # its planner takes time quadratic in the nodes, and the arena reuses anyway

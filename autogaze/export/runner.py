@@ -86,6 +86,12 @@ class Engine:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no such exported file: {path}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        try:
+            device = None if device is None else torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be like cpu, cuda or cuda:1, got {device!r}") from error
         if path.suffix == ".onnx":
             from autogaze.export.ort_session import OrtSession
 
@@ -191,7 +197,8 @@ class Engine:
         if tensor.ndim != ndim or tuple(tensor.shape[-3:]) != shape or not dtype_fits or 0 in tensor.shape:
             lead = "B, T, " if ndim == 5 else "B, "
             wanted = "uint8" if uint8 else "float"
-            advice = "; for frames of another size export with --uint8 HxW" if tensor.ndim == ndim else ""
+            other_size = tensor.ndim == ndim and dtype_fits and tensor.shape[-1 if uint8 else -3] == 3
+            advice = "; for frames of another size export with --uint8 HxW" if other_size else ""
             raise ValueError(
                 f"expected {wanted} ({lead}{', '.join(map(str, shape))}), "
                 f"got {tensor.dtype} {tuple(tensor.shape)}{advice}"
