@@ -2,7 +2,8 @@
  *
  * Load an engine, create a stream, push one frame after another, read ids and boxes. Nothing here throws: every call
  * returns a status, and autogaze_last_error() says in words what went wrong in the calling thread.
- * An engine may be shared by threads; a stream belongs to one thread at a time.
+ * An engine may be shared by threads; a stream belongs to one thread at a time. Both are freed by their owner, in any
+ * order: a stream keeps what it needs of its engine.
  */
 #ifndef AUTOGAZE_TRT_H
 #define AUTOGAZE_TRT_H
@@ -78,10 +79,10 @@ AUTOGAZE_API autogaze_status autogaze_stream_create(autogaze_engine *engine, int
 AUTOGAZE_API void autogaze_stream_free(autogaze_stream *stream);
 /* Forget everything: the next frame opens a new clip. */
 AUTOGAZE_API autogaze_status autogaze_stream_reset(autogaze_stream *stream);
-/* Push one frame of every sample, contiguous, where `place` says; `requests` has one entry a sample, or is null for the
- * file's defaults. Returns once the work is in the CUDA stream: pinned or device memory must stay as it is until the
- * gaze was read, pageable memory may be reused at once. */
-AUTOGAZE_API autogaze_status autogaze_stream_push(autogaze_stream *stream, const void *frames, autogaze_place place,
+/* Push one frame of every sample, contiguous, where `place` (an autogaze_place) says; `requests` has one entry a sample,
+ * or is null for the file's defaults. Returns once the work is in the CUDA stream: pinned or device memory must stay as
+ * it is until the gaze was read, pageable memory may be reused at once. */
+AUTOGAZE_API autogaze_status autogaze_stream_push(autogaze_stream *stream, const void *frames, int32_t place,
                                                   const autogaze_request *requests);
 /* The gaze of one sample of the last push; waits for it. */
 AUTOGAZE_API autogaze_status autogaze_stream_gaze(autogaze_stream *stream, int32_t sample, autogaze_gaze *gaze);

@@ -47,7 +47,7 @@ class Engine {
   std::unique_ptr<autogaze_engine, Free> engine_;
 };
 
-// Streams side by side. The engine must outlive it.
+// Streams side by side; they keep their engine.
 class Stream {
  public:
   explicit Stream(const Engine& engine, int batch = 1, void* cuda_stream = nullptr) {

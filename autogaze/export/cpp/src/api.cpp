@@ -7,19 +7,11 @@
 
 #include "autogaze_trt.h"
 #include "failure.hpp"
-#include "stream.hpp"
+#include "handles.hpp"
 
 using autogaze::detail::Failure;
 using autogaze::detail::FrameStream;
 using autogaze::detail::Model;
-
-struct autogaze_engine {
-  std::unique_ptr<Model> model;
-};
-
-struct autogaze_stream {
-  std::unique_ptr<FrameStream> stream;
-};
 
 namespace {
 
@@ -65,7 +57,7 @@ autogaze_status autogaze_engine_load(const char* path, int32_t device, autogaze_
     *engine = nullptr;
     auto runtime = autogaze::detail::open_runtime(path, device);
     auto loaded = std::make_unique<autogaze_engine>();
-    loaded->model = std::make_unique<Model>(std::move(runtime), path);
+    loaded->model = std::make_shared<Model>(std::move(runtime), path);
     *engine = loaded.release();
   });
 }
@@ -111,6 +103,7 @@ autogaze_status autogaze_stream_create(autogaze_engine* engine, int32_t batch, v
     need(stream, "stream");
     *stream = nullptr;
     auto created = std::make_unique<autogaze_stream>();
+    created->model = engine->model;
     created->stream = std::make_unique<FrameStream>(*engine->model, batch, cuda_stream);
     *stream = created.release();
   });
@@ -125,7 +118,7 @@ autogaze_status autogaze_stream_reset(autogaze_stream* stream) {
   });
 }
 
-autogaze_status autogaze_stream_push(autogaze_stream* stream, const void* frames, autogaze_place place,
+autogaze_status autogaze_stream_push(autogaze_stream* stream, const void* frames, int32_t place,
                                      const autogaze_request* requests) {
   return guarded([&] {
     need(stream, "stream");

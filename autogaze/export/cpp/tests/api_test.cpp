@@ -1,9 +1,12 @@
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "autogaze_trt.hpp"
 #include "check.hpp"
+#include "handles.hpp"
 #include "samples.hpp"
 
 namespace {
@@ -35,6 +38,39 @@ TEST(a_bad_file_is_named_and_nothing_is_returned) {
   TRUE(says("api_test.engine: cut short"));
   EQUAL(autogaze_engine_load("model.safetensors", 0, &engine), AUTOGAZE_BAD_FILE);
   TRUE(says("expected .onnx"));
+}
+
+TEST(a_stream_works_through_the_c_api_and_keeps_its_engine) {
+  auto* engine = new autogaze_engine{std::make_shared<autogaze::detail::Model>(std::make_unique<samples::FakeRuntime>(), "f")};
+  autogaze_info info{};
+  EQUAL(autogaze_engine_info(engine, &info), AUTOGAZE_OK);
+  EQUAL(info.patches_per_frame, 265);
+  EQUAL(std::string(autogaze_engine_property(engine, "autogaze.scales")), std::string("32+64+112+224"));
+  TRUE(autogaze_engine_property(engine, "autogaze.nothing") == nullptr);
+  float box[4] = {};
+  EQUAL(autogaze_engine_box(engine, 264, box), AUTOGAZE_OK);
+  EQUAL(box[3], 224.0f);
+  EQUAL(autogaze_engine_box(engine, 265, box), AUTOGAZE_BAD_ARGUMENT);
+  EQUAL(autogaze_engine_box(engine, -1, box), AUTOGAZE_BAD_ARGUMENT);
+  autogaze_stream* stream = nullptr;
+  EQUAL(autogaze_stream_create(engine, -1, nullptr, &stream), AUTOGAZE_BAD_ARGUMENT);
+  TRUE(stream == nullptr && says("takes 1 to 4 streams side by side, got -1"));
+  EQUAL(autogaze_stream_create(engine, 2, nullptr, &stream), AUTOGAZE_OK);
+  autogaze_engine_free(engine);
+  autogaze_gaze gaze{};
+  EQUAL(autogaze_stream_gaze(stream, 0, &gaze), AUTOGAZE_BAD_ARGUMENT);
+  const std::vector<uint8_t> frames(2 * 240 * 320 * 3, 50);
+  EQUAL(autogaze_stream_push(stream, frames.data(), 7, nullptr), AUTOGAZE_BAD_ARGUMENT);
+  EQUAL(autogaze_stream_push(stream, nullptr, AUTOGAZE_HOST, nullptr), AUTOGAZE_BAD_ARGUMENT);
+  EQUAL(autogaze_stream_push(stream, frames.data(), AUTOGAZE_HOST, nullptr), AUTOGAZE_OK);
+  EQUAL(autogaze_stream_gaze(stream, 2, &gaze), AUTOGAZE_BAD_ARGUMENT);
+  EQUAL(autogaze_stream_gaze(stream, 1, &gaze), AUTOGAZE_OK);
+  EQUAL(gaze.count, 5);
+  EQUAL(gaze.boxes[2], 112.0f);
+  EQUAL(autogaze_stream_reset(stream), AUTOGAZE_OK);
+  EQUAL(autogaze_stream_gaze(stream, 0, &gaze), AUTOGAZE_BAD_ARGUMENT);
+  autogaze_stream_free(stream);
+  EQUAL(samples::FakeRuntime::living, 0);
 }
 
 TEST(a_folder_is_no_file) {
