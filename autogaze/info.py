@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autogaze import checkpoint
+from autogaze.decoding.engine import chosen_way
 from autogaze.export.engine_file import ENGINE_SUFFIXES, read_engine
 from autogaze.model import AutoGaze
 from autogaze.vit import break_even
@@ -59,9 +60,11 @@ def _checkpoint(what: str) -> dict[str, Any]:
     model = AutoGaze.from_pretrained(what, "cpu")
     config = asdict(model.config)
     rope = config.pop("rope")
+    way, reason = chosen_way(model)
     return {"parameters": sum(p.numel() for p in model.parameters()),
             "patches_per_frame": model.grid.patches_per_frame, **config,
-            "rope_theta": rope["theta"], "preprocessing": asdict(model.preprocessor)}
+            "rope_theta": rope["theta"], "preprocessing": asdict(model.preprocessor),
+            "decoding_on_cpu": f"{way} ({reason})"}
 
 
 def _onnx(path: Path) -> dict[str, Any]:

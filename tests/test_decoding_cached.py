@@ -1,4 +1,4 @@
-"""The cached way chooses what the plain loop chooses, whatever is asked, and forgets what it may forget."""
+"""The cached and the native way choose what the plain loop chooses, whatever is asked; they forget what they may."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ import pytest
 import torch
 
 from autogaze import AutoGaze, Gaze
-from autogaze.decoding import cached
-from autogaze.decoding.packed import PackedTrunk
+from autogaze.decoding import cache
+from autogaze.decoding.native_build import library
+from autogaze.decoding.native_pass import NativeTrunk
+from autogaze.decoding.packed import PackedTrunk, Trunk
 from tests.gaze_models import random_video, small_model, typical_loss
 
 
-def both(model: AutoGaze, video: torch.Tensor, *arguments: Any, **named: Any) -> tuple[Gaze, Gaze]:
+@pytest.fixture(params=["cached", "native"])
+def way(request: pytest.FixtureRequest) -> str:
+    if request.param == "native" and isinstance(library(), str):
+        pytest.skip(str(library()))
+    return request.param
+
+
+def both(way: str, model: AutoGaze, video: torch.Tensor, *arguments: Any, **named: Any) -> tuple[Gaze, Gaze]:
     gazes = []
-    for model.decoding in ("plain", "cached"):
+    for model.decoding in ("plain", way):
         gazes.append(model.generate(video, *arguments, **named))
     return gazes[0], gazes[1]
 
@@ -28,37 +37,39 @@ def assert_same(ours: Gaze, theirs: Gaze) -> None:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("ratio", [None, 0.3, [0.8, 0.1, 0.0, 0.5, 0.05], torch.tensor([0.1, 0.0, 0.9])])
 @pytest.mark.parametrize("quantile", [None, 0.2])
-def test_it_equals_the_plain_loop(seed: int, ratio: Any, quantile: float | None) -> None:
+def test_it_equals_the_plain_loop(way: str, seed: int, ratio: Any, quantile: float | None) -> None:
     model, video = small_model(seed), random_video(3, 5, seed=seed)
     asked = None if quantile is None else typical_loss(model, video, quantile)
-    assert_same(*both(model, video, ratio, asked))
+    assert_same(*both(way, model, video, ratio, asked))
 
 
 @pytest.mark.parametrize("window", [1, 2, 3])
 @pytest.mark.parametrize("quantile", [None, 0.2])
-def test_it_equals_the_plain_loop_beyond_the_window(window: int, quantile: float | None) -> None:
+def test_it_equals_the_plain_loop_beyond_the_window(way: str, window: int, quantile: float | None) -> None:
     model, video = small_model(max_num_frames=window), random_video(3, 8)
     asked = None if quantile is None else typical_loss(model, video, quantile)
-    assert_same(*both(model, video, 0.6, asked))
+    assert_same(*both(way, model, video, 0.6, asked))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_positions_may_be_moved_back_without_changing_a_choice(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_positions_may_be_moved_back_without_changing_a_choice(way: str, monkeypatch: pytest.MonkeyPatch,
+                                                               seed: int) -> None:
     model, video = small_model(seed, max_num_frames=2), random_video(2, 12, seed=seed)
-    expected = both(model, video, 0.4)[0]
+    expected = both(way, model, video, 0.4)[0]
     moved = []
-    turns = PackedTrunk.turns
-    monkeypatch.setattr(cached, "REBASE_AT", 60)
-    monkeypatch.setattr(PackedTrunk, "turns", lambda self, at: moved.extend(at.tolist()) or turns(self, at))
-    assert_same(both(model, video, 0.4)[1], expected)
+    trunk = NativeTrunk if way == "native" else Trunk
+    turns = trunk.turns
+    monkeypatch.setattr(cache, "REBASE_AT", 60)
+    monkeypatch.setattr(trunk, "turns", lambda self, at: moved.extend(at.tolist()) or turns(self, at))
+    assert_same(both(way, model, video, 0.4)[1], expected)
     assert min(moved) < 0 and max(moved) < 60 + 2 * 24  # keys were turned back, and positions stayed small
 
 
-def test_each_clip_with_a_request_of_its_own_gets_what_it_gets_alone() -> None:
+def test_each_clip_with_a_request_of_its_own_gets_what_it_gets_alone(way: str) -> None:
     model, video = small_model(), random_video(3, 5)
     ratios = torch.tensor([0.2, 1.0, 0.6])
     asked = typical_loss(model, video) + torch.tensor([0.0, 0.3, -0.3])
-    together = both(model, video, ratios, asked)
+    together = both(way, model, video, ratios, asked)
     for gaze in together:
         for i in range(3):
             alone = model.generate(video[i : i + 1], float(ratios[i]), float(asked[i]))
@@ -67,18 +78,19 @@ def test_each_clip_with_a_request_of_its_own_gets_what_it_gets_alone() -> None:
 
 
 @pytest.mark.parametrize("quantile", [None, 0.2])
-def test_the_order_of_clips_does_not_matter(quantile: float | None) -> None:
+def test_the_order_of_clips_does_not_matter(way: str, quantile: float | None) -> None:
     model, video = small_model(), random_video(4, 4)
     asked = None if quantile is None else typical_loss(model, video, quantile)
     order = torch.tensor([2, 0, 3, 1])
-    for ours, theirs in zip(both(model, video[order], 0.6, asked), both(model, video, 0.6, asked), strict=True):
+    moved = both(way, model, video[order], 0.6, asked)
+    for ours, theirs in zip(moved, both(way, model, video, 0.6, asked), strict=True):
         assert_same(ours, theirs[order])
 
 
-def test_sampling_with_one_seed_gives_one_result() -> None:
+def test_sampling_with_one_seed_gives_one_result(way: str) -> None:
     model, video = small_model(), random_video(1, 4)
     gazes = []
-    for model.decoding in ("plain", "cached"):
+    for model.decoding in ("plain", way):
         gazes.append(model.generate(video, 0.5, temperature=1.0, generator=torch.Generator().manual_seed(3)))
     assert_same(*gazes)
     assert not torch.equal(gazes[0].ids, model.generate(video, 0.5).ids)
@@ -89,7 +101,7 @@ def test_other_precisions_run_and_mostly_agree(dtype: torch.dtype) -> None:
     model, video = small_model(), random_video(2, 1)
     expected = model.generate(video, 0.2)
     model.to(dtype)
-    for gaze in both(model, video.to(dtype), 0.2):
+    for gaze in both("cached", model, video.to(dtype), 0.2):
         assert (gaze.patch_mask() == expected.patch_mask()).float().mean() > (0.999 if dtype == torch.float64 else 0.8)
 
 
@@ -108,20 +120,20 @@ def test_a_forward_pass_equals_the_decoder_itself() -> None:
                                        decoder.model(tokens, at[None], attend)[:, -1], atol=1e-4, rtol=1e-4)
 
 
-def test_results_are_ordinary_tensors() -> None:
+def test_results_are_ordinary_tensors(way: str) -> None:
     """Not those of inference mode, which autograd refuses: the gaze is what training scores."""
     model, video = small_model(), random_video(2, 2)
-    model.decoding = "cached"
+    model.decoding = way
     for ratio in (0.5, torch.tensor([0.5, 0.2])):
         gaze = model.generate(video, ratio)
         assert gaze.task_loss is not None and not gaze.ids.is_inference() and not gaze.task_loss.is_inference()
         model.score(video, gaze, 1.0).log_action_probs.sum().backward()
 
 
-def test_weights_that_change_are_used_at_once() -> None:
+def test_weights_that_change_are_used_at_once(way: str) -> None:
     model, video = small_model(), random_video(1, 2)
-    model.decoding = "cached"
+    model.decoding = way
     before = model.generate(video, 0.5).ids
     model.load_state_dict(small_model(seed=5).state_dict())
     assert not torch.equal(model.generate(video, 0.5).ids, before)
-    assert_same(*both(model, video, 0.5))
+    assert_same(*both(way, model, video, 0.5))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from autogaze.decoding import native_pass
 from autogaze.decoding.cached import CachedDecoding
 from autogaze.decoding.choice import Column, pad_columns
 from autogaze.decoding.plain import PlainDecoding
@@ -17,7 +18,9 @@ from autogaze.decoding.request import Request
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
 
-WAYS = ("auto", "fused", "cached", "plain")
+WAYS = ("auto", "fused", "cached", "plain", "native")
+NAMES = {"fused": "fused kernels", "native": "native library"}
+MEANS = {"fused": "CUDA graphs over Triton kernels", "native": "C++ compiled for this processor"}
 
 
 class Decoding(Protocol):
@@ -51,19 +54,30 @@ class FrameByFrame:
 def chosen_way(model: AutoGaze) -> tuple[str, str]:
     """The way that decoding will take, and the reason, for `autogaze info`.
 
-    `AUTOGAZE_DECODING` overrides `model.decoding`; either may be one of "auto", "fused", "cached", "plain".
+    `AUTOGAZE_DECODING` overrides `model.decoding`; either may be one of "auto", "fused", "cached", "plain",
+    "native".
     """
     asked = os.environ.get("AUTOGAZE_DECODING") or model.decoding
     if asked not in WAYS:
         raise ValueError(f"decoding must be one of {', '.join(WAYS)}, got {asked!r}")
     if asked in ("plain", "cached"):
         return asked, "asked for"
-    from autogaze.decoding.fused import why_not
+    way = asked if asked != "auto" else "native" if model.device.type == "cpu" else "fused"
+    reason = why_not(model, way)
+    if not reason:
+        return way, MEANS[way]
+    if asked == "auto":
+        return "cached", reason
+    raise ValueError(f"the {NAMES[way]} cannot be used: {reason}")
 
-    reason = why_not(model)
-    if reason and asked == "fused":
-        raise ValueError(f"the fused kernels cannot be used: {reason}")
-    return ("cached", reason) if reason else ("fused", "CUDA graphs over Triton kernels")
+
+def why_not(model: AutoGaze, way: str) -> str:
+    """The reason why "fused" or "native" decoding cannot be used; empty if it can."""
+    if way == "native":
+        return native_pass.why_not(model)
+    from autogaze.decoding import fused
+
+    return fused.why_not(model)
 
 
 def begin(model: AutoGaze, request: Request, frames: int) -> Decoding:
@@ -78,4 +92,4 @@ def begin(model: AutoGaze, request: Request, frames: int) -> Decoding:
     if way == "plain":
         return FrameByFrame(PlainDecoding(model.gaze_decoder, batch, window))
     return FrameByFrame(CachedDecoding(model.gaze_decoder, batch, min(window, frames), model.visual_tokens, budget,
-                                       request.uniform))
+                                       request.uniform, native=way == "native"))

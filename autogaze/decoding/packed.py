@@ -7,7 +7,7 @@ rotation one complex product; queries and keys change alike, so attention does n
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from torch.nn import functional as F
 
 from autogaze.decoder import Attend, DecoderLayer, GazeDecoder
 from autogaze.decoding import onednn
+from autogaze.decoding.choice import choose_group
+
+if TYPE_CHECKING:
+    from autogaze.decoding.cache import Cache
 
 
 class Product:
@@ -40,16 +44,13 @@ class PackedLayer:
         norms = (layer.input_layernorm, layer.post_attention_layernorm)
         before, between = (norm.weight * width**0.5 for norm in norms)
         self.floors = [norm.weight.new_tensor((width * norm.eps) ** 0.5, dtype=torch.float32) for norm in norms]
-        query, key = (self._side_by_side(linear.weight) * before for linear in (attention.q_proj, attention.k_proj))
+        query, key = (side_by_side(linear.weight, self.heads) * before
+                      for linear in (attention.q_proj, attention.k_proj))
         value = attention.v_proj.weight * before
         self.to_parts = [Product(query), Product(torch.cat([key, value]))] if only_last else [
             Product(torch.cat([query, key, value]))]
         self.to_out, self.to_x = Product(attention.o_proj.weight), Product(mlp.down_proj.weight)
         self.to_gates = Product(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * between)
-
-    def _side_by_side(self, weight: Tensor) -> Tensor:
-        """Rows of a query or key projection with the two coordinates of an angle next to each other."""
-        return weight.unflatten(0, (self.heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
     def __call__(self, index: int, x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
         """Outputs of tokens (B, n, width), or of the last one."""
@@ -71,27 +72,49 @@ class PackedLayer:
         return query, key, parts[:, :, 2]
 
 
-class PackedTrunk:
-    """What `DecoderTrunk` computes, of its weights as they are now; no gradients."""
+class Trunk:
+    """What caches are made for: the shape of keys and values, and their rotation."""
 
     def __init__(self, decoder: GazeDecoder) -> None:
-        trunk = decoder.model
-        self.frequencies, self.norm = trunk.frequencies, trunk.norm
-        layers = [cast(DecoderLayer, layer) for layer in trunk.layers]
-        self.layers = [PackedLayer(layer, only_last=layer is layers[-1]) for layer in layers]
-        self.heads = self.layers[0].heads
-        self.head_dim = layers[0].self_attn.q_proj.out_features // self.heads
+        attention = cast(DecoderLayer, decoder.model.layers[0]).self_attn
+        self.frequencies, self.layer_count, self.heads = (
+            decoder.model.frequencies, len(decoder.model.layers), attention.heads)
+        self.head_dim = attention.q_proj.out_features // self.heads
 
     def turns(self, positions: Tensor) -> Tensor:
         """(n, 1, head_dim / 2) complex rotation of every position (n,)."""
         angles = positions[:, None, None].float() * self.frequencies
         return torch.complex(angles.cos(), angles.sin())
 
+
+class PackedTrunk(Trunk):
+    """What `DecoderTrunk` computes, of its weights as they are now; no gradients."""
+
+    def __init__(self, decoder: GazeDecoder) -> None:
+        super().__init__(decoder)
+        self.decoder, self.norm = decoder, decoder.model.norm
+        layers = [cast(DecoderLayer, layer) for layer in decoder.model.layers]
+        self.layers = [PackedLayer(layer, only_last=layer is layers[-1]) for layer in layers]
+
     def __call__(self, x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
         """The last state (B, width), normed, of new tokens (B, n, width) with the `turns` of their positions."""
         for index, layer in enumerate(self.layers):
             x = layer(index, x, turns, attend)
         return self.norm(x[:, -1])
+
+    def scores(self, tokens: Tensor, turns: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        """Logits (B, K, vocabulary) and predicted losses (B, K), float32, after new tokens (B, n, width).
+
+        Their keys and values are written to the cache behind those held, and are not counted yet.
+        """
+        return self.decoder.heads(self(tokens, turns, cache.attend))
+
+    choose = staticmethod(choose_group)
+
+
+def side_by_side(weight: Tensor, heads: int) -> Tensor:
+    """Rows of a query or key projection with the two coordinates of an angle next to each other."""
+    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
 def normed(x: Tensor, floor: Tensor) -> Tensor:
