@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import statistics
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -41,6 +44,7 @@ class Comparison:
     least: float  # the goal
     same_ids: bool
     published_implementation_ms: float  # recorded elsewhere, see above
+    turns_ms: list[tuple[float, float]]  # ours, published
 
 
 def compare(model: AutoGaze, video: torch.Tensor, ratio: float, runs: int) -> Comparison:
@@ -49,10 +53,26 @@ def compare(model: AutoGaze, video: torch.Tensor, ratio: float, runs: int) -> Co
     turns = []
     for _ in range(runs):
         sides = (lambda: model.generate(video, ratio), lambda: generate_published(model, video, ratio))
-        turns.append([measure("", side, torch.device("cpu"), runs=1, warmup=0).median_ms for side in sides])
+        turns.append(tuple(measure("", side, torch.device("cpu"), runs=1, warmup=0).median_ms for side in sides))
     ours_ms, published_ms = (statistics.median(side) for side in zip(*turns, strict=True))
     faster = statistics.median(theirs / ours for ours, theirs in turns)
-    return Comparison(ratio, runs, ours_ms, published_ms, faster, GOALS[ratio], same, PUBLISHED_MS[ratio])
+    return Comparison(ratio, runs, ours_ms, published_ms, faster, GOALS[ratio], same, PUBLISHED_MS[ratio],
+                      [(round(ours, 1), round(theirs, 1)) for ours, theirs in turns])
+
+
+def load_average() -> list[float] | None:
+    """Processes that wanted to run in the last 1, 5 and 15 minutes; this one counts its threads."""
+    return [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+def processor() -> str:
+    """The name of the processor and the vector instructions that PyTorch uses on it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,14 +84,15 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     model, video = AutoGaze().eval(), torch.randn(1, FRAMES, 3, 224, 224)
-    rows = []
+    rows, load_before = [], load_average()
     for ratio in GOALS:
         row = compare(model, video, ratio, args.runs)
         print(f"ratio {ratio}: {row.ours_ms:.0f} ms a clip, the published way {row.published_ms:.0f} ms: "
               f"{row.times_faster:.2f} times faster (goal {row.least}), same ids: {row.same_ids}", file=sys.stderr)
         rows.append(asdict(row))
-    results = {"machine": machine(), "command": "python -m benchmarks.speed_cpu", "decoding": chosen_way(model)[0],
-               "clips": rows}
+    results = {"machine": {**machine(), "cpu": processor(), "cpus": os.cpu_count()},
+               "load_average": {"before": load_before, "after": load_average()},
+               "command": "python -m benchmarks.speed_cpu", "decoding": ": ".join(chosen_way(model)), "clips": rows}
     if args.out:
         write_json(args.out, results)
     print(json.dumps(results))
