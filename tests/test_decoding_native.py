@@ -18,6 +18,7 @@ from autogaze.decoding import native_build, native_pass
 from autogaze.decoding.choice import choose_group
 from autogaze.decoding.engine import chosen_way
 from autogaze.decoding.native_build import library
+from autogaze.info import describe
 from tests.gaze_models import random_video, small_model, typical_loss
 
 needs_library = pytest.mark.skipif(isinstance(library(), str), reason=f"no native library: {library()}")
@@ -139,7 +140,17 @@ def test_after_threads_stalled_one_does_the_work_for_a_while(two_threads: None) 
     assert [trunk._threads(1) for _ in range(3)] == [1, 1, 2]
 
 
-def test_what_it_cannot_compute_is_left_to_the_cached_way() -> None:
+@needs_library
+def test_a_processor_it_was_not_measured_on_gets_it_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    model = small_model()
+    assert chosen_way(model)[0] == "cached" and "measured" in chosen_way(model)[1]
+    model.decoding = "native"
+    assert chosen_way(model)[0] == "native"
+
+
+def test_what_it_cannot_compute_is_left_to_the_cached_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_pass, "measured", lambda: True)
     for model, reason in ((small_model().double(), "float32 only"), (small_model(head_dim=24), "head_dim"),
                           (small_model(intermediate_size=40), "multiples of 16")):
         assert chosen_way(model)[0] == "cached" and reason in chosen_way(model)[1]
@@ -152,7 +163,8 @@ def test_what_it_cannot_compute_is_left_to_the_cached_way() -> None:
 
 @pytest.mark.parametrize("cause", ["compiler", "source", "folder", "owner"])
 def test_without_a_library_the_reason_is_told_and_decoding_goes_on(cause: str, fresh: Path, tmp_path: Path,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+                                                                   monkeypatch: pytest.MonkeyPatch,
+                                                                   tiny_checkpoint: Path) -> None:
     reason = {"compiler": "no C++ compiler", "source": "failed", "folder": "could not be compiled into",
               "owner": "belongs to another user"}[cause]
     if cause != "compiler" and native_build.shutil.which("c++") is None:
@@ -170,9 +182,10 @@ def test_without_a_library_the_reason_is_told_and_decoding_goes_on(cause: str, f
         monkeypatch.setattr(os, "getuid", lambda: 12345)
         if os.geteuid() == 0:
             monkeypatch.setattr(native_build, "TRUSTED", ())
+    monkeypatch.setattr(native_pass, "measured", lambda: True)
     model = small_model()
     way, why = chosen_way(model)
-    assert way == "cached" and reason in why
+    assert way == "cached" and reason in why and reason in describe(str(tiny_checkpoint))["decoding_on_cpu"]
     model.decoding = "auto"
     assert model.generate(random_video(1, 1)).ids.numel()
     assert not list(fresh.glob(".build-*")) if fresh.is_dir() else True

@@ -63,7 +63,7 @@ def chosen_way(model: AutoGaze) -> tuple[str, str]:
     if asked in ("plain", "cached"):
         return asked, "asked for"
     way = asked if asked != "auto" else "native" if model.device.type == "cpu" else "fused"
-    reason = why_not(model, way)
+    reason = why_not(model, way, asked == way)
     if not reason:
         return way, MEANS[way]
     if asked == "auto":
@@ -71,10 +71,10 @@ def chosen_way(model: AutoGaze) -> tuple[str, str]:
     raise ValueError(f"the {NAMES[way]} cannot be used: {reason}")
 
 
-def why_not(model: AutoGaze, way: str) -> str:
-    """The reason why "fused" or "native" decoding cannot be used; empty if it can."""
+def why_not(model: AutoGaze, way: str, asked: bool) -> str:
+    """The reason why "fused" or "native" decoding cannot be used, or should not unless asked for; empty if it can."""
     if way == "native":
-        return native_pass.why_not(model)
+        return native_pass.why_not(model) if asked else native_pass.why_not_unasked(model)
     from autogaze.decoding import fused
 
     return fused.why_not(model)

@@ -7,6 +7,7 @@ a pass reads keys, values and weights once, in order, and never sums across lane
 from __future__ import annotations
 
 import ctypes
+import platform
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 BLOCK = 16  # of native/product.h
 LOG2_E = 1.4426950408889634
 MOST_THREADS = 16
-ALONE, MOST_ALONE = 8, 512  # passes on one thread after threads stalled, doubled each time up to a limit
+ALONE, MOST_ALONE = 8, 512  # passes on one thread after threads stalled: doubled each time, less when they do not
 
 
 def why_not(model: AutoGaze) -> str:
@@ -43,6 +44,18 @@ def why_not(model: AutoGaze) -> str:
                 f"this model has {config.head_dim} and {', '.join(map(str, wide))}")
     found = library()
     return f"there is no native library: {found}" if isinstance(found, str) else ""
+
+
+def measured() -> bool:
+    """Whether this is a kind of processor on which the native library was measured to be the faster one."""
+    return platform.machine() in ("x86_64", "AMD64") and "AVX" in torch.backends.cpu.get_cpu_capability()
+
+
+def why_not_unasked(model: AutoGaze) -> str:
+    """`why_not`, and a reason where the library may work but is not known to be faster."""
+    if not measured():
+        return 'the native library was measured with AVX2 and AVX-512 only; decoding = "native" tries it'
+    return why_not(model)
 
 
 class Pass(ctypes.Structure):
@@ -162,6 +175,8 @@ class NativeTrunk(Trunk):
         call.scratch, call.scores = self.scratch.data_ptr(), scores.data_ptr()
         if self.native.autogaze_pass(ctypes.addressof(call)):
             self.alone, self.alone_next = self.alone_next, min(2 * self.alone_next, MOST_ALONE)
+        elif call.threads > 1:
+            self.alone_next = max(self.alone_next - 1, ALONE)
         return scores[:, :logits].unflatten(1, (self.group, self.vocabulary)), scores[:, logits:]
 
     def _threads(self, clips: int) -> int:
