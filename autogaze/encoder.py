@@ -7,6 +7,8 @@ Source: AutoGaze, arXiv:2603.12254 sec. 3; layer order as in the published check
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,8 +55,11 @@ class FrameEncoder(nn.Module):
     def empty_cache(self, batch: int) -> EncoderCache:
         """The memory of a clip that has not begun: zeros."""
         weight = self.out_proj.weight
+        # The tokens come channels last; with a memory of another layout a GPU would copy all of it around every block.
+        form = torch.channels_last_3d if weight.is_cuda else torch.contiguous_format
         shape = (batch, weight.shape[1], self.past_frames, self.side, self.side)
-        return tuple(weight.new_zeros(shape) for _ in self.blocks)
+        return tuple(torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=form)
+                     for _ in self.blocks)
 
     def forward(self, video: Tensor, cache: EncoderCache | None = None) -> tuple[Tensor, EncoderCache]:
         """Encode frames that follow those in the cache.
@@ -71,13 +76,23 @@ class FrameEncoder(nn.Module):
         x = video.flatten(0, 1).to(self.out_proj.weight.dtype)
         if x.shape[-2:] != (self.image_size, self.image_size):
             x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bicubic", align_corners=False)
-        x = self._patchify(x)  # (B * T, side * side, C)
-        x = self.norm(x).unflatten(0, (batch, frames)).unflatten(2, (self.side, self.side)).permute(0, 4, 1, 2, 3)
+        x = self._patch_tokens(x).unflatten(0, (batch, frames)).unflatten(2, (self.side, self.side))
+        x = x.permute(0, 4, 1, 2, 3)
         new_cache = []
         for block, past in zip(self.blocks, cache, strict=True):
             x, past = block(x, past)
             new_cache.append(past)
-        return self.out_proj(x).permute(0, 2, 3, 4, 1).flatten(2, 3), tuple(new_cache)
+        tokens = x.permute(0, 2, 3, 4, 1).flatten(2, 3)
+        return F.linear(tokens, self.out_proj.weight.flatten(1), self.out_proj.bias), tuple(new_cache)
+
+    def _patch_tokens(self, frames: Tensor) -> Tensor:
+        """(N, side * side, C) normed patch embeddings of frames (N, 3, H, W)."""
+        if frames.is_cuda and frames.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+            with contextlib.suppress(ImportError):  # Triton comes with CUDA builds of PyTorch, not with all others
+                from autogaze.patch_embedding import patch_tokens
+
+                return patch_tokens(frames, self.temporal_conv, self.norm, self.side)
+        return self.norm(self._patchify(frames))
 
     def _patchify(self, frames: Tensor) -> Tensor:
         """The patch convolution as one matrix product, which is faster than Conv3d everywhere we run."""

@@ -14,7 +14,7 @@ import torch
 from triton.runtime import interpreter
 
 from autogaze import AutoGaze, Gaze
-from autogaze.decoding import fused, workspace
+from autogaze.decoding import frame_graph, fused, workspace
 from autogaze.model import AutoGazeConfig
 
 patch_tensor = interpreter._patch_lang_tensor
@@ -70,6 +70,34 @@ def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) 
     return plain
 
 
+def compare_streams(gazer: AutoGaze, video: torch.Tensor) -> None:
+    """Frames that are recorded once and replayed, with one of another size among them."""
+    frame_graph.can_record = lambda engine: True
+    frame_graph.record = lambda enqueue: enqueue
+    steps, gazes = [], []
+    step = frame_graph.FrameGraph.step
+    frame_graph.FrameGraph.step = lambda self, frame: steps.append(1) or step(self, frame)
+    for way in ("plain", "fused"):
+        gazer.decoding = way
+        stream = gazer.stream(gazing_ratio=0.6, batch=len(video))
+        frames = [video[:, t] for t in range(video.shape[1])]
+        frames[3] = torch.nn.functional.interpolate(frames[3], scale_factor=2.0)
+        gazes.append(Gaze.join([stream.step(frame) for frame in frames]))
+    plain, fast = gazes
+    width = plain.ids.shape[-1]
+    print(
+        json.dumps(
+            {
+                "case": "stream",
+                "equal_ids": float((plain.ids == fast.ids[..., :width]).float().mean()),
+                "equal_chosen": bool(torch.equal(plain.chosen, fast.chosen[..., :width])),
+                "loss_difference": float((plain.task_loss - fast.task_loss[..., :width]).nan_to_num().abs().max()),
+                "replayed": len(steps),
+            }
+        )
+    )
+
+
 def main(tuning: str) -> None:
     if tuning == "fused layers":
         small = workspace.Tuning(wide=False, pairs=16, values=16, hidden=16, keys=16)
@@ -83,6 +111,7 @@ def main(tuning: str) -> None:
     compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
     compare("nothing", gazer, video, gazing_ratio=torch.tensor([[0.0, 0.5, 0.0], [0.5, 0.0, 0.5]]))
     compare("window", model(window=2), torch.randn(1, 5, 3, 32, 32), gazing_ratio=0.6)
+    compare_streams(model(window=2), torch.randn(2, 6, 3, 32, 32))
 
 
 main(sys.argv[1])

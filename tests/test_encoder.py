@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -72,3 +76,31 @@ def test_a_side_that_patches_do_not_fill_is_cut_like_a_convolution_does() -> Non
     with torch.no_grad():
         assert encoder(video)[0].shape == (1, 1, 9, 4)
         torch.testing.assert_close(encoder(video)[0], reference(encoder, video), atol=1e-5, rtol=1e-5)
+
+
+def test_patch_kernel_equals_the_product_and_norm() -> None:
+    pytest.importorskip("triton", reason="Triton comes with CUDA builds of PyTorch only")
+    script = """
+import torch
+from autogaze.encoder import FrameEncoder
+from autogaze.patch_embedding import patch_tokens
+torch.manual_seed(0)
+encoder, frames = FrameEncoder(64, 16, 48, 48).eval(), torch.randn(3, 3, 64, 64)
+with torch.no_grad():
+    torch.nn.init.normal_(encoder.norm.weight), torch.nn.init.normal_(encoder.norm.bias)
+    tokens = patch_tokens(frames, encoder.temporal_conv, encoder.norm, encoder.side)
+    torch.testing.assert_close(tokens, encoder.norm(encoder._patchify(frames)), atol=1e-5, rtol=1e-5)
+"""
+    run = subprocess.run([sys.executable, "-c", script], env={**os.environ, "TRITON_INTERPRET": "1"}, check=False,
+                         capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.gpu
+def test_gpu_bfloat16_tokens_are_close_to_float32() -> None:
+    encoder, video = FrameEncoder(224, 16, 192, 192).cuda().eval(), torch.randn(2, 4, 3, 224, 224, device="cuda")
+    with torch.no_grad():
+        exact, memory = encoder(video)
+        fast, fast_memory = encoder.bfloat16()(video)
+    assert float((fast.float() - exact).norm() / exact.norm()) < 0.02
+    assert float((fast_memory[0].float() - memory[0]).norm() / memory[0].norm()) < 0.02

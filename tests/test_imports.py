@@ -17,7 +17,8 @@ RUNTIME = {"torch", "numpy", "safetensors", "cv2"}
 LAYERS = {
     "files": set(), "grid": set(), "container": set(),
     "gaze": {"grid"}, "preprocess": {"files"}, "video": {"container", "files"}, "scenes": {"video"},
-    "report": {"grid"}, "gaze_file": {"gaze"}, "encoder": {"gaze"}, "decoder": {"gaze"},
+    "report": {"grid"}, "gaze_file": {"gaze"}, "patch_embedding": set(),
+    "encoder": {"gaze", "patch_embedding"}, "decoder": {"gaze"},
     "model": {"encoder", "decoder", "decoding", "checkpoint", "preprocess", "tiling"},
     "decoding": {"encoder", "decoder", "model"}, "checkpoint": {"model", "preprocess", "files"},
     "tiling": {"model", "video"}, "selectors": {"decoding"}, "vit": {"model"},
@@ -31,7 +32,8 @@ LAYERS = {
 RUNS_ALL_STAGES = {"stages.py", "command.py", "pipeline.py"}  # of pretrain: `autogaze train` ends with rl
 HEAVY = {"pytorch_lightning", "gymnasium", "stable_baselines3", "onnx", "onnxscript", "onnxruntime", "tensorrt",
          "tensorrt_rtx", "timm", "transformers", "gradio", "matplotlib", "pyarrow", "yaml", "tensorboard", "triton"}
-HEAVY_HOMES = {"pretrain", "rl", "export", "vit", "evaluate", "demo", "decoding", "info", "checkpoint"}
+HEAVY_HOMES = {"pretrain", "rl", "export", "vit", "evaluate", "demo", "decoding", "info", "checkpoint",
+               "patch_embedding"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

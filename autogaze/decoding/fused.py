@@ -123,20 +123,45 @@ class FusedDecoding:
     def frames(self, visual: Tensor, request: Request) -> Column:
         """Choose the ids of up to CHUNK frames; see `Decoding.frames`."""
         space, count = self.space, visual.shape[1]
-        self._rebase()
-        space.visual[:, :count] = visual
+        self.rebase()
+        self.ask(request)
+        self._begin(visual)
+        for most in self.steps(request):
+            space.run(prefill=True)
+            if space.cluster is None:  # else the steps came with the prefill
+                self._steps(most)
+        self.seen += count
+        return self.results(count)
+
+    def ask(self, request: Request) -> None:
+        """Tell the device the budgets and requirements of the next frames."""
+        space, count = self.space, request.budget.shape[1]
         space.budgets[:, :count] = request.budget.to(torch.int32)
         if request.requirement is not None:
             space.requirements[:, :count] = request.requirement
         space.in_step[0] = request.in_step
-        space.clock[0] = -1
-        steps = (request.budget.amax(0) + space.group - 1) // space.group - 1
-        for most in steps.tolist():
-            space.run(prefill=True)
-            self._steps(max(0, most))
-        self.seen += count
+
+    def steps(self, request: Request) -> list[int]:
+        """The most steps that each frame can take after its prefill."""
+        groups = (request.budget.amax(0) + self.space.group - 1) // self.space.group
+        return [max(0, most) for most in (groups - 1).tolist()]
+
+    def enqueue(self, visual: Tensor, steps: int) -> None:
+        """One frame (B, 1, N, width) without any decision of the host: kernels of clips that are done do nothing."""
+        self._begin(visual)
+        self.space.launch(prefill=True)
+        for _ in range(0 if self.space.cluster is not None else steps):
+            self.space.launch(prefill=False)
+
+    def results(self, count: int) -> Column:
+        """Ids, chosen and predicted losses of the last `count` frames."""
+        space = self.space
         ids, chosen, loss = (part[:count].transpose(0, 1) for part in (space.out_ids, space.out_chosen, space.out_loss))
         return ids.long(), chosen.bool(), loss.clone()
+
+    def _begin(self, visual: Tensor) -> None:
+        self.space.visual[:, : visual.shape[1]] = visual
+        self.space.clock[:1].fill_(-1)
 
     def _steps(self, most: int) -> None:
         """The steps of a frame; with a stop rule, until no clip goes on (noticed one step late)."""
@@ -152,7 +177,7 @@ class FusedDecoding:
                 self.events[slot].record()
             space.run(prefill=False)
 
-    def _rebase(self) -> None:
+    def rebase(self) -> None:
         """Move all positions back once they are large: only differences matter to rotary positions."""
         space = self.space
         if self.seen * space.tokens < REBASE_AT:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from autogaze.decoding.clip import join_frames
 from autogaze.decoding.engine import begin
+from autogaze.decoding.frame_graph import FrameGraph, capture
 from autogaze.decoding.request import make_request
 from autogaze.gaze import Gaze
 
@@ -36,6 +37,7 @@ class GazeStream:
         self.frame = 0
         self._engine = begin(self.model, self.request, self.model.config.max_num_frames + 1)
         self._cache: tuple[Tensor, ...] | None = None
+        self._graph: FrameGraph | None = None
 
     @torch.no_grad()
     def step(self, frame: Tensor) -> Gaze:
@@ -49,6 +51,13 @@ class GazeStream:
         """
         if frame.ndim != 4 or frame.shape[:2] != (self.batch, 3) or not frame.is_floating_point():
             raise ValueError(f"frame must be ({self.batch}, 3, H, W) float, got {frame.dtype} {tuple(frame.shape)}")
-        visual, self._cache = self.model.embed(frame[:, None].to(self.model.device), self._cache)
+        if self.frame == 1 and self._cache is not None:  # the first frame has compiled what the second records
+            self._graph = capture(self.model, self._engine, self.request, frame, self._cache)
         self.frame += 1
+        if self._graph is not None and self._graph.takes(frame):
+            return join_frames([self._graph.step(frame)], self.model)
+        past = self._cache if self._graph is None else self._graph.memory
+        visual, self._cache = self.model.embed(frame[:, None].to(self.model.device), past)
+        if self._graph is not None:
+            self._graph.remember(self._cache)
         return join_frames([self._engine.frames(visual, self.request)], self.model)

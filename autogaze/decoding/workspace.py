@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from autogaze.decoder import GazeDecoder
+from autogaze.decoding import cluster
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
@@ -51,6 +52,9 @@ class PackedWeights:
             packed |= {f"{name}{i}": matrix.t().to(dtype).contiguous() for name, matrix in matrices.items()}
         final = trunk.norm.weight.float()
         packed["wl"] = (self.decoder.lm_head.weight.float() * final).t().to(dtype).contiguous()
+        if dtype == torch.bfloat16 and trunk.layers[0].mlp.gate_proj.out_features % (
+                cluster.SPLIT * trunk.layers[0].self_attn.heads) == 0:
+            packed |= cluster.pack_rows(self.decoder)
         packed["wt"] = (self.decoder.task_loss_prediction_head.weight.float() * final).to(dtype).contiguous()
         return packed
 
@@ -99,6 +103,8 @@ class Workspace:
         self.can_launch_early = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0)
         self._check_memory()
         self._allocate()
+        self.without_cluster = cluster.why_not(self)  # the reason, or empty
+        self.cluster = None if self.without_cluster else cluster.ClusterSteps(self, CHUNK)
 
     def _frames_per_split(self, prefill: bool) -> int:
         """Ring slots a program of attention takes: split until processors are busy, since joining costs time too."""
@@ -200,14 +206,13 @@ class Workspace:
             last = layer == self.layers - 1
             first, count = (rows - 1, 1) if last else (0, rows)
             span = (batch, rows, first, count)
-            queries = 16 if last else tuning.queries
-            kernels.attend[(batch * self.heads, _ceil(count, queries), self._splits(prefill))](
-                self.query, self.keys[layer], self.values[layer], self.attended, self.out, self.peak, self.mass,
-                self.arrived,
-                self.frame_len, self.state, self.clock, self.head_dim**-0.5 * math.log2(math.e), *span,
-                WINDOW=self.config.max_num_frames, D=self.head_dim, BM=queries, BN=tuning.keys,
-                FRAMES=self.frames_per_split[prefill], SPLITS=_power(self._splits(prefill), 1),
-                num_stages=tuning.attend_stages, num_warps=tuning.attend_warps, **ring, **heads, **mode)
+            for at, share, queries in _tiles(first, count, 16 if last else tuning.queries):
+                kernels.attend[(batch * self.heads, _ceil(share, queries), self._splits(prefill))](
+                    self.query, self.keys[layer], self.values[layer], self.attended, self.out, self.peak, self.mass,
+                    self.arrived, self.frame_len, self.state, self.clock, self.head_dim**-0.5 * math.log2(math.e),
+                    batch, rows, at, share, WINDOW=self.config.max_num_frames, D=self.head_dim, BM=queries,
+                    BN=tuning.keys, FRAMES=self.frames_per_split[prefill], SPLITS=_power(self._splits(prefill), 1),
+                    num_stages=tuning.attend_stages, num_warps=tuning.attend_warps, **ring, **heads, **mode)
             nxt = layer if last else layer + 1
             begun = (self.query, self.keys[nxt], self.values[nxt])
             next_weights = (weights[f"wqk{nxt}"], weights[f"wv{nxt}"], weights["frequencies"])
@@ -230,6 +235,8 @@ class Workspace:
                 LAST=last,
                 **ring, **heads, **dims, **columns, **mode)
         self._launch_choice(prefill, mode["PRECISION"], early)
+        if prefill and self.cluster is not None:
+            self.cluster.launch()
 
     def _launch_choice(self, prefill: bool, precision: object, early: dict[str, bool]) -> None:
         """Enqueue the heads and the choice of a group."""
@@ -280,6 +287,16 @@ class Workspace:
         for tensor, before in zip(kept, saved, strict=True):
             tensor.copy_(before)
         self.graphs[prefill] = graph
+
+
+def _tiles(first: int, count: int, rows: int) -> list[tuple[int, int, int]]:
+    """Launches that cover `count` rows from `first` on, as (first, count, rows of a tile): whole tiles, and a smaller
+    one for the rest, since every row of a tile costs the same whether it counts or not."""
+    whole = count // rows * rows
+    rest = count - whole
+    if not whole or not rest or _power(rest) == rows:
+        return [(first, count, rows)]
+    return [(first, whole, rows), (first + whole, rest, _power(rest))]
 
 
 def _power(n: int, least: int = 16) -> int:

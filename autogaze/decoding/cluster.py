@@ -1,0 +1,227 @@
+"""All steps of a frame in one kernel: a thread-block cluster a clip (`cuda/steps.cu`), on Hopper or newer.
+
+A step of a single clip is some 15 small kernels otherwise, each waiting for the one before through device memory. The
+kernel is compiled at run time by NVRTC, which comes with CUDA builds of PyTorch; nothing else is needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from autogaze.decoder import GazeDecoder
+
+if TYPE_CHECKING:
+    from autogaze.decoding.workspace import Workspace
+
+SOURCES = Path(__file__).parent / "cuda"
+SPLIT, WARPS, HEAD_DIM, KEYS = 2, 12, 32, 32  # blocks a head, warps a block, width of a head, keys a block of attention
+MOST_CLIPS = 32  # more clips keep a GPU busy with the kernels of a pass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the kernel is compiled for; the names are those of `steps.cu`."""
+
+    C: int
+    HEADS: int
+    LAYERS: int
+    HIDDEN: int
+    K: int
+    VOCABULARY: int
+    D: int = HEAD_DIM
+    SPLIT: int = SPLIT
+
+    @property
+    def blocks(self) -> int:
+        """Thread blocks of a cluster."""
+        return self.HEADS * self.SPLIT
+
+    def why_not(self) -> str:
+        """The reason why the kernel cannot be made for this shape; empty if it can."""
+        blocks, columns = self.blocks, self.C // self.blocks
+        fits = (blocks <= 16 and self.C == self.HEADS * self.D and self.C % 32 == self.HIDDEN % 32 == 0
+                and self.C % (8 * blocks) == self.HIDDEN % (4 * blocks) == 0 and self.K <= WARPS
+                and columns // 8 * (self.C // 32) <= WARPS and 2 * self.HIDDEN // blocks // 8 <= WARPS
+                and self.VOCABULARY <= 1024)
+        return "" if fits else f"the cluster kernel is made for models of another shape than {self}"
+
+
+class Kernel(Protocol):
+    """The compiled kernel."""
+
+    def launch(self, arguments: Arguments, clips: int, table: int) -> None:
+        """Enqueue it; `table` is how many frames and blocks of keys a clip can have."""
+        ...
+
+
+class Arguments(ctypes.Structure):
+    """`Arguments` of `steps.cu`."""
+
+    _fields_ = [*((name, ctypes.c_void_p) for name in (
+        "embedding", "qkv", "mix", "gate_up", "down", "heads", "loss_head", "frequencies", "keys", "values", "state",
+        "frame_len", "clock", "requirements", "ids", "pend_ids", "pend_slots", "taken", "out_ids", "out_chosen",
+        "out_loss", "running")),
+        *((name, ctypes.c_float) for name in ("eps", "scale")),
+        *((name, ctypes.c_int) for name in ("batch", "ring", "tokens", "window", "chunk", "slots", "stops"))]
+
+
+class ClusterSteps:
+    """The kernel with the buffers of a workspace."""
+
+    def __init__(self, space: Workspace, chunk: int) -> None:
+        config, plan, weights = space.config, space.plan, space.weights.tensors
+        self.clips, self.table = plan.batch, plan.ring * (1 + -(-space.tokens // KEYS))
+        self.kernel = load_kernel(space.device, shape_of(space))
+        packed = {name: weights[f"rows_{name}"] for name in ("qkv", "mix", "gate_up", "down", "heads")}
+        held: dict[str, Tensor] = packed | {
+            "embedding": weights["embedding"], "loss_head": weights["wt"], "frequencies": weights["frequencies"],
+            **{name: getattr(space, name) for name in (
+                "keys", "values", "state", "frame_len", "clock", "requirements", "ids", "pend_ids", "pend_slots",
+                "taken", "out_ids", "out_chosen", "out_loss", "running")}}
+        scale = config.head_dim**-0.5 * 1.4426950408889634  # log2(e): the kernel takes powers of two
+        self.arguments = Arguments(**{name: tensor.data_ptr() for name, tensor in held.items()},
+                                   eps=config.rms_norm_eps, scale=scale, batch=plan.batch, ring=plan.ring,
+                                   tokens=space.tokens, window=config.max_num_frames, chunk=chunk, slots=plan.slots,
+                                   stops=plan.stops)
+
+    def launch(self) -> None:
+        """Enqueue what is left of the frame of every clip."""
+        self.kernel.launch(self.arguments, self.clips, self.table)
+
+
+def shape_of(space: Workspace) -> Shape:
+    """What the kernel has to be compiled for."""
+    config = space.config
+    return Shape(config.hidden_size, config.num_attention_heads, config.num_hidden_layers, config.intermediate_size,
+                 space.group, space.patches + 1)
+
+
+def why_not(space: Workspace) -> str:
+    """The reason why the steps of this workspace are not decoded by clusters; empty if they are."""
+    plan = space.plan
+    if plan.dtype != torch.bfloat16:
+        return "the cluster kernel computes in bfloat16"
+    if plan.samples:
+        return "the cluster kernel does not sample"
+    if plan.batch > MOST_CLIPS:
+        return f"more than {MOST_CLIPS} clips keep the GPU busy without clusters"
+    if reason := shape_of(space).why_not():
+        return reason
+    if space.device.type == "cuda" and torch.cuda.get_device_capability(space.device) < (9, 0):
+        return "clusters need a GPU of compute capability 9.0 (Hopper) or newer"
+    try:
+        load_kernel(space.device, shape_of(space))
+    except (ImportError, RuntimeError) as error:
+        return f"the cluster kernel cannot be compiled: {error}"
+    return ""
+
+
+@torch.no_grad()
+def pack_rows(decoder: GazeDecoder) -> dict[str, Tensor]:
+    """The decoder's matrices as the kernel reads them: output-major bfloat16, norm weights folded in."""
+    def stacked(rows: Callable[[Any], Tensor]) -> Tensor:
+        return torch.stack([rows(layer) for layer in decoder.model.layers]).to(torch.bfloat16).contiguous()
+
+    def by_head(layer: Any) -> Tensor:
+        attention = layer.self_attn
+        parts = [part.weight.float().unflatten(0, (attention.heads, -1))
+                 for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        return torch.cat(parts, dim=1) * layer.input_layernorm.weight.float()  # (heads, 3 D, C)
+
+    def by_block(layer: Any) -> Tensor:
+        blocks = SPLIT * layer.self_attn.heads
+        parts = [part.weight.float().unflatten(0, (blocks, -1)) for part in (layer.mlp.gate_proj, layer.mlp.up_proj)]
+        return torch.cat(parts, dim=1) * layer.post_attention_layernorm.weight.float()
+
+    heads = decoder.lm_head.weight.float() * decoder.model.norm.weight.float()
+    return {"rows_qkv": stacked(by_head), "rows_gate_up": stacked(by_block),
+            "rows_mix": stacked(lambda layer: layer.self_attn.o_proj.weight),
+            "rows_down": stacked(lambda layer: layer.mlp.down_proj.weight),
+            "rows_heads": heads.to(torch.bfloat16).contiguous()}
+
+
+@lru_cache(maxsize=16)
+def load_kernel(device: torch.device, shape: Shape) -> Kernel:
+    """Compile the kernel for a device.
+
+    Raises:
+        ImportError: if cuda-bindings, which CUDA builds of PyTorch bring along, is not installed.
+        RuntimeError: if the kernel does not compile, or the device cannot hold a cluster of this size.
+    """
+    return CompiledKernel(device, shape)
+
+
+def compile_kernel(shape: Shape, architecture: str) -> bytes:
+    """The kernel's machine code (cubin) for an architecture such as "sm_90"; needs no GPU."""
+    from cuda.bindings import nvrtc
+
+    program = _check(nvrtc.nvrtcCreateProgram((SOURCES / "steps.cu").read_bytes(), b"steps.cu", 1,
+                                              [(SOURCES / "device.cuh").read_bytes()], [b"device.cuh"]))
+    options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
+    options += [f"-D{name}={value}".encode() for name, value in asdict(shape).items()]
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    if int(status):
+        log = bytes(_check(nvrtc.nvrtcGetProgramLogSize(program)))
+        nvrtc.nvrtcGetProgramLog(program, log)
+        raise RuntimeError(f"NVRTC: {log.decode(errors='replace').strip()}")
+    code = bytes(_check(nvrtc.nvrtcGetCUBINSize(program)))
+    _check(nvrtc.nvrtcGetCUBIN(program, code))
+    _check(nvrtc.nvrtcDestroyProgram(program))
+    return code
+
+
+class CompiledKernel:
+    """The kernel on one device."""
+
+    def __init__(self, device: torch.device, shape: Shape) -> None:
+        from cuda.bindings import driver
+
+        self.driver, self.shape = driver, shape
+        major, minor = torch.cuda.get_device_capability(device)
+        with torch.cuda.device(device):
+            torch.cuda.current_stream().synchronize()  # the driver calls below need PyTorch's context
+            self.module = _check(driver.cuModuleLoadData(compile_kernel(shape, f"sm_{major}{minor}")))
+            self.function = _check(driver.cuModuleGetFunction(self.module, b"steps"))
+            attribute = driver.CUfunction_attribute
+            _check(driver.cuFuncSetAttribute(
+                self.function, attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1))
+            most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
+            _check(driver.cuFuncSetAttribute(
+                self.function, attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most))
+            self.fixed = shared_bytes(shape)
+
+    def launch(self, arguments: Arguments, clips: int, table: int) -> None:
+        """Enqueue it on PyTorch's present stream."""
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        _check(self.driver.cuLaunchKernel(
+            self.function, self.shape.blocks * clips, 1, 1, 32 * WARPS, 1, 1, self.fixed + 4 * table,
+            torch.cuda.current_stream().cuda_stream, ctypes.addressof(pointers), 0))
+
+
+def shared_bytes(shape: Shape) -> int:
+    """An upper bound of `sizeof(Shared)` in `steps.cu`, without its table."""
+    rows, c, k = 16, shape.C, shape.K
+    floats = rows * c + shape.blocks * k * (shape.D + 4) + -(-k * shape.VOCABULARY // 8) * 8 + 6144
+    floats += 2 * WARPS * rows + k * shape.D + k
+    halves = rows * (2 * (c + 32) + shape.HIDDEN + 32 + shape.D + 64) + 2 * KEYS * shape.D
+    return 4 * floats + 2 * halves + 4 * 32 + 16 * 12
+
+
+def _check(result: tuple[Any, ...]) -> Any:
+    """The value of a call of cuda-bindings.
+
+    Raises:
+        RuntimeError: if it failed.
+    """
+    status, *values = result
+    if int(status):
+        raise RuntimeError(f"{type(status).__name__} {status.name}")
+    return values[0] if values else None

@@ -1,0 +1,596 @@
+// All steps of a frame in one launch: a cluster of thread blocks decodes one clip until it is done with its frame.
+//
+// A step is one group of K ids. Two blocks (SPLIT) share a head: both compute its queries, keys and values and each
+// attends to half of the keys; everything else is spread over the blocks by output columns. Results are pushed into
+// the shared memory of all blocks of the cluster, so a layer needs four cluster barriers and no trip to device memory.
+// Weights and keys stream from L2; those of the next phase are loaded before the barrier that precedes it. Products
+// run on tensor cores: K <= 16 rows are one m16n8k16 tile.
+//
+// The order in which a thread's 8 neighbouring values enter two m16n8k16 products does not matter as long as both
+// sides agree, so rows of weights and keys are read as they lie in memory, 16 bytes a thread.
+//
+// Same arithmetic as the Triton kernels: residuals and sums in float32, operands in bfloat16. The columns of `state`
+// are those of kernels/state.py. Launched by cluster.py; tests run this file on the CPU through an emulator.
+
+#ifdef AUTOGAZE_EMULATED
+#include "cuda_emulator.h"
+#else
+#include "device.cuh"
+#endif
+
+constexpr int BLOCKS = HEADS * SPLIT;         // of a cluster
+constexpr int WARPS = 12, THREADS = 32 * WARPS;
+constexpr int ROWS = 16;                      // of a tile; K of them count
+constexpr int COLUMNS = C / BLOCKS;           // of the output projection and of the MLP's second matrix, a block
+constexpr int UNITS = HIDDEN / BLOCKS;        // hidden units, a block
+constexpr int HEAD_ROWS = K * VOCABULARY;
+constexpr int HEAD_TILES = (HEAD_ROWS + 7) / 8;
+constexpr int TILES_A_BLOCK = (HEAD_TILES + BLOCKS - 1) / BLOCKS;
+constexpr int BN = 32;                        // keys a block of attention
+constexpr int WIDE = C + 32, DEEP = HIDDEN + 32, NARROW = D + 64;  // padded rows: no bank conflicts of 16-byte reads
+constexpr int PATCHES = VOCABULARY - 1, LANE_PATCHES = (PATCHES + 31) / 32;
+constexpr int MIX_CHUNKS = C / 32, DOWN_CHUNKS = HIDDEN / 32;
+constexpr int MIX_TILES = COLUMNS / 8, GATE_TILES = 2 * UNITS / 8, HEAD_COLUMN_TILES = 3 * D / 8;
+DEVICE constexpr int largest_share(int most, int of) { return most < 1 || of % most == 0 ? most : largest_share(most - 1, of); }
+constexpr int GATE_SHARES = largest_share(WARPS / GATE_TILES < MIX_CHUNKS ? WARPS / GATE_TILES : MIX_CHUNKS, MIX_CHUNKS);
+constexpr int PRODUCTS = 6144;                // floats that the warps of a phase add up
+constexpr int GATE_EACH = MIX_CHUNKS / GATE_SHARES;
+constexpr int DOWN_SHARES = largest_share(WARPS / MIX_TILES, DOWN_CHUNKS), DOWN_EACH = DOWN_CHUNKS / DOWN_SHARES;
+
+static_assert(D == 32, "a head is one 32-wide row of keys");
+static_assert(K <= ROWS && C % 32 == 0 && HIDDEN % 32 == 0 && BLOCKS <= 16, "shape");
+static_assert(C % BLOCKS == 0 && COLUMNS % 8 == 0 && HIDDEN % BLOCKS == 0 && UNITS % 4 == 0, "columns a block");
+static_assert(MIX_TILES * MIX_CHUNKS <= WARPS && HEAD_COLUMN_TILES <= WARPS && K <= WARPS, "one task a warp");
+static_assert(GATE_SHARES >= 1 && DOWN_SHARES >= 1, "a warp takes one share");
+
+enum Column { PEND_N, PEND_OFFSET, PEND_POSITION, PEND_FROZEN, VISUAL_POSITION, GROUP_POSITION, TOTAL, STEP_OFFSET,
+              ACTIVE, ROOM, SLOTS, GROUPS, STATE_COLUMNS };
+
+struct Arguments {
+    const bf16 *embedding;    // (VOCABULARY, C)
+    const bf16 *qkv;          // (LAYERS, HEADS, 3 D, C), norm folded in, as all below
+    const bf16 *mix;          // (LAYERS, C, C)
+    const bf16 *gate_up;      // (LAYERS, BLOCKS, 2 UNITS, C)
+    const bf16 *down;         // (LAYERS, C, HIDDEN)
+    const bf16 *heads;        // (K VOCABULARY, C)
+    const bf16 *loss_head;    // (K, C)
+    const float *frequencies; // (D / 2)
+    bf16 *keys, *values;      // (LAYERS, B, HEADS, ring, tokens, D)
+    int *state;               // (B, STATE_COLUMNS)
+    int *frame_len;           // (B, ring)
+    const int *clock;         // (2): frame of the chunk, frame of the clip
+    const float *requirements;  // (B, chunk)
+    int *ids, *pend_ids, *pend_slots;  // (B, K)
+    signed char *taken;       // (B, PATCHES)
+    int *out_ids;             // (chunk, B, slots)
+    signed char *out_chosen;
+    float *out_loss;
+    int *running;
+    float eps, scale;         // of the norm; of the scores, with log2(e) in it
+    int batch, ring, tokens, window, chunk, slots;
+    int stops;                // 0: there are no requirements
+};
+
+struct Shared {
+    alignas(16) float x[ROWS][C];                       // residual stream, equal in all blocks
+    alignas(16) float parts[BLOCKS][K][D + 4];          // attention of every block: outputs, peak, mass
+    alignas(16) float logits[HEAD_TILES * 8];
+    alignas(16) float products[PRODUCTS];                   // of a phase, before they are added up
+    float peak[WARPS][ROWS], mass[WARPS][ROWS];
+    float cosine[K][D / 2], sine[K][D / 2];
+    float losses[K];
+    alignas(16) bf16 normed[ROWS][WIDE];                // operand of a product
+    alignas(16) bf16 attended[ROWS][WIDE];
+    alignas(16) bf16 hidden[ROWS][DEEP];
+    alignas(16) bf16 query[ROWS][NARROW];
+    alignas(16) bf16 new_keys[BN][D], new_values[BN][D];
+    int group[ROWS];
+    int row[STATE_COLUMNS];                 // of `state`
+    int blocks_of_keys, goes_on;
+    int table[1];                           // of `ring` entries, tokens of every frame; then of every block of keys
+                                            // (first token << 6) + tokens: as many as there are
+};
+
+static_assert(WARPS * K * D <= PRODUCTS && MIX_CHUNKS * ROWS * COLUMNS <= PRODUCTS, "products");
+static_assert(DOWN_SHARES * ROWS * COLUMNS <= PRODUCTS && GATE_SHARES * ROWS * 2 * UNITS <= PRODUCTS, "products");
+
+struct Tile { float c[4]; };  // rows g and g + 8, columns 2 q and 2 q + 1, with g = lane / 4, q = lane % 4
+
+// Adds 32 terms of every element: `a` 16 rows of an operand in shared memory, `w` this thread's 16 bytes of 8 columns.
+DEVICE void multiply(Tile &tile, const bf16 *a, int stride, int g, int q, const uint4 &w) {
+    const uint4 low = *reinterpret_cast<const uint4 *>(a + g * stride + 8 * q);
+    const uint4 high = *reinterpret_cast<const uint4 *>(a + (g + 8) * stride + 8 * q);
+    mma(tile.c, low.x, high.x, low.y, high.y, w.x, w.y);
+    mma(tile.c, low.z, high.z, low.w, high.w, w.z, w.w);
+}
+
+// This thread's share of 8 rows of a (rows, width) matrix of weights, CHUNKS x 32 columns from `column` on.
+template <int CHUNKS> struct Weights {
+    uint4 w[CHUNKS];
+    DEVICE void load(const bf16 *matrix, int width, int row, int column, int g, int q) {
+        const bf16 *from = matrix + (size_t)(row + g) * width + column + 8 * q;
+        UNROLL
+        for (int s = 0; s < CHUNKS; ++s) w[s] = load_constant(from + 32 * s);
+    }
+};
+
+DEVICE void store_tile(float *to, int stride, int column, const Tile &tile, int g, int q) {
+    to[g * stride + column + 2 * q] = tile.c[0];
+    to[g * stride + column + 2 * q + 1] = tile.c[1];
+    to[(g + 8) * stride + column + 2 * q] = tile.c[2];
+    to[(g + 8) * stride + column + 2 * q + 1] = tile.c[3];
+}
+
+// A warp norms a row of the residual stream into a row of the operand.
+DEVICE void norm_row(const float *x, bf16 *to, float eps, int lane) {
+    float values[(C + 31) / 32], sum = 0;
+    UNROLL
+    for (int i = 0; i < C / 32; ++i) { values[i] = x[lane + 32 * i]; sum += values[i] * values[i]; }
+    sum = warp_sum(sum);
+    const float factor = rsqrtf(sum / C + eps);
+    UNROLL
+    for (int i = 0; i < C / 32; ++i) to[lane + 32 * i] = to_bf16(values[i] * factor);
+}
+
+struct Keys { uint4 k[4]; uint2 v[2][4]; };  // this thread's part of 32 keys and values
+
+// FRESH: from device memory, where other blocks write; else from shared memory.
+template <bool FRESH> DEVICE void load_keys(Keys &to, const bf16 *keys, const bf16 *values, int count, int g, int q) {
+    const int last = count - 1;
+    UNROLL
+    for (int j = 0; j < 4; ++j) {
+        const int token = 8 * j + g < last ? 8 * j + g : last;
+        const uint4 *from = reinterpret_cast<const uint4 *>(keys + token * D + 8 * q);
+        if (FRESH) to.k[j] = load_fresh(from);
+        else to.k[j] = *from;
+    }
+    UNROLL
+    for (int half = 0; half < 2; ++half) {
+        UNROLL
+        for (int i = 0; i < 4; ++i) {
+            const int at = 16 * half + 2 * q + (i & 1) + 8 * (i >> 1), token = at < last ? at : last;
+            const uint2 *from = reinterpret_cast<const uint2 *>(values + token * D + 4 * g);
+            if (FRESH) to.v[half][i] = load_fresh(from);
+            else to.v[half][i] = *from;
+        }
+    }
+}
+
+struct Softmax {  // running softmax of two rows (g and g + 8): arXiv:2205.14135
+    float peak[2], mass[2];
+    Tile out[4];  // of tile j, columns 8 q + j (c[0], c[2]) and 8 q + 4 + j (c[1], c[3]) of the head
+};
+
+// Folds up to 32 keys in. CAUSAL: key n is visible to rows from n on.
+template <bool CAUSAL>
+DEVICE void fold(Softmax &soft, const uint4 &low, const uint4 &high, const Keys &keys, int count, int g, int q) {
+    Tile s[4];
+    UNROLL
+    for (int j = 0; j < 4; ++j) {
+        s[j] = Tile{};
+        mma(s[j].c, low.x, high.x, low.y, high.y, keys.k[j].x, keys.k[j].y);
+        mma(s[j].c, low.z, high.z, low.w, high.w, keys.k[j].z, keys.k[j].w);
+        UNROLL
+        for (int i = 0; i < 4; ++i) {
+            const int token = 8 * j + 2 * q + (i & 1), row = g + 8 * (i >> 1);
+            if (CAUSAL && token > row) s[j].c[i] = -INFINITY;
+        }
+    }
+    if (count < BN) {
+        UNROLL
+        for (int i = 0; i < 16; ++i)
+            if (8 * (i / 4) + 2 * q + (i & 1) >= count) s[i / 4].c[i % 4] = -INFINITY;
+    }
+    UNROLL
+    for (int h = 0; h < 2; ++h) {
+        float top = soft.peak[h];
+        UNROLL
+        for (int j = 0; j < 4; ++j) top = fmaxf(top, fmaxf(s[j].c[2 * h], s[j].c[2 * h + 1]));
+        top = quad_max(top);
+        const float fade = exp2_(soft.peak[h] - top);
+        float sum = 0;
+        UNROLL
+        for (int j = 0; j < 4; ++j) {
+            s[j].c[2 * h] = exp2_(s[j].c[2 * h] - top);
+            s[j].c[2 * h + 1] = exp2_(s[j].c[2 * h + 1] - top);
+            sum += s[j].c[2 * h] + s[j].c[2 * h + 1];
+            soft.out[j].c[2 * h] *= fade;
+            soft.out[j].c[2 * h + 1] *= fade;
+        }
+        soft.mass[h] = soft.mass[h] * fade + sum;  // of this thread's keys; added up over the quad at the end
+        soft.peak[h] = top;
+    }
+    UNROLL
+    for (int half = 0; half < 2; ++half) {
+        const Tile &a = s[2 * half], &b = s[2 * half + 1];
+        const unsigned p0 = pack(a.c[0], a.c[1]), p1 = pack(a.c[2], a.c[3]);
+        const unsigned p2 = pack(b.c[0], b.c[1]), p3 = pack(b.c[2], b.c[3]);
+        UNROLL
+        for (int j = 0; j < 4; ++j) {
+            const uint2 *v = keys.v[half];
+            const unsigned select = j % 2 ? 0x7632 : 0x5410;
+            const unsigned b0 = permute(j < 2 ? v[0].x : v[0].y, j < 2 ? v[1].x : v[1].y, select);
+            const unsigned b1 = permute(j < 2 ? v[2].x : v[2].y, j < 2 ? v[3].x : v[3].y, select);
+            mma(soft.out[j].c, p0, p1, p2, p3, b0, b1);
+        }
+    }
+}
+
+struct Step {
+    const Arguments &a;
+    Shared &s;
+    const int thread, warp, lane, g, q, rank, head, split, clip;
+
+    // Copies rows of `WORDS` words, `STRIDE` apart, to the same place in all other blocks, 16 bytes a time.
+    template <int COUNT, int WORDS, int STRIDE> DEVICE void tell(float *here) const {
+        constexpr int PARTS = WORDS / 4;
+        static_assert(WORDS % 4 == 0 && STRIDE % 4 == 0, "16 bytes a time");
+        for (int i = thread; i < COUNT * PARTS * (BLOCKS - 1); i += THREADS) {
+            const int to = i / (COUNT * PARTS), part = i % (COUNT * PARTS);
+            float *from = here + part / PARTS * STRIDE + part % PARTS * 4;
+            *reinterpret_cast<float4 *>(remote(from, to + (to >= rank))) = *reinterpret_cast<const float4 *>(from);
+        }
+    }
+
+    DEVICE void norm() const {
+        if (warp < K) norm_row(s.x[warp], s.normed[warp], a.eps, lane);
+    }
+
+    // Lists the blocks of keys before this group: whole frames of the window, and the frame so far.
+    DEVICE void list_keys(int frame) const {
+        const int current = frame % a.ring, oldest = (frame + 1) % a.ring;
+        const int filled = frame + 1 < a.ring ? frame + 1 : a.ring;
+        const bool evicting = frame >= a.window && a.ring > a.window;
+        int at = a.ring;
+        for (int slot = 0; slot < filled; ++slot) {
+            if (evicting && slot == oldest) continue;
+            const int length = slot == current ? s.row[STEP_OFFSET] : s.table[slot];
+            const int blocks = (length + BN - 1) / BN;
+            for (int i = thread; i < blocks; i += THREADS) {
+                const int count = length - i * BN < BN ? length - i * BN : BN;
+                s.table[at + i] = ((slot * a.tokens + i * BN) << 6) + count;
+            }
+            at += blocks;
+        }
+        if (thread == 0) s.blocks_of_keys = at - a.ring;
+    }
+
+    DEVICE size_t ring_row(int layer) const {
+        return (((size_t)layer * a.batch + clip) * HEADS + head) * a.ring * a.tokens;
+    }
+
+    // Queries, keys and values of this block's head for the group.
+    DEVICE void project(int layer, int current, const Weights<MIX_CHUNKS> &w) const {
+        if (warp < HEAD_COLUMN_TILES) {
+            Tile tile = {};
+            UNROLL
+            for (int i = 0; i < MIX_CHUNKS; ++i) multiply(tile, s.normed[0] + 32 * i, WIDE, g, q, w.w[i]);
+            store_tile(s.products, 3 * D, 8 * warp, tile, g, q);
+        }
+        sync_block();
+        const size_t base = (ring_row(layer) + (size_t)current * a.tokens + s.row[STEP_OFFSET]) * D;
+        for (int i = thread; i < K * D / 2; i += THREADS) {
+            const int r = i / (D / 2), j = i % (D / 2);
+            const float cosine = s.cosine[r][j], sine = s.sine[r][j];
+            const float *row = s.products + r * 3 * D;
+            const float q0 = row[j], q1 = row[j + D / 2], k0 = row[D + j], k1 = row[D + j + D / 2];
+            s.query[r][j] = to_bf16(from_bf16(to_bf16(q0 * cosine - q1 * sine)) * a.scale);
+            s.query[r][j + D / 2] = to_bf16(from_bf16(to_bf16(q1 * cosine + q0 * sine)) * a.scale);
+            const bf16 low = to_bf16(k0 * cosine - k1 * sine), high = to_bf16(k1 * cosine + k0 * sine);
+            const bf16 v0 = to_bf16(row[2 * D + j]), v1 = to_bf16(row[2 * D + j + D / 2]);
+            s.new_keys[r][j] = low, s.new_keys[r][j + D / 2] = high;
+            s.new_values[r][j] = v0, s.new_values[r][j + D / 2] = v1;
+            if (split == 0) {
+                a.keys[base + r * D + j] = low, a.keys[base + r * D + j + D / 2] = high;
+                a.values[base + r * D + j] = v0, a.values[base + r * D + j + D / 2] = v1;
+            }
+        }
+        sync_block();
+    }
+
+    DEVICE void fetch(Keys &to, int &count, int layer, int block) const {
+        const int entry = s.table[a.ring + block];
+        const size_t at = (ring_row(layer) + (entry >> 6)) * D;
+        count = entry & 63;
+        load_keys<true>(to, a.keys + at, a.values + at, count, g, q);
+    }
+
+    // This block's half of the keys, one warp a block of keys; the results go to all blocks of the cluster.
+    DEVICE void attend(int layer, Keys &keys, int count) const {
+        const uint4 low = *reinterpret_cast<const uint4 *>(&s.query[g][8 * q]);
+        const uint4 high = *reinterpret_cast<const uint4 *>(&s.query[g + 8][8 * q]);
+        Softmax soft = {{-1e30f, -1e30f}, {0, 0}, {}};  // finite: a warp without keys weighs nothing
+        const int last = s.blocks_of_keys;
+        for (int block = warp * SPLIT + split; block < last; block += WARPS * SPLIT) {
+            const Keys now = keys;
+            const int held = count;
+            if (block + WARPS * SPLIT < last) fetch(keys, count, layer, block + WARPS * SPLIT);
+            fold<false>(soft, low, high, now, held, g, q);
+        }
+        if (split == SPLIT - 1 && warp == WARPS - 1) {
+            load_keys<false>(keys, &s.new_keys[0][0], &s.new_values[0][0], BN, g, q);
+            fold<true>(soft, low, high, keys, K, g, q);
+        }
+        UNROLL
+        for (int h = 0; h < 2; ++h) {
+            const int r = g + 8 * h;
+            const float mass = quad_sum(soft.mass[h]);
+            if (q == 0) s.peak[warp][r] = soft.peak[h], s.mass[warp][r] = mass;
+            if (r < K) {
+                float *to = s.products + (warp * K + r) * D + 8 * q;
+                UNROLL
+                for (int j = 0; j < 4; ++j) to[j] = soft.out[j].c[2 * h], to[4 + j] = soft.out[j].c[2 * h + 1];
+            }
+        }
+        sync_block();
+        for (int i = thread; i < K * D; i += THREADS) {
+            const int r = i / D, d = i % D;
+            float top = s.peak[0][r], sum = 0, mass = 0;
+            for (int w = 1; w < WARPS; ++w) top = fmaxf(top, s.peak[w][r]);
+            for (int w = 0; w < WARPS; ++w) {
+                const float weight = exp2_(s.peak[w][r] - top);
+                sum += s.products[(w * K + r) * D + d] * weight;
+                mass += s.mass[w][r] * weight;
+            }
+            float *part = s.parts[rank][r];
+            part[d] = sum;
+            if (d < 2) part[D + d] = d ? mass : top;
+        }
+        sync_block();
+        tell<K, D + 4, D + 4>(&s.parts[rank][0][0]);
+    }
+
+    // Joins the halves of every head.
+    DEVICE void join() const {
+        for (int i = thread; i < K * C; i += THREADS) {
+            const int r = i / C, c = i % C, h = c / D, d = c % D;
+            float top = s.parts[h * SPLIT][r][D], sum = 0, mass = 0;
+            for (int p = 1; p < SPLIT; ++p) top = fmaxf(top, s.parts[h * SPLIT + p][r][D]);
+            for (int p = 0; p < SPLIT; ++p) {
+                const float *part = s.parts[h * SPLIT + p][r], weight = exp2_(part[D] - top);
+                sum += part[d] * weight, mass += part[D + 1] * weight;
+            }
+            s.attended[r][c] = to_bf16(sum / mass);
+        }
+    }
+
+    // Adds up the products of SHARES warps, adds them to this block's columns of the residual stream, tells all.
+    template <int SHARES> DEVICE void add() const {
+        for (int i = thread; i < K * COLUMNS; i += THREADS) {
+            const int r = i / COLUMNS, column = i % COLUMNS;
+            float sum = s.x[r][rank * COLUMNS + column];
+            UNROLL
+            for (int share = 0; share < SHARES; ++share) sum += s.products[(share * ROWS + r) * COLUMNS + column];
+            s.x[r][rank * COLUMNS + column] = sum;
+        }
+        sync_block();
+        tell<K, COLUMNS, C>(&s.x[0][rank * COLUMNS]);
+    }
+
+    DEVICE void mix(const Weights<1> &w) const {
+        if (warp < MIX_TILES * MIX_CHUNKS) {
+            const int tile = warp % MIX_TILES, chunk = warp / MIX_TILES;
+            Tile out = {};
+            multiply(out, s.attended[0] + 32 * chunk, WIDE, g, q, w.w[0]);
+            store_tile(s.products + chunk * ROWS * COLUMNS, COLUMNS, 8 * tile, out, g, q);
+        }
+        sync_block();
+        add<MIX_CHUNKS>();
+    }
+
+    // Gate and up of this block's hidden units.
+    DEVICE void gate(const Weights<GATE_EACH> &w) const {
+        if (warp < GATE_TILES * GATE_SHARES) {
+            const int tile = warp % GATE_TILES, share = warp / GATE_TILES;
+            Tile out = {};
+            UNROLL
+            for (int i = 0; i < GATE_EACH; ++i)
+                multiply(out, s.normed[0] + 32 * (share * GATE_EACH + i), WIDE, g, q, w.w[i]);
+            store_tile(s.products + share * ROWS * 2 * UNITS, 2 * UNITS, 8 * tile, out, g, q);
+        }
+        sync_block();
+        for (int i = thread; i < K * UNITS / 2; i += THREADS) {
+            const int r = i / (UNITS / 2), unit = 2 * (i % (UNITS / 2));
+            float act[2];
+            for (int u = 0; u < 2; ++u) {
+                float gate = 0, up = 0;
+                for (int share = 0; share < GATE_SHARES; ++share) {
+                    const float *row = s.products + (share * ROWS + r) * 2 * UNITS;
+                    gate += row[unit + u], up += row[UNITS + unit + u];
+                }
+                act[u] = gate / (1.0f + expf(-gate)) * up;
+            }
+            *reinterpret_cast<unsigned *>(&s.hidden[r][rank * UNITS + unit]) = pack(act[0], act[1]);
+        }
+        sync_block();
+        tell<K, UNITS / 2, DEEP / 2>(reinterpret_cast<float *>(&s.hidden[0][rank * UNITS]));
+    }
+
+    DEVICE void down(const Weights<DOWN_EACH> &w) const {
+        if (warp < MIX_TILES * DOWN_SHARES) {
+            const int tile = warp % MIX_TILES, share = warp / MIX_TILES;
+            Tile out = {};
+            UNROLL
+            for (int i = 0; i < DOWN_EACH; ++i)
+                multiply(out, s.hidden[0] + 32 * (share * DOWN_EACH + i), DEEP, g, q, w.w[i]);
+            store_tile(s.products + share * ROWS * COLUMNS, COLUMNS, 8 * tile, out, g, q);
+        }
+        sync_block();
+        add<DOWN_SHARES>();
+    }
+
+    DEVICE void load_down(Weights<DOWN_EACH> &w, int layer) const {
+        const int share = warp / MIX_TILES;
+        if (warp < MIX_TILES * DOWN_SHARES)
+            w.load(a.down + (size_t)layer * C * HIDDEN, HIDDEN, rank * COLUMNS + 8 * (warp % MIX_TILES),
+                   32 * share * DOWN_EACH, g, q);
+    }
+
+    DEVICE void load_heads(Weights<MIX_CHUNKS> &w, int tile) const {
+        const int row = 8 * tile + g < HEAD_ROWS ? 8 * tile : HEAD_ROWS - 1 - g;  // rows past the end repeat the last
+        w.load(a.heads, C, row, 0, g, q);
+    }
+
+    // Logits and predicted losses of the newest row, to all blocks.
+    DEVICE void read_heads(Weights<MIX_CHUNKS> &w) const {
+        if (warp == 0) norm_row(s.x[K - 1], s.normed[0], a.eps, lane);
+        sync_block();
+        for (int i = warp; i < TILES_A_BLOCK; i += WARPS) {
+            const int tile = rank * TILES_A_BLOCK + i;
+            if (tile >= HEAD_TILES) break;
+            if (i >= WARPS) load_heads(w, tile);
+            Tile out = {};
+            UNROLL
+            for (int c = 0; c < MIX_CHUNKS; ++c) multiply(out, s.normed[0] + 32 * c, WIDE, g, q, w.w[c]);
+            float values[8];
+            UNROLL
+            for (int n = 0; n < 8; ++n) values[n] = shuffle(out.c[n & 1], n >> 1);
+            if (lane < BLOCKS) {
+                float4 *to = reinterpret_cast<float4 *>(remote(s.logits + 8 * tile, lane));
+                to[0] = make_float4(values[0], values[1], values[2], values[3]);
+                to[1] = make_float4(values[4], values[5], values[6], values[7]);
+            }
+        }
+        if (warp < K) {
+            float sum = 0;
+            for (int c = lane; c < C; c += 32) sum += from_bf16(s.normed[0][c]) * from_bf16(a.loss_head[warp * C + c]);
+            sum = warp_sum(sum);
+            if (lane == 0) s.losses[warp] = sum;
+        }
+    }
+
+    // One warp takes a group of ids: no repeats, budget, stop rule. Every block decides alike; the first one writes.
+    DEVICE void choose(int t, float need, unsigned &taken) const {
+        int group = 0;
+        for (int i = 0; i < K; ++i) {
+            unsigned scores[LANE_PATCHES], best = 0, where = 0xffffffffu;
+            UNROLL
+            for (int n = 0; n < LANE_PATCHES; ++n) {  // 0 is below every score
+                const int patch = lane + 32 * n;
+                const bool free = patch < PATCHES && !(taken >> n & 1);
+                scores[n] = ordered(s.logits[i * VOCABULARY + (patch < PATCHES ? patch : 0)]) & (free ? ~0u : 0u);
+                best = scores[n] > best ? scores[n] : best;
+            }
+            const unsigned top = warp_max(best);
+            UNROLL
+            for (int n = LANE_PATCHES - 1; n >= 0; --n)
+                if (scores[n] == top) where = lane + 32 * n;
+            unsigned id = warp_min(where);
+            if (id >= PATCHES) id = 0;  // none left: past the budget, so it is not used
+            if ((int)(id % 32) == lane) taken |= 1u << (id / 32);
+            if (lane == i) group = id;
+        }
+        const int room = s.row[ROOM], used = s.row[SLOTS];
+        const bool within = lane < (room < K ? room : K);
+        const float loss = lane < K ? s.losses[lane] : 0.0f;
+        const bool met = a.stops && within && loss <= need;
+        const bool keep = within && !met, goes_on = room > K && !vote(met);
+        const unsigned kept = vote(keep);
+        const int place = popcount(kept & ((1u << lane) - 1));
+        if (lane < K) s.group[lane] = group;
+        if (rank == 0) {
+            const size_t out = ((size_t)t * a.batch + clip) * a.slots + used + lane;
+            if (within) a.out_ids[out] = group, a.out_chosen[out] = keep, a.out_loss[out] = loss;
+            if (keep) a.pend_ids[clip * K + place] = group, a.pend_slots[clip * K + place] = lane;
+            if (lane < K) a.ids[clip * K + lane] = group;
+        }
+        sync_warp();
+        if (lane == 0) {
+            s.row[PEND_N] = goes_on ? 0 : popcount(kept);
+            s.row[ROOM] = room - K, s.row[SLOTS] = used + K, s.row[GROUPS] += 1;
+            s.row[ACTIVE] = goes_on;
+            if (goes_on) s.row[STEP_OFFSET] += K, s.row[TOTAL] += K;
+            s.goes_on = goes_on;
+        }
+    }
+};
+
+// Grid: BLOCKS x clips; cluster: BLOCKS; THREADS threads.
+extern "C" GLOBAL CLUSTER(BLOCKS) LAUNCH_BOUNDS(THREADS) void steps(const PARAMETER Arguments a) {
+    Shared &s = shared<Shared>();
+    const int thread = thread_index(), lane = thread % 32, rank = block_index() % BLOCKS;
+    const int clip = block_index() / BLOCKS;
+    const Step step = {a, s, thread, thread / 32, lane, lane / 4, lane % 4, rank, rank / SPLIT, rank % SPLIT, clip};
+    const int warp = step.warp, g = step.g, q = step.q;
+    if (a.state[clip * STATE_COLUMNS + ACTIVE] == 0) return;  // all blocks of the cluster alike
+    const int t = a.clock[0], frame = a.clock[1], current = frame % a.ring;
+    const float need = a.stops ? a.requirements[clip * a.chunk + t] : 0.0f;
+    for (int i = thread; i < a.ring; i += THREADS) s.table[i] = a.frame_len[clip * a.ring + i];
+    if (thread < STATE_COLUMNS) s.row[thread] = a.state[clip * STATE_COLUMNS + thread];
+    if (thread < K) s.group[thread] = a.ids[clip * K + thread];
+    for (int i = thread; i < ROWS * WIDE; i += THREADS) (&s.normed[0][0])[i] = (&s.attended[0][0])[i] = to_bf16(0);
+    for (int i = thread; i < ROWS * DEEP; i += THREADS) (&s.hidden[0][0])[i] = to_bf16(0);
+    for (int i = thread; i < ROWS * NARROW; i += THREADS) (&s.query[0][0])[i] = to_bf16(0);
+    for (int i = thread; i < BN * D; i += THREADS) (&s.new_keys[0][0])[i] = (&s.new_values[0][0])[i] = to_bf16(0);
+    unsigned taken = 0;
+    for (int n = 0; n < LANE_PATCHES; ++n) {
+        const int patch = lane + 32 * n;
+        if (patch < PATCHES && a.taken[clip * PATCHES + patch] > 0) taken |= 1u << n;
+    }
+    sync_block();
+    for (int i = thread; i < K * D / 2; i += THREADS) {
+        const int r = i / (D / 2), j = i % (D / 2);
+        const float angle = (float)(s.row[GROUP_POSITION] + r) * a.frequencies[j];
+        s.cosine[r][j] = cosf(angle), s.sine[r][j] = sinf(angle);
+    }
+    sync_cluster();  // nobody pushes into a block that has not begun
+    while (true) {
+        for (int i = thread; i < K * C; i += THREADS)
+            s.x[i / C][i % C] = from_bf16(a.embedding[(size_t)s.group[i / C] * C + i % C]);
+        step.list_keys(frame);
+        Weights<MIX_CHUNKS> long_rows;
+        const bf16 *qkv = a.qkv + (size_t)step.head * 3 * D * C;
+        if (warp < HEAD_COLUMN_TILES) long_rows.load(qkv, C, 8 * warp, 0, g, q);
+        sync_block();
+        for (int layer = 0; layer < LAYERS; ++layer) {
+            Keys keys;
+            int count = 0;
+            if (warp * SPLIT + step.split < s.blocks_of_keys) step.fetch(keys, count, layer, warp * SPLIT + step.split);
+            step.norm();
+            sync_block();
+            step.project(layer, current, long_rows);
+            step.attend(layer, keys, count);
+            Weights<1> mix;
+            if (warp < MIX_TILES * MIX_CHUNKS)
+                mix.load(a.mix + (size_t)layer * C * C, C, rank * COLUMNS + 8 * (warp % MIX_TILES),
+                         32 * (warp / MIX_TILES), g, q);
+            sync_cluster();
+            step.join();
+            sync_block();
+            Weights<GATE_EACH> gate;
+            if (warp < GATE_TILES * GATE_SHARES)
+                gate.load(a.gate_up + ((size_t)layer * BLOCKS + rank) * 2 * UNITS * C, C, 8 * (warp % GATE_TILES),
+                          32 * (warp / GATE_TILES) * GATE_EACH, g, q);
+            step.mix(mix);
+            sync_cluster();
+            step.norm();
+            sync_block();
+            Weights<DOWN_EACH> down;
+            step.load_down(down, layer);
+            step.gate(gate);
+            sync_cluster();
+            if (layer + 1 < LAYERS) {
+                if (warp < HEAD_COLUMN_TILES)
+                    long_rows.load(qkv + (size_t)(layer + 1) * HEADS * 3 * D * C, C, 8 * warp, 0, g, q);
+            } else if (warp < TILES_A_BLOCK && rank * TILES_A_BLOCK + warp < HEAD_TILES) {
+                step.load_heads(long_rows, rank * TILES_A_BLOCK + warp);
+            }
+            step.down(down);
+            sync_cluster();
+        }
+        step.read_heads(long_rows);
+        sync_cluster();
+        if (warp == 0) step.choose(t, need, taken);
+        sync_block();
+        if (!s.goes_on) break;
+    }
+    if (rank) return;
+    if (thread < STATE_COLUMNS) a.state[clip * STATE_COLUMNS + thread] = s.row[thread];
+    if (thread == 0) {
+        a.frame_len[clip * a.ring + current] = s.row[STEP_OFFSET] + K;
+        atomic_add(a.running, -1);
+    }
+    if (warp == 0)
+        for (int n = 0; n < LANE_PATCHES; ++n)
+            if (lane + 32 * n < PATCHES) a.taken[clip * PATCHES + lane + 32 * n] = taken >> n & 1;
+}

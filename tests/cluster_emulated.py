@@ -1,0 +1,113 @@
+"""Run by test_decoding_cluster.py in a process of its own: frames whose steps are decoded by the cluster kernel.
+
+Everything runs on the CPU: prefills under Triton's interpreter, the steps through the library given as the first
+argument (`cuda_emulator.cpp`). Prints one JSON object a case: what the cluster chose, and what Triton's kernels chose.
+"""
+
+import copy
+import ctypes
+import json
+import os
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+from triton.runtime import interpreter
+
+from autogaze import AutoGaze
+from autogaze.decoding import cluster, fused, workspace
+from autogaze.model import AutoGazeConfig
+
+patch_tensor = interpreter._patch_lang_tensor
+
+
+def patch_index(tensor, scope):
+    """Read a loop bound from the interpreter's one-element arrays, which numpy no longer turns into integers."""
+    patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+interpreter._patch_lang_tensor = patch_index
+fused.why_not = lambda model: ""
+
+
+class Emulated:
+    """The kernel compiled for the CPU."""
+
+    launches = 0
+
+    def __init__(self, path: str) -> None:
+        self.library = ctypes.CDLL(path)
+
+    def launch(self, arguments: cluster.Arguments, clips: int, table: int) -> None:
+        Emulated.launches += 1
+        self.library.launch(ctypes.byref(arguments), clips)
+
+
+class Steps:
+    """The cluster's steps on a float32 workspace, since the interpreter knows no bfloat16."""
+
+    def __init__(self, space: workspace.Workspace, chunk: int) -> None:
+        self.space, self.chunk = space, chunk
+        weights = {name: space.weights.tensors[name] for name in ("embedding", "wt", "frequencies")}
+        weights |= {name: weights[name].bfloat16() for name in ("embedding", "wt")}
+        self.weights = weights | cluster.pack_rows(space.weights.decoder)
+
+    def launch(self) -> None:
+        space = self.space
+        half = copy.copy(space)
+        half.keys, half.values = space.keys.bfloat16(), space.values.bfloat16()
+        half.weights = SimpleNamespace(tensors=self.weights)
+        ClusterSteps(half, self.chunk).launch()
+        space.keys.copy_(half.keys)
+        space.values.copy_(half.values)
+
+
+ClusterSteps = cluster.ClusterSteps
+cluster.ClusterSteps = Steps
+
+
+def model(window: int) -> AutoGaze:
+    torch.manual_seed(0)
+    config = replace(AutoGazeConfig.tiny(), scales=(32, 64), hidden_size=64, num_attention_heads=2, head_dim=32,
+                     intermediate_size=64, num_multi_token_pred=3, max_num_frames=window)
+    made = AutoGaze(config).eval()
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(2)  # so that the best id wins clearly
+        parameter.data.copy_(parameter.data.bfloat16())
+    return made
+
+
+def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) -> torch.Tensor:
+    gazer.decoding = "plain"
+    plain = gazer.generate(video, **request)
+    gazer.decoding = "fused"
+    fast = gazer.generate(video, **request)
+    width = plain.ids.shape[-1]
+    ids, chosen, loss = fast.ids[..., :width], fast.chosen[..., :width], fast.task_loss[..., :width]
+    same = (plain.ids == ids)[plain.chosen].float()
+    print(json.dumps({
+        "case": name, "launches": Emulated.launches, "ids": len(same), "equal_ids": float(same.mean()),
+        "equal_chosen": bool(torch.equal(plain.chosen, chosen)),
+        "loss_difference": float((plain.task_loss - loss).nan_to_num().abs().max())}), flush=True)
+    return plain.task_loss
+
+
+def main(path: str) -> None:
+    kernel = Emulated(path)
+    cluster.load_kernel = lambda device, shape: kernel
+    cluster.why_not = lambda space: ""
+    gazer, video = model(window=16), torch.randn(2, 3, 3, 64, 64)
+    losses = compare("ratio", gazer, video, gazing_ratio=0.9)
+    stop = float(losses[~losses.isnan()].quantile(0.3))
+    compare("per clip", gazer, video, gazing_ratio=torch.tensor([0.3, 1.0]),
+            task_loss_requirement=torch.tensor([stop, -9.0]))
+    compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
+    compare("window", model(window=2), torch.randn(1, 5, 3, 64, 64), gazing_ratio=0.6)
+
+
+main(sys.argv[1])
