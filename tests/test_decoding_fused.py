@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from autogaze import AutoGaze, Gaze
+from autogaze.decoding import frame_graph
 from autogaze.decoding.engine import chosen_way
 from autogaze.decoding.fused import why_not
 from autogaze.decoding.workspace import PackedWeights
 from autogaze.model import AutoGazeConfig
+from autogaze.scenes import render_scene
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,8 +72,26 @@ def models() -> tuple[AutoGaze, AutoGaze]:
 def agreement(a: Gaze, b: Gaze) -> float:
     width = min(a.ids.shape[-1], b.ids.shape[-1])
     both = a.chosen[..., :width] & b.chosen[..., :width]
-    assert int(a.chosen.sum()) == int(b.chosen.sum()) or width
+    assert int(a.chosen.sum()) == int(b.chosen.sum())
     return float((a.ids[..., :width] == b.ids[..., :width])[both].float().mean())
+
+
+@torch.no_grad()
+def assert_equal_but_for_ties(model: AutoGaze, video: torch.Tensor, plain: Gaze, fast: Gaze) -> None:
+    """Where a clip's ids first differ, both must be as good: products are added up in another order."""
+    assert torch.equal(plain.counts, fast.counts)
+    width = plain.ids.shape[-1]
+    different = (plain.ids != fast.ids[..., :width]) & plain.chosen
+    for clip in different.flatten(1).any(1).nonzero()[:, 0].tolist():
+        t, slot = different[clip].nonzero()[0].tolist()
+        scores = []
+        for id in (plain.ids[clip, t, slot], fast.ids[clip, t, slot]):
+            ids = plain.ids[clip : clip + 1].clone()
+            ids[0, t, slot] = id
+            gaze = Gaze(ids, plain.chosen[clip : clip + 1], model.grid)
+            found = model.score(video[clip : clip + 1], gaze, as_decoded=True).log_action_probs[0, t, slot]
+            scores.append(float(found))
+        assert abs(scores[0] - scores[1]) < 1e-3, (clip, t, slot, scores)
 
 
 @pytest.mark.gpu
@@ -83,9 +103,7 @@ def test_gpu_ids_equal_the_plain_loop_in_float32(models: tuple[AutoGaze, AutoGaz
         model.decoding = "plain"
         plain = model.generate(video, **request)
         model.decoding = "fused"
-        fast = model.generate(video, **request)
-        assert torch.equal(plain.counts, fast.counts)
-        assert agreement(plain, fast) == 1.0
+        assert_equal_but_for_ties(model, video, plain, model.generate(video, **request))
 
 
 @pytest.mark.gpu
@@ -100,14 +118,33 @@ def test_gpu_stream_equals_the_clip_and_slides(models: tuple[AutoGaze, AutoGaze]
 
 
 @pytest.mark.gpu
-def test_gpu_bfloat16_agrees_on_nearly_all_ids(models: tuple[AutoGaze, AutoGaze]) -> None:
-    model, half = models
-    model.decoding = half.decoding = "fused"
-    video = torch.randn(4, 8, 3, 224, 224, device="cuda")
-    first = agreement(
-        model.generate(video[:, :1], gazing_ratio=0.1), half.generate(video[:, :1].bfloat16(), gazing_ratio=0.1)
-    )
-    assert first > 0.95  # random frames and weights: near ties are common, later frames inherit every difference
+@pytest.mark.parametrize("clips", [1, 4, 24])  # steps by clusters, and by the kernels of a pass
+def test_gpu_bfloat16_chooses_nearly_the_same_patches(clips: int) -> None:
+    exact = AutoGaze.from_pretrained("autogaze-base").cuda().eval()
+    half = AutoGaze.from_pretrained("autogaze-base").cuda().bfloat16().eval()
+    scenes = torch.stack([torch.from_numpy(render_scene(seed, 8)) for seed in range(clips)]).cuda()
+    video = exact.preprocessor.normalise(scenes.flatten(0, 1)).unflatten(0, scenes.shape[:2])
+    full, fast = exact.generate(video, gazing_ratio=0.1), half.generate(video.bfloat16(), gazing_ratio=0.1)
+    assert torch.equal(full.counts, fast.counts)
+    # One near tie changes all that follows in its clip, so sets of patches are compared; the first frame says most.
+    both = (full.patch_mask() & fast.patch_mask()).sum((0, 2)) / full.patch_mask().sum((0, 2))
+    assert float(both[0]) > 0.97 and float(both.mean()) > 0.9, both
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("streams", "requirement"), [(1, None), (1, 0.08), (16, None), (16, 0.08)])
+def test_gpu_recorded_frames_equal_frames_decoded_kernel_by_kernel(streams: int, requirement: float | None) -> None:
+    model = AutoGaze.from_pretrained("autogaze-base").cuda().bfloat16().eval()
+    video = torch.randn(streams, 20, 3, 224, 224, device="cuda").bfloat16()
+    gazes = []
+    for recorded in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not recorded:
+                patch.setattr(frame_graph, "can_record", lambda engine: False)
+            stream = model.stream(0.1, requirement, batch=streams)
+            gazes.append(Gaze.join([stream.step(video[:, t]) for t in range(video.shape[1])]))
+            assert (stream._graph is not None) == (recorded and (streams == 1 or requirement is None))
+    assert torch.equal(gazes[0].ids, gazes[1].ids) and torch.equal(gazes[0].chosen, gazes[1].chosen)
 
 
 @pytest.mark.gpu
@@ -122,5 +159,5 @@ def test_gpu_sampling_follows_the_scores(models: tuple[AutoGaze, AutoGaze]) -> N
         torch.ones(265, 1, 1, dtype=torch.bool, device="cuda"),
         model.grid,
     )
-    said = model.score(video[:265], every, temperature=1.0).log_action_probs[:, 0, 0].exp()
+    said = model.score(video[:265], every, temperature=1.0).log_action_probs[:, 0, 0].detach().exp()
     assert float((seen - said).abs().max()) < 0.05

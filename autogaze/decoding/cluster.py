@@ -20,10 +20,11 @@ from autogaze.decoder import GazeDecoder
 
 if TYPE_CHECKING:
     from autogaze.decoding.workspace import Workspace
+    from autogaze.model import AutoGazeConfig
 
 SOURCES = Path(__file__).parent / "cuda"
 SPLIT, WARPS, HEAD_DIM, KEYS = 2, 12, 32, 32  # blocks a head, warps a block, width of a head, keys a block of attention
-MOST_CLIPS = 32  # more clips keep a GPU busy with the kernels of a pass
+MOST_CLIPS = 8  # from 16 clips on the kernels of a pass were faster on an H200: they fill the GPU
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,13 @@ class ClusterSteps:
 
 def shape_of(space: Workspace) -> Shape:
     """What the kernel has to be compiled for."""
-    config = space.config
+    return shape_for(space.config)
+
+
+def shape_for(config: AutoGazeConfig) -> Shape:
+    """What the kernel has to be compiled for to decode for a model."""
     return Shape(config.hidden_size, config.num_attention_heads, config.num_hidden_layers, config.intermediate_size,
-                 space.group, space.patches + 1)
+                 config.num_multi_token_pred, config.grid.patches_per_frame + 1)
 
 
 def why_not(space: Workspace) -> str:
@@ -113,12 +118,18 @@ def why_not(space: Workspace) -> str:
         return "the cluster kernel does not sample"
     if plan.batch > MOST_CLIPS:
         return f"more than {MOST_CLIPS} clips keep the GPU busy without clusters"
-    if reason := shape_of(space).why_not():
+    return why_not_here(space.device, shape_of(space))
+
+
+@lru_cache(maxsize=64)
+def why_not_here(device: torch.device, shape: Shape) -> str:
+    """The reason why a device has no cluster kernel for a model; empty if it has."""
+    if reason := shape.why_not():
         return reason
-    if space.device.type == "cuda" and torch.cuda.get_device_capability(space.device) < (9, 0):
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
         return "clusters need a GPU of compute capability 9.0 (Hopper) or newer"
     try:
-        load_kernel(space.device, shape_of(space))
+        load_kernel(device, shape)
     except (ImportError, RuntimeError) as error:
         return f"the cluster kernel cannot be compiled: {error}"
     return ""

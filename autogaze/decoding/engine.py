@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 WAYS = ("auto", "fused", "cached", "plain", "native")
 NAMES = {"fused": "fused kernels", "native": "native library"}
-MEANS = {"fused": "CUDA graphs over Triton kernels", "native": "C++ compiled for this processor"}
 
 
 class Decoding(Protocol):
@@ -57,6 +56,22 @@ def chosen_way(model: AutoGaze) -> tuple[str, str]:
     `AUTOGAZE_DECODING` overrides `model.decoding`; either may be one of "auto", "fused", "cached", "plain",
     "native".
     """
+    way, reason = pick_way(model)
+    if reason:
+        return way, reason
+    if way == "fused":
+        from autogaze.decoding import fused
+
+        return way, fused.means(model)
+    return way, "C++ compiled for this processor"
+
+
+def pick_way(model: AutoGaze) -> tuple[str, str]:
+    """The way that decoding will take, and why it is none of the fast ones.
+
+    Raises:
+        ValueError: if a way is asked for that does not exist or cannot be used.
+    """
     asked = os.environ.get("AUTOGAZE_DECODING") or model.decoding
     if asked not in WAYS:
         raise ValueError(f"decoding must be one of {', '.join(WAYS)}, got {asked!r}")
@@ -65,7 +80,7 @@ def chosen_way(model: AutoGaze) -> tuple[str, str]:
     way = asked if asked != "auto" else "native" if model.device.type == "cpu" else "fused"
     reason = why_not(model, way, asked == way)
     if not reason:
-        return way, MEANS[way]
+        return way, ""
     if asked == "auto":
         return "cached", reason
     raise ValueError(f"the {NAMES[way]} cannot be used: {reason}")
@@ -84,7 +99,7 @@ def begin(model: AutoGaze, request: Request, frames: int) -> Decoding:
     """A decoding for `frames` frames to come (a stream: any number) that never spends more than `request`."""
     batch, budget = len(request.budget), int(request.budget.max()) if request.budget.numel() else 0
     window = model.config.max_num_frames
-    way, _ = chosen_way(model)
+    way, _ = pick_way(model)
     if way == "fused":
         from autogaze.decoding.fused import FusedDecoding
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from autogaze.decoder import rotate, rotation
+from autogaze.decoding import cluster
 from autogaze.decoding.choice import Column
 from autogaze.decoding.request import Request
 from autogaze.decoding.workspace import PackedWeights, Plan, Workspace
@@ -47,6 +48,13 @@ def why_not(model: AutoGaze) -> str:
     if config.grid.patches_per_frame > 4096 or config.num_multi_token_pred > model.visual_tokens:
         return "the kernels handle up to 4096 patches a frame, and groups no larger than a frame's visual tokens"
     return ""
+
+
+def means(model: AutoGaze) -> str:
+    """How the fused way decodes on the model's device, for `autogaze info`."""
+    reason = cluster.why_not_here(model.device, cluster.shape_for(model.config))
+    few = f"up to {cluster.MOST_CLIPS} clips in bfloat16 take one kernel for all steps of a frame"
+    return f"CUDA graphs over Triton kernels; {f'no kernel for whole frames, since {reason}' if reason else few}"
 
 
 def compute_dtype(model: AutoGaze) -> torch.dtype:

@@ -200,8 +200,7 @@ class Workspace:
             x, self.query, self.keys[0], self.values[0], weights["wqk0"], weights["wv0"], weights["frequencies"],
             weights["embedding"], self.visual, self.pend_ids if prefill else self.ids, *where, eps, batch, rows,
             V=self.visual_tokens, CHUNK=CHUNK, BM=tuning.rows, SHARED=tuning.wide, num_warps=tuning.warps, **ring,
-            **heads,
-            **dims, **columns, **mode)
+            **heads, **dims, **columns, **mode)
         for layer in range(self.layers):
             last = layer == self.layers - 1
             first, count = (rows - 1, 1) if last else (0, rows)
@@ -223,8 +222,7 @@ class Workspace:
                 kernels.close_layer[(grid,)](
                     x, self.last, *begun, self.attended, weights[f"wo{layer}"], *mlp, *next_weights, *where, eps, *span,
                     HIDDEN=hidden, BM=block, HB=tuning.hidden, LAST=last, num_warps=tuning.warps,
-                    num_stages=tuning.stages,
-                    **ring, **heads, **dims, **columns, **mode)
+                    num_stages=tuning.stages, **ring, **heads, **dims, **columns, **mode)
                 continue
             parts = _ceil(hidden, tuning.hidden)
             kernels.mix_rows[(grid, parts)](
@@ -232,8 +230,7 @@ class Workspace:
                 HIDDEN=hidden, BM=block, HB=tuning.hidden, **ring, **dims, **mode)
             kernels.next_layer[(grid, 1 if last else shares)](
                 spare, x, self.parts, self.last, *begun, *next_weights, *where, eps, *span, PARTS=parts, BM=block,
-                LAST=last,
-                **ring, **heads, **dims, **columns, **mode)
+                LAST=last, **ring, **heads, **dims, **columns, **mode)
         self._launch_choice(prefill, mode["PRECISION"], early)
         if prefill and self.cluster is not None:
             self.cluster.launch()
@@ -246,17 +243,14 @@ class Workspace:
         columns = 32 if plan.dtype == torch.float32 else 64
         kernels.read_heads[(_ceil(batch, 16), self.group, _ceil(self.patches + 1, columns))](
             self.last, self.logits, self.losses, weights["wl"], weights["wt"], self.state, self.config.rms_norm_eps,
-            batch,
-            VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=16, NB=columns, C=width,
-            CP=_power(width),
-            PRECISION=precision, **early)
+            batch, VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=16, NB=columns, C=width,
+            CP=_power(width), PRECISION=precision, **early)
         kernels.choose[(batch,)](
             self.logits, self.losses, self.taken, self.state, self.frame_len, self.clock, self.requirements, self.ids,
             self.pend_ids, self.pend_slots, self.out_ids, self.out_chosen, self.out_loss, self.running, self.seed,
             self.temperature, batch, PATCHES=self.patches, PB=_power(self.patches), K=self.group,
             KP=_power(self.group), SLOTS_OUT=plan.slots, SB=_power(plan.slots), RING=plan.ring, CHUNK=CHUNK,
-            COLS=kernels.COLUMNS, PREFILL=prefill, STOPS=plan.stops, SAMPLES=plan.samples, num_warps=1,
-            **early)
+            COLS=kernels.COLUMNS, PREFILL=prefill, STOPS=plan.stops, SAMPLES=plan.samples, num_warps=1, **early)
 
     def tuning(self, prefill: bool) -> Tuning:
         """Block sizes for a pass; measured on an H200, see docs/log.md."""

@@ -65,10 +65,11 @@ def scene_recipe(frames: int, augmentation: Augmentation, random: np.random.Gene
 
 
 def plain_recipe(file: ClipFile, frames: int) -> ClipRecipe:
-    """The middle of a video, whole frames, one after the other; or an unchanged pan: for validation."""
+    """Frames spread evenly over a whole video, as evaluation takes them; or an unchanged pan: for validation."""
     if file.kind == "photo":
         return ClipRecipe("photo", file.name, frames, pan_seed=int(file.hash[:7], 16))
-    return ClipRecipe("video", file.name, frames, start=max(0, (file.frames - frames) // 2))
+    stride = max(1, (file.frames - 1) // max(1, frames - 1))
+    return ClipRecipe("video", file.name, frames, max(0, (file.frames - 1 - (frames - 1) * stride) // 2), stride)
 
 
 def _box(file: ClipFile, augmentation: Augmentation, random: np.random.Generator) -> tuple[float, float, float, float]:

@@ -97,15 +97,14 @@ def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, state
         whole = tl.where(special, 0, length // BN * BN)
         for n in range(0, whole, BN):
             top, total, acc = attend_block(query, keys, values, base, n, length, limit, top, total, acc, d, D, BN,
-                                           False,
-                                           PRECISION)
+                                           False, PRECISION)
         for n in range(whole, length, BN):
             top, total, acc = attend_block(query, keys, values, base, n, length, limit, top, total, acc, d, D, BN, True,
                                            PRECISION)
     to = attended + at[:, None].to(tl.int64) * D + d[None, :]
     if SPLITS == 1:
-        tl.store(to, (acc / tl.where(total > 0, total, 1.0)[:, None]).to(attended.dtype.element_ty), mask=valid[:,
-        None])
+        whole_output = acc / tl.where(total > 0, total, 1.0)[:, None]
+        tl.store(to, whole_output.to(attended.dtype.element_ty), mask=valid[:, None])
         return
     stride = B * HEADS * ROWS
     mine = split * stride + at

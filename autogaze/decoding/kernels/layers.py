@@ -92,8 +92,7 @@ def mix_rows(x, x_next, parts, attended, wo, wg, wu, wd, pend_slots, state, cloc
 
 @triton.jit
 def next_layer(x, x_next, parts, last, q, keys, values, wqk, wv, frequencies, pend_slots, state, clock, eps, B, ROWS,
-               FIRST,
-               COUNT, K: tl.constexpr, HEADS: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr,
+               FIRST, COUNT, K: tl.constexpr, HEADS: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr,
                COLS: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr,
                BM: tl.constexpr, NB: tl.constexpr, VB: tl.constexpr, PREFILL: tl.constexpr, LAST: tl.constexpr,
                PRECISION: tl.constexpr, PDL: tl.constexpr):

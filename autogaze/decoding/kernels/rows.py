@@ -24,9 +24,8 @@ def project(xn, weight, c, columns, width: tl.constexpr, limit, C: tl.constexpr,
 
 @triton.jit
 def store_queries_keys(xn, n, wqk, frequencies, q, keys, b, r, slot, offset, position, valid, c, ROWS,
-                       HEADS: tl.constexpr,
-                       RING: tl.constexpr, TOKENS: tl.constexpr, C: tl.constexpr, D: tl.constexpr, NB: tl.constexpr,
-                       PRECISION: tl.constexpr):
+                       HEADS: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
+                       NB: tl.constexpr, PRECISION: tl.constexpr):
     """NB pairs of rotated query and key columns from pair n on."""
     HALF: tl.constexpr = D // 2
     WIDTH: tl.constexpr = HEADS * HALF
@@ -68,8 +67,7 @@ def store_columns(xn, wqk, wv, frequencies, q, keys, values, b, r, slot, offset,
     QK_SHARES: tl.constexpr = (HEADS * D // 2 + NB - 1) // NB
     if share < QK_SHARES:
         store_queries_keys(xn, share * NB, wqk, frequencies, q, keys, b, r, slot, offset, position, valid, c, ROWS,
-                           HEADS,
-                           RING, TOKENS, C, D, NB, PRECISION)
+                           HEADS, RING, TOKENS, C, D, NB, PRECISION)
     else:
         store_values(xn, (share - QK_SHARES) * VB, wv, values, b, slot, offset, valid, c, HEADS, RING, TOKENS, C, D, VB,
                      PRECISION)
@@ -77,9 +75,8 @@ def store_columns(xn, wqk, wv, frequencies, q, keys, values, b, r, slot, offset,
 
 @triton.jit
 def store_qkv(xn, wqk, wv, frequencies, q, keys, values, b, r, slot, offset, position, valid, c, ROWS,
-              HEADS: tl.constexpr,
-              RING: tl.constexpr, TOKENS: tl.constexpr, C: tl.constexpr, D: tl.constexpr, NB: tl.constexpr,
-              VB: tl.constexpr, PRECISION: tl.constexpr):
+              HEADS: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
+              NB: tl.constexpr, VB: tl.constexpr, PRECISION: tl.constexpr):
     """Queries to `q` (B, heads, rows, D), rotated keys and values into the ring: all columns."""
     for n in range(0, HEADS * D // 2, NB):
         store_queries_keys(xn, n, wqk, frequencies, q, keys, b, r, slot, offset, position, valid, c, ROWS, HEADS, RING,
@@ -116,8 +113,7 @@ def open_rows(x, q, keys, values, wqk, wv, frequencies, embedding, visual, ids, 
     xn = normed(rows, eps, C).to(q.dtype.element_ty)
     if SHARED:  # few rows: the columns are spread over the second axis of the grid
         store_columns(xn, wqk, wv, frequencies, q, keys, values, b, r, slot, offset, position, valid, c,
-                      tl.program_id(1),
-                      ROWS, HEADS, RING, TOKENS, C, D, NB, VB, PRECISION)
+                      tl.program_id(1), ROWS, HEADS, RING, TOKENS, C, D, NB, VB, PRECISION)
     else:
         store_qkv(xn, wqk, wv, frequencies, q, keys, values, b, r, slot, offset, position, valid, c, ROWS, HEADS, RING,
                   TOKENS, C, D, NB, VB, PRECISION)

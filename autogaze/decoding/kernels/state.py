@@ -32,8 +32,7 @@ def follow(PDL: tl.constexpr):
 
 @triton.jit
 def begin_frame(state, frame_len, clock, budgets, in_step, running, B, V: tl.constexpr, K: tl.constexpr,
-                RING: tl.constexpr,
-                CHUNK: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+                RING: tl.constexpr, CHUNK: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Advance the clock by a frame and prepare every clip for the prefill. One program."""
     follow(PDL)
     t = tl.load(clock) + 1
