@@ -7,31 +7,16 @@ argument (`cuda_emulator.cpp`). Prints one JSON object a case: what the cluster 
 import copy
 import ctypes
 import json
-import os
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
-os.environ["TRITON_INTERPRET"] = "1"
-
 import torch
-from triton.runtime import interpreter
 
+import tests.interpreter  # noqa: F401, I001 - before Triton and what imports it
 from autogaze import AutoGaze
-from autogaze.decoding import cluster, fused, workspace
+from autogaze.decoding import cluster, workspace
 from autogaze.model import AutoGazeConfig
-
-patch_tensor = interpreter._patch_lang_tensor
-
-
-def patch_index(tensor, scope):
-    """Read a loop bound from the interpreter's one-element arrays, which numpy no longer turns into integers."""
-    patch_tensor(tensor, scope)
-    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-
-interpreter._patch_lang_tensor = patch_index
-fused.why_not = lambda model: ""
 
 
 class Emulated:

@@ -64,7 +64,7 @@ class Kernel(Protocol):
 
 
 class Arguments(ctypes.Structure):
-    """`Arguments` of `steps.cu`."""
+    """`Arguments` of `shape.cuh`."""
 
     _fields_ = [*((name, ctypes.c_void_p) for name in (
         "embedding", "qkv", "mix", "gate_up", "down", "heads", "loss_head", "frequencies", "keys", "values", "state",
@@ -174,8 +174,10 @@ def compile_kernel(shape: Shape, architecture: str) -> bytes:
     """The kernel's machine code (cubin) for an architecture such as "sm_90"; needs no GPU."""
     from cuda.bindings import nvrtc
 
-    program = _check(nvrtc.nvrtcCreateProgram((SOURCES / "steps.cu").read_bytes(), b"steps.cu", 1,
-                                              [(SOURCES / "device.cuh").read_bytes()], [b"device.cuh"]))
+    headers = sorted(SOURCES.glob("*.cuh"))
+    program = _check(nvrtc.nvrtcCreateProgram((SOURCES / "steps.cu").read_bytes(), b"steps.cu", len(headers),
+                                              [header.read_bytes() for header in headers],
+                                              [header.name.encode() for header in headers]))
     options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
     options += [f"-D{name}={value}".encode() for name, value in asdict(shape).items()]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
@@ -218,7 +220,7 @@ class CompiledKernel:
 
 
 def shared_bytes(shape: Shape) -> int:
-    """An upper bound of `sizeof(Shared)` in `steps.cu`, without its table."""
+    """An upper bound of `sizeof(Shared)` in `shape.cuh`, without its table."""
     rows, c, k = 16, shape.C, shape.K
     floats = rows * c + shape.blocks * k * (shape.D + 4) + -(-k * shape.VOCABULARY // 8) * 8 + 6144
     floats += 2 * WARPS * rows + k * shape.D + k

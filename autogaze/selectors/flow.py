@@ -7,41 +7,24 @@ fine, as does a frame in which nothing moves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from autogaze.decoding.request import PerFrame
-from autogaze.gaze import Gaze
-from autogaze.grid import PatchGrid
-from autogaze.selectors.lattice import Lattice
 from autogaze.selectors.luminance import luminance
-from autogaze.selectors.ranking import best_first, open_video
+from autogaze.selectors.ranking import ScoringSelector
 
 
-@dataclass(frozen=True)
-class FlowSelector:
-    """Exactly the budget in every frame."""
+class FlowSelector(ScoringSelector):
+    """Scores patches by how fast their pixels move."""
 
-    grid: PatchGrid
-
-    @cached_property
-    def lattice(self) -> Lattice:
-        return Lattice(self.grid)
-
-    @torch.no_grad()
-    def __call__(self, video: Tensor, gazing_ratio: PerFrame, generator: torch.Generator | None = None) -> Gaze:
-        """Choose patches; deterministic, `generator` is not used."""
-        video, budget = open_video(video, self.grid, gazing_ratio)
+    def scores(self, video: Tensor, budget: Tensor) -> Tensor:
         grey = luminance(video)
         low, high = grey.amin((1, 2, 3), keepdim=True), grey.amax((1, 2, 3), keepdim=True)
         grey = ((grey - low) / (high - low).clamp(min=1e-6) * 255).round().to(torch.uint8).cpu()
         speed = torch.from_numpy(np.stack([_speed(clip) for clip in grey.numpy()])).to(video.device)
-        return best_first(self.lattice.means(self.lattice.pool(speed)), budget, self.grid)
+        return self.lattice.means(self.lattice.pool(speed))
 
 
 def _speed(clip: np.ndarray) -> np.ndarray:

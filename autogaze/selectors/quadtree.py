@@ -9,38 +9,23 @@ Frames are treated one by one: what was already seen earlier is paid for again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from autogaze.decoding.request import PerFrame
-from autogaze.gaze import Gaze
-from autogaze.grid import PatchGrid
-from autogaze.selectors.lattice import Lattice
 from autogaze.selectors.luminance import luminance
-from autogaze.selectors.ranking import best_first, open_video
+from autogaze.selectors.ranking import ScoringSelector
 
 _BINS = 32  # grey levels of the histogram
 _FIRST = 100.0  # more than any entropy: leaves come first, what they replace comes last
 _ROUNDS = 16  # of bisection: the threshold is exact to 5 bits / 2^16
 
 
-@dataclass(frozen=True)
-class QuadTreeSelector:
-    """Exactly the budget in every frame."""
+class QuadTreeSelector(ScoringSelector):
+    """Scores patches by their place in the tree: leaves first."""
 
-    grid: PatchGrid
-
-    @cached_property
-    def lattice(self) -> Lattice:
-        return Lattice(self.grid)
-
-    @torch.no_grad()
-    def __call__(self, video: Tensor, gazing_ratio: PerFrame, generator: torch.Generator | None = None) -> Gaze:
-        """Choose patches; deterministic, `generator` is not used."""
-        video, budget = open_video(video, self.grid, gazing_ratio)
+    def scores(self, video: Tensor, budget: Tensor) -> Tensor:
         entropy = self.entropy(video)
         low, high = torch.zeros_like(entropy[..., 0]), torch.full_like(entropy[..., 0], 6.0)
         for _ in range(_ROUNDS):
@@ -48,7 +33,7 @@ class QuadTreeSelector:
             fits = self.leaves(entropy, middle)[0].sum(-1) <= budget
             low, high = low.where(fits, middle), middle.where(fits, high)
         leaves, split = self.leaves(entropy, high)
-        return best_first(entropy + _FIRST * leaves - _FIRST * split, budget, self.grid)
+        return entropy + _FIRST * leaves - _FIRST * split
 
     def entropy(self, video: Tensor) -> Tensor:
         """(B, T, patches_per_frame), bits: entropy of the grey levels under every patch."""

@@ -6,6 +6,9 @@ most of them do is score patches; `best_first` does the rest. Ties go to the low
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -16,6 +19,7 @@ from autogaze.decoding.request import PerFrame, make_request
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
 from autogaze.model import check_video
+from autogaze.selectors.lattice import Lattice
 
 NEVER = float("-inf")  # score of a patch that a method does not take even where budget is left
 
@@ -44,6 +48,27 @@ def open_video(video: Tensor, grid: PatchGrid, gazing_ratio: PerFrame) -> tuple[
         frames = F.interpolate(video.flatten(0, 1).float(), size=size, mode="bilinear", antialias=True)
         video = frames.unflatten(0, video.shape[:2])
     return video.float(), budget
+
+
+@dataclass(frozen=True)
+class ScoringSelector(ABC):
+    """Scores every patch and takes the best: exactly the budget in every frame."""
+
+    grid: PatchGrid
+
+    @cached_property
+    def lattice(self) -> Lattice:
+        return Lattice(self.grid)
+
+    @torch.no_grad()
+    def __call__(self, video: Tensor, gazing_ratio: PerFrame, generator: torch.Generator | None = None) -> Gaze:
+        """Choose patches; deterministic, `generator` is not used."""
+        video, budget = open_video(video, self.grid, gazing_ratio)
+        return best_first(self.scores(video, budget), budget, self.grid)
+
+    @abstractmethod
+    def scores(self, video: Tensor, budget: Tensor) -> Tensor:
+        """(B, T, patches_per_frame) of an opened video (B, T, 3, height_px, width_px) with budgets (B, T)."""
 
 
 def best_first(scores: Tensor, budget: Tensor, grid: PatchGrid) -> Gaze:

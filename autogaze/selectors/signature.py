@@ -6,40 +6,24 @@ from a regular background. Squared, summed over the colours and blurred, at 64 x
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from math import pi
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autogaze.decoding.request import PerFrame
-from autogaze.gaze import Gaze
-from autogaze.grid import PatchGrid
-from autogaze.selectors.lattice import Lattice
-from autogaze.selectors.ranking import best_first, open_video
+from autogaze.selectors.ranking import ScoringSelector
 
 _SIZE = 64  # pixels, side of the picture that is transformed
 _SIGMA = 0.05 * _SIZE  # pixels, blur of the map, the paper's share of the width
 
 
-@dataclass(frozen=True)
-class SignatureSelector:
-    """Exactly the budget in every frame."""
+class SignatureSelector(ScoringSelector):
+    """Scores patches by the image signature."""
 
-    grid: PatchGrid
-
-    @cached_property
-    def lattice(self) -> Lattice:
-        return Lattice(self.grid)
-
-    @torch.no_grad()
-    def __call__(self, video: Tensor, gazing_ratio: PerFrame, generator: torch.Generator | None = None) -> Gaze:
-        """Choose patches; deterministic, `generator` is not used."""
-        video, budget = open_video(video, self.grid, gazing_ratio)
+    def scores(self, video: Tensor, budget: Tensor) -> Tensor:
         saliency = image_signature(video.flatten(0, 1)).unflatten(0, budget.shape)
-        return best_first(self.lattice.means(self.lattice.pool(saliency)), budget, self.grid)
+        return self.lattice.means(self.lattice.pool(saliency))
 
 
 def image_signature(frames: Tensor) -> Tensor:
