@@ -127,6 +127,20 @@ def test_a_stage_starts_from_the_weights_and_labels_it_is_told(finished: Path, s
         assert not model.config.calibration, "it was fitted to the model that this one started from"
 
 
+def test_pretraining_takes_published_labels(finished: Path, scenes: Path, tmp_path: Path,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished / "reconstructor", tmp_path / "run" / "reconstructor")
+    video = next(path for path in sorted(scenes.rglob("*.mp4")) if "train" in path.parts)
+    labels = {video.relative_to(scenes).as_posix(): {"gazing_pos": [3, 0, 265 + 5], "num_gazing_each_frame": [2, 1]}}
+    arguments = ["train", "--data", str(scenes), "--out", str(tmp_path / "run"), "--stage", "pretrain", *SMALL]
+    (tmp_path / "gazing_labels.json").write_text(json.dumps(labels))
+    assert main([*arguments, f"labels={tmp_path / 'gazing_labels.json'}"]) == 0
+    assert (tmp_path / "run" / "pretrain" / "model.safetensors").is_file()
+    (tmp_path / "gazing_labels.json").write_text(json.dumps({"elsewhere.mp4": labels.popitem()[1]}))
+    assert main([*arguments, f"labels={tmp_path / 'gazing_labels.json'}"]) == 2
+    assert "elsewhere.mp4" in capsys.readouterr().err
+
+
 @pytest.mark.slow  # two new interpreters
 def test_several_processes_make_the_labels_of_one(finished: Path, scenes: Path, tmp_path: Path) -> None:
     files = []

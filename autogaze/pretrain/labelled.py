@@ -11,6 +11,7 @@ from torch import Tensor
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
 from autogaze.pretrain.augment import random_stream, shuffled, without_waiting
+from autogaze.pretrain.clip_index import report_skipped
 from autogaze.pretrain.clips import Clip, ClipRecipe
 from autogaze.pretrain.data import RawClips
 from autogaze.pretrain.label_file import Label, to_gaze
@@ -33,6 +34,15 @@ class LabelledClips(RunClips):
         if not labels:
             raise ValueError("there are no labels to imitate: run `autogaze train --stage labels` again")
         self.grid, self.mirror = grid, mirrored_ids(grid)
+        there = {file.name for file in self.index.files}
+        away = sorted({label.recipe.name for label in labels
+                       if label.recipe.kind != "scene" and label.recipe.name not in there})
+        labels = [label for label in labels if label.recipe.name not in away]
+        if away:
+            report_skipped(tuple((name, "it has labels, but is not in the folder of videos") for name in away))
+        if not labels:
+            raise ValueError(f"none of the labelled files is in {self.index.folder} ({', '.join(away[:3])}, ...): give "
+                             "the folder that they were labelled in with --data")
         self.by_recipe = {colourless(label.recipe): label for label in labels}  # of two labels of a clip, the last
         self.labels = list(self.by_recipe.values())
 

@@ -18,13 +18,14 @@ from tqdm import tqdm
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.pretrain.greedy import GreedySettings
 from autogaze.pretrain.judge import Judge
-from autogaze.pretrain.label_file import read_labels
+from autogaze.pretrain.label_file import Label, read_labels
 from autogaze.pretrain.labelled import LabelledClips
 from autogaze.pretrain.labels import LabelSettings, join_shards
 from autogaze.pretrain.labels import make_labels as search_labels
 from autogaze.pretrain.launch import launch, rank
 from autogaze.pretrain.module import PretrainModule
 from autogaze.pretrain.pictures import Pictures
+from autogaze.pretrain.published_labels import import_published
 from autogaze.pretrain.recipes import PretrainRecipe, Recipes, TrainerRecipe
 from autogaze.pretrain.reconstructor import Reconstructor, ReconstructorConfig
 from autogaze.pretrain.reconstructor_module import ReconstructorModule
@@ -150,7 +151,7 @@ def _fit_pretrain(run: Run) -> StageResult:
     model = beginning(recipe.start) if recipe.start else untrained(recipe)
     files = [Path(name.strip()) for name in recipe.labels.split(",")] if recipe.labels else [run.labels]
     data = LabelledClips(run.data, run.folder, recipe, recipe.batch_clips, recipe.validate_clips, epoch_size(recipe),
-                         labels=[label for file in files for label in read_labels(file)], grid=model.grid)
+                         labels=[label for file in files for label in _labels_of(file, model)], grid=model.grid)
     module = PretrainModule(model, run.judge(), recipe)
     return fit(module, data, recipe, run.stage("pretrain"), run.resume, [Pictures()])
 
@@ -158,6 +159,11 @@ def _fit_pretrain(run: Run) -> StageResult:
 def beginning(name: str | Path) -> AutoGaze:
     """A trained model to go on from; its stop rule was calibrated for what it was."""
     return AutoGaze.from_pretrained(name).with_calibration(()).train()
+
+
+def _labels_of(file: Path, model: AutoGaze) -> list[Label]:
+    """Labels of our own (.parquet), or published ones (.json), whose videos are looked for in the run's data."""
+    return import_published(file, model.grid) if file.suffix == ".json" else read_labels(file)
 
 
 def untrained(recipe: PretrainRecipe) -> AutoGaze:
