@@ -12,8 +12,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from autogaze.decoding import cluster
+from autogaze.decoding.workspace import PackedWeights, Plan, Workspace
+from autogaze.model import AutoGaze, AutoGazeConfig
 
 ROOT = Path(__file__).parent.parent
 BASE = cluster.Shape(C=192, HEADS=6, LAYERS=4, HIDDEN=384, K=10, VOCABULARY=266)
@@ -73,3 +76,15 @@ def test_a_kernel_that_does_not_compile_says_why() -> None:
                                               ({"HIDDEN": 100}, False), ({"VOCABULARY": 5000}, False)])
 def test_shapes_are_refused_before_they_are_compiled(change: dict[str, int], fits: bool) -> None:
     assert (replace(BASE, **change).why_not() == "") == fits
+
+
+def test_a_device_that_takes_no_cluster_decodes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refuses:
+        def launch(self, arguments: cluster.Arguments, clips: int, table: int) -> None:
+            raise RuntimeError("CUDA_ERROR_CLUSTER_OUT_OF_RESOURCES")
+
+    monkeypatch.setattr(cluster, "load_kernel", lambda device, shape: Refuses())
+    model = AutoGaze(AutoGazeConfig()).eval()
+    plan = Plan(batch=1, ring=2, slots=10, dtype=torch.bfloat16, stops=False, samples=False)
+    space = Workspace(model, PackedWeights(model.gaze_decoder, torch.bfloat16), plan)
+    assert space.cluster is None and "CLUSTER_OUT_OF_RESOURCES" in space.without_cluster

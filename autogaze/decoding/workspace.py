@@ -103,8 +103,7 @@ class Workspace:
         self.can_launch_early = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0)
         self._check_memory()
         self._allocate()
-        self.without_cluster = cluster.why_not(self)  # the reason, or empty
-        self.cluster = None if self.without_cluster else cluster.ClusterSteps(self, CHUNK)
+        self.without_cluster, self.cluster = self._try_cluster()
 
     def _frames_per_split(self, prefill: bool) -> int:
         """Ring slots a program of attention takes: split until processors are busy, since joining costs time too."""
@@ -166,6 +165,17 @@ class Workspace:
         self.in_step = empty(2, dtype=torch.int32)  # this frame's, the last frame's
         self.running = empty(1, dtype=torch.int32)
         self.seed, self.temperature = empty(1, dtype=torch.int32), empty(1)
+
+    def _try_cluster(self) -> tuple[str, cluster.ClusterSteps | None]:
+        """The kernel for all steps of a frame, or the reason why there is none."""
+        if reason := cluster.why_not(self):
+            return reason, None
+        steps = cluster.ClusterSteps(self, CHUNK)
+        try:
+            steps.launch()  # no clip has begun, so it does nothing; but a device may be too small for the cluster
+        except RuntimeError as error:
+            return f"the device does not take a cluster of this size: {error}", None
+        return "", steps
 
     def reset(self) -> None:
         """Begin new clips."""
