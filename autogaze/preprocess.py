@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from autogaze.files import write_json
@@ -128,7 +129,7 @@ def check_frames(frames: np.ndarray | Tensor) -> Tensor:
 
 
 def resize(frames: Tensor, size: tuple[int, int], resample: str = "bilinear") -> Tensor:
-    """Resize uint8 frames as PIL's `Image.resize` does, bit for bit.
+    """Resize uint8 frames as PIL's `Image.resize` does, bit for bit: by PIL on a CPU, by the same arithmetic elsewhere.
 
     Args:
         frames: (T, H, W, 3) uint8.
@@ -140,6 +141,16 @@ def resize(frames: Tensor, size: tuple[int, int], resample: str = "bilinear") ->
 
     Source: the two-pass fixed-point convolution of Pillow's `Resample.c` (horizontal first, rounded to 8 bits).
     """
+    if frames.device.type == "cpu":
+        target = (size[1], size[0])
+        resized = [Image.fromarray(frame).resize(target, Image.Resampling(RESAMPLE_CODES[resample]))
+                   for frame in frames.contiguous().numpy()]
+        return torch.from_numpy(np.stack([np.asarray(image) for image in resized]))
+    return filter_resize(frames, size, resample)
+
+
+def filter_resize(frames: Tensor, size: tuple[int, int], resample: str) -> Tensor:
+    """`resize` in PyTorch's operations, for frames on a GPU."""
     return torch.cat([_filter(_filter(part, 2, size[1], resample), 1, size[0], resample)
                       for part in frames.split(max(1, _ELEMENTS_AT_ONCE // max(1, frames[0].numel())))])
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "autogaze"
-RUNTIME = {"torch", "numpy", "safetensors", "cv2"}
+RUNTIME = {"torch", "numpy", "safetensors", "cv2", "PIL"}
 # layer: what it may import, besides itself and the layers that these may import
 LAYERS = {
     "files": set(), "grid": set(), "container": set(),

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
-from autogaze.preprocess import Preprocessor, resize
+from autogaze.preprocess import Preprocessor, filter_resize, resize
 
 GOLDEN = Path(__file__).parent / "golden/preprocess.safetensors"
 
@@ -24,11 +25,11 @@ def noise(frames: int, height: int, width: int) -> torch.Tensor:
                                             ((360, 641), (224, 224)), ((33, 65), (33, 20)), ((7, 900), (3, 2))])
 def test_resize_equals_pil_to_the_last_bit(source: tuple[int, int], target: tuple[int, int],
                                            resample: str, code: int) -> None:
-    image = pytest.importorskip("PIL.Image")
     frames = noise(2, *source)
-    for ours, frame in zip(resize(frames, target, resample), frames, strict=True):
-        theirs = image.fromarray(frame.numpy()).resize(target[::-1], code)
-        assert np.array_equal(ours.numpy(), np.asarray(theirs))
+    for way in (resize, filter_resize):  # on a CPU, and on a GPU
+        for ours, frame in zip(way(frames, target, resample), frames, strict=True):
+            theirs = Image.fromarray(frame.numpy()).resize(target[::-1], code)
+            assert np.array_equal(ours.numpy(), np.asarray(theirs))
 
 
 @pytest.mark.parametrize("case", ["square", "shortest_edge"])
