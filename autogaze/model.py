@@ -105,8 +105,8 @@ class AutoGaze(nn.Module):
     """Where to look in a video before a ViT does.
 
     `decoding` switches the way ids are chosen: "auto" (the fastest that this device and dtype offer), "fused",
-    "cached" or "plain"; all choose the same ids in float32. `preprocessor` makes frames into the model's input and is
-    saved with the weights.
+    "native", "cached" or "plain"; all choose the same ids in float32. `preprocessor` makes frames into the model's
+    input and is saved with the weights.
     """
 
     def __init__(self, config: AutoGazeConfig | None = None) -> None:

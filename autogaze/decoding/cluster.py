@@ -49,7 +49,7 @@ class Shape:
         """The reason why the kernel cannot be made for this shape; empty if it can."""
         blocks, columns = self.blocks, self.C // self.blocks
         fits = (blocks <= 16 and self.C == self.HEADS * self.D and self.C % 32 == self.HIDDEN % 32 == 0
-                and self.C % (8 * blocks) == self.HIDDEN % (4 * blocks) == 0 and self.K <= WARPS
+                and self.C % (8 * blocks) == self.HIDDEN % (8 * blocks) == 0 and self.K <= WARPS
                 and columns // 8 * (self.C // 32) <= WARPS and 2 * self.HIDDEN // blocks // 8 <= WARPS
                 and self.VOCABULARY <= 1024)
         return "" if fits else f"the cluster kernel is made for models of another shape than {self}"

@@ -1,7 +1,8 @@
 """Decoding on a GPU: Triton kernels in CUDA graphs, many clips side by side.
 
 Two graphs do everything: a prefill (the rest of the last frame and a frame's visual tokens) and a step (one group of
-ids). A frame is one replay of the first and a few of the second; the kernels keep all state on the device. Without a
+ids). A frame is one replay of the first and a few of the second; the kernels keep all state on the device. For few
+clips one kernel takes all steps (see `cluster`) and is part of the first graph: a frame is one replay. Without a
 requirement the host knows how many steps there are and never waits. With one, it looks at a counter in pinned memory
 that is one step old, so the device never waits for the host either.
 

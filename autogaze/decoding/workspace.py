@@ -19,7 +19,8 @@ CHUNK = 16  # frames whose visual tokens, budgets and results are on the device 
 
 
 class PackedWeights:
-    """The decoder's matrices as the kernels read them: input-major, norm weights folded in, in one dtype."""
+    """The decoder's matrices as the kernels read them: input-major, norm weights folded in, in one dtype; in bfloat16
+    output-major besides, for the cluster kernel."""
 
     def __init__(self, decoder: GazeDecoder, dtype: torch.dtype) -> None:
         self.decoder, self.dtype = decoder, dtype

@@ -26,7 +26,7 @@ constexpr int PRODUCTS = 6144;                // floats that the warps of a phas
 
 static_assert(D == 32, "a head is one 32-wide row of keys");
 static_assert(K <= ROWS && C % 32 == 0 && HIDDEN % 32 == 0 && BLOCKS <= 16, "shape");
-static_assert(C % BLOCKS == 0 && COLUMNS % 8 == 0 && HIDDEN % BLOCKS == 0 && UNITS % 4 == 0, "columns a block");
+static_assert(C % BLOCKS == 0 && COLUMNS % 8 == 0 && HIDDEN % BLOCKS == 0 && UNITS % 8 == 0, "columns a block");
 static_assert(MIX_TILES * MIX_CHUNKS <= WARPS && HEAD_COLUMN_TILES <= WARPS && K <= WARPS, "one task a warp");
 static_assert(GATE_SHARES >= 1 && DOWN_SHARES >= 1, "a warp takes one share");
 
@@ -62,7 +62,7 @@ struct Shared {
     alignas(16) float x[ROWS][C];                       // residual stream, equal in all blocks
     alignas(16) float parts[BLOCKS][K][D + 4];          // attention of every block: outputs, peak, mass
     alignas(16) float logits[HEAD_TILES * 8];
-    alignas(16) float products[PRODUCTS];                   // of a phase, before they are added up
+    alignas(16) float products[PRODUCTS];               // of a phase, before they are added up
     float peak[WARPS][ROWS], mass[WARPS][ROWS];
     float cosine[K][D / 2], sine[K][D / 2];
     float losses[K];
