@@ -8,6 +8,7 @@ Source: AutoGaze, arXiv:2603.12254 sec. 3; layer order as in the published check
 from __future__ import annotations
 
 import contextlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -73,10 +74,10 @@ class FrameEncoder(nn.Module):
         """
         batch, frames = video.shape[:2]
         cache = self.empty_cache(batch) if cache is None else cache
-        x = video.flatten(0, 1).to(self.out_proj.weight.dtype)
+        x = video.to(self.out_proj.weight.dtype)
         if x.shape[-2:] != (self.image_size, self.image_size):
-            x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bicubic", align_corners=False)
-        x = self._patch_tokens(x).unflatten(0, (batch, frames)).unflatten(2, (self.side, self.side))
+            x = resize(x.flatten(0, 1), self.image_size).unflatten(0, (batch, frames))
+        x = self._patch_tokens(x).unflatten(2, (self.side, self.side))
         x = x.permute(0, 4, 1, 2, 3)
         new_cache = []
         for block, past in zip(self.blocks, cache, strict=True):
@@ -85,19 +86,41 @@ class FrameEncoder(nn.Module):
         tokens = x.permute(0, 2, 3, 4, 1).flatten(2, 3)
         return F.linear(tokens, self.out_proj.weight.flatten(1), self.out_proj.bias), tuple(new_cache)
 
-    def _patch_tokens(self, frames: Tensor) -> Tensor:
-        """(N, side * side, C) normed patch embeddings of frames (N, 3, H, W)."""
-        if frames.is_cuda and frames.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+    def _patch_tokens(self, video: Tensor) -> Tensor:
+        """(B, T, side * side, C) normed patch embeddings of frames (B, T, 3, H, W)."""
+        if video.is_cuda and video.dtype == torch.bfloat16 and not torch.is_grad_enabled():
             with contextlib.suppress(ImportError):  # Triton comes with CUDA builds of PyTorch, not with all others
                 from autogaze.patch_embedding import patch_tokens
 
-                return patch_tokens(frames, self.temporal_conv, self.norm, self.side)
-        return self.norm(self._patchify(frames))
+                return patch_tokens(video, self.temporal_conv, self.norm, self.side)
+        return self.norm(self._patchify(video))
 
-    def _patchify(self, frames: Tensor) -> Tensor:
+    def _patchify(self, video: Tensor) -> Tensor:
         """The patch convolution as one matrix product, which is faster than Conv3d everywhere we run."""
         size, side = self.temporal_conv.kernel_size[1], self.side
-        frames = frames[..., : side * size, : side * size]  # like a convolution, ignore a cut-off edge
-        patches = frames.unflatten(-1, (side, size)).unflatten(-3, (side, size))  # (N, 3, row, y, column, x)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        video = video[..., : side * size, : side * size]  # like a convolution, ignore a cut-off edge
+        patches = video.unflatten(-1, (side, size)).unflatten(-3, (side, size))  # (B, T, 3, row, y, column, x)
+        patches = patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
         return F.linear(patches, self.temporal_conv.weight.flatten(1), self.temporal_conv.bias)
+
+
+def resize(frames: Tensor, side: int) -> Tensor:
+    """Frames (N, C, H, W) resized to squares, bicubic without antialias as `torch.nn.functional.interpolate` does it."""
+    if frames.is_cuda:  # its kernel keeps few threads of a GPU busy when there are many small frames
+        return resize_by_products(frames, side)
+    return F.interpolate(frames, size=(side, side), mode="bicubic", align_corners=False)
+
+
+def resize_by_products(frames: Tensor, side: int) -> Tensor:
+    """`resize` as a product with a matrix for the columns, and one for the rows."""
+    height, width = (_bicubic(length, side, frames.dtype, frames.device) for length in frames.shape[-2:])
+    wide = (frames.reshape(-1, frames.shape[-1]) @ width).view(-1, frames.shape[-2], side)
+    return torch.bmm(height.t().expand(len(wide), -1, -1), wide).view(*frames.shape[:2], side, side)
+
+
+@lru_cache(maxsize=16)
+def _bicubic(length: int, side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(length, side): what each pixel of a line adds to those of the resized one."""
+    with torch.inference_mode(False), torch.no_grad():
+        lines = torch.eye(length, device=device)[None, :, None]  # (1, length, 1, length): one line a channel
+        return F.interpolate(lines, size=(1, side), mode="bicubic", align_corners=False)[0, :, 0].to(dtype)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from autogaze.decoding.stream import GazeStream
     from autogaze.model import AutoGaze
 
-TILES_AT_ONCE = 64  # tiles decoded together where that cannot change a result: bounds the key/value caches
+TILES_AT_ONCE = {"cuda": 256, "cpu": 64}  # tiles decoded together where that cannot change a result
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,23 @@ def generate_tiled(model: AutoGaze, video: Tensor, gazing_ratio: PerFrame, task_
         masks = torch.cat([_decode_tiles(model, video[i : i + 1], own, tiling, tiling.count)
                            for i, own in enumerate(alone)])
     else:
-        masks = _decode_tiles(model, video, request, tiling, TILES_AT_ONCE)
+        masks = _decode_tiles(model, video, request, tiling, tiles_at_once(model, request, tiling.count))
     return Gaze.from_patch_mask(tiling.join(masks), tiling.whole)
+
+
+def tiles_at_once(model: AutoGaze, request: Request, tiles: int) -> int:
+    """How many tiles to decode together, of `tiles` a clip: the more the faster, as long as their keys and values take
+    no more than a quarter of a GPU's free memory."""
+    total = len(request.budget) * tiles
+    most = TILES_AT_ONCE.get(model.device.type, TILES_AT_ONCE["cpu"])
+    if model.device.type == "cuda":
+        config = model.config
+        tokens = model.visual_tokens + int(request.budget.max()) + 2 * config.num_multi_token_pred
+        frames = min(request.budget.shape[1], config.max_num_frames + 1)
+        cache = 2 * config.num_hidden_layers * config.hidden_size * frames * tokens
+        free = torch.cuda.mem_get_info(model.device)[0]
+        most = max(1, min(most, free // 4 // (cache * model.connector.pos_embed.element_size())))
+    return -(-total // -(-total // most))  # as many rounds, all of about the same size
 
 
 @torch.no_grad()
@@ -132,7 +147,7 @@ def _decode_tiles(model: AutoGaze, video: Tensor, request: Request, tiling: Tili
     masks = []
     for start in range(0, len(request.budget), at_once):
         part = slice(start, start + at_once)
-        step = frames_at_once(at_once)
+        step = frames_at_once(min(at_once, len(request.budget)), model.device)
         clips = slice(start // tiling.count, -(-part.stop // tiling.count))  # that these tiles are of
         offset = clips.start * tiling.count
         chunks = (tiling.cut(video[clips, t : t + step])[start - offset : part.stop - offset]

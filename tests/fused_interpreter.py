@@ -15,11 +15,11 @@ from autogaze.decoding import frame_graph, workspace
 from autogaze.model import AutoGazeConfig
 
 
-def model(window: int) -> AutoGaze:
+def model(window: int, scales: tuple[int, ...] = (16, 32)) -> AutoGaze:
     torch.manual_seed(0)
     config = replace(
         AutoGazeConfig.tiny(),
-        scales=(16, 32),
+        scales=scales,
         hidden_size=32,
         num_attention_heads=2,
         head_dim=16,
@@ -85,7 +85,7 @@ def compare_streams(gazer: AutoGaze, video: torch.Tensor) -> None:
 
 def main(tuning: str) -> None:
     if tuning == "fused layers":
-        small = workspace.Tuning(wide=False, pairs=16, values=16, hidden=16, keys=16)
+        small = workspace.Tuning(wide=False, pairs=16, hidden=16, keys=16, tail=16)
         workspace.Workspace.tuning = lambda self, prefill: small
         workspace.Workspace._frames_per_split = lambda self, prefill: self.plan.ring  # as in large batches
     gazer, video = model(window=16), torch.randn(2, 3, 3, 32, 32)
@@ -96,6 +96,9 @@ def main(tuning: str) -> None:
     compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
     compare("nothing", gazer, video, gazing_ratio=torch.tensor([[0.0, 0.5, 0.0], [0.5, 0.0, 0.5]]))
     compare("window", model(window=2), torch.randn(1, 5, 3, 32, 32), gazing_ratio=0.6)
+    # frames of more than a block of keys, and some clips with more than others
+    ratios = torch.tensor([0.1, 0.4])
+    compare("blocks", model(window=16, scales=(32, 64)), torch.randn(2, 4, 3, 64, 64), gazing_ratio=ratios)
     compare_streams(model(window=2), torch.randn(2, 6, 3, 32, 32))
 
 

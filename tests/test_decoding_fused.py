@@ -29,7 +29,7 @@ def test_kernels_choose_what_the_plain_loop_chooses(tuning: str) -> None:
     )
     assert run.returncode == 0, run.stderr[-2000:]
     cases = [json.loads(line) for line in run.stdout.splitlines()]
-    assert [case["case"] for case in cases] == ["ratio", "per clip", "stop", "nothing", "window", "stream"]
+    assert [case["case"] for case in cases] == ["ratio", "per clip", "stop", "nothing", "window", "blocks", "stream"]
     for case in cases:
         assert case["equal_ids"] == 1 and case["equal_chosen"] and case["loss_difference"] < 1e-4, case
     assert cases[-1]["replayed"] == 4  # of six frames: all but the first, and but the one of another size

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autogaze.encoder import FrameEncoder
+from autogaze.encoder import FrameEncoder, resize, resize_by_products
 
 
 @pytest.fixture
@@ -39,6 +39,12 @@ def test_frames_of_another_size_are_resized_bicubically(encoder: FrameEncoder) -
     video = torch.randn(1, 2, 3, 50, 41)
     resized = F.interpolate(video[0], size=(32, 32), mode="bicubic", align_corners=False, antialias=False)[None]
     torch.testing.assert_close(encoder(video)[0], encoder(resized)[0])
+
+
+@pytest.mark.parametrize("size", [(196, 196), (50, 300)])
+def test_resizing_by_products_equals_interpolation(size: tuple[int, int]) -> None:
+    frames = torch.rand(3, 3, *size)
+    torch.testing.assert_close(resize_by_products(frames, 224), resize(frames, 224), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -85,11 +91,12 @@ import torch
 from autogaze.encoder import FrameEncoder
 from autogaze.patch_embedding import patch_tokens
 torch.manual_seed(0)
-encoder, frames = FrameEncoder(64, 16, 48, 48).eval(), torch.randn(3, 3, 64, 64)
+encoder, video = FrameEncoder(64, 16, 48, 48).eval(), torch.randn(2, 5, 3, 64, 64)
 with torch.no_grad():
     torch.nn.init.normal_(encoder.norm.weight), torch.nn.init.normal_(encoder.norm.bias)
-    tokens = patch_tokens(frames, encoder.temporal_conv, encoder.norm, encoder.side)
-    torch.testing.assert_close(tokens, encoder.norm(encoder._patchify(frames)), atol=1e-5, rtol=1e-5)
+    for part in (video, video[:, 1:3], video[:, 4:], video.transpose(3, 4)):
+        tokens = patch_tokens(part, encoder.temporal_conv, encoder.norm, encoder.side)
+        torch.testing.assert_close(tokens, encoder.norm(encoder._patchify(part)), atol=1e-5, rtol=1e-5)
 """
     run = subprocess.run([sys.executable, "-c", script], env={**os.environ, "TRITON_INTERPRET": "1"}, check=False,
                          capture_output=True, text=True)

@@ -135,7 +135,7 @@ def test_how_many_tiles_are_decoded_at_once_does_not_matter(monkeypatch: pytest.
     model, video = small_model(), random_video(2, 3, side=128)
     expected = model.generate(video, 0.4, target_patch_size=16)
     for at_once in (1, 3, 8):
-        monkeypatch.setattr(tiling_module, "TILES_AT_ONCE", at_once)
+        monkeypatch.setattr(tiling_module, "TILES_AT_ONCE", {"cpu": at_once})
         assert torch.equal(model.generate(video, 0.4, target_patch_size=16).ids, expected.ids)
 
 

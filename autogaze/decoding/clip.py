@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from autogaze.model import AutoGaze
 
 FRAMES_AT_ONCE = 16  # frames of a clip encoded at once, and
-IMAGES_AT_ONCE = 256  # frames of all clips: they bound memory on long clips and on many tiles
+IMAGES_AT_ONCE = {"cuda": 1024, "cpu": 256}  # frames of all clips: they bound memory on long clips and many tiles
 
 
-def frames_at_once(batch: int) -> int:
+def frames_at_once(batch: int, device: torch.device) -> int:
     """How many frames of so many clips are encoded at once."""
-    return max(1, min(FRAMES_AT_ONCE, IMAGES_AT_ONCE // batch))
+    return max(1, min(FRAMES_AT_ONCE, IMAGES_AT_ONCE.get(device.type, 256) // batch))
 
 
 def decode_clip(model: AutoGaze, video: Tensor, request: Request) -> Gaze:
     """Choose patches in every frame of a batch of clips; see `AutoGaze.generate`."""
-    return decode_chunks(model, video.split(frames_at_once(len(video)), dim=1), request)
+    return decode_chunks(model, video.split(frames_at_once(len(video), model.device), dim=1), request)
 
 
 def decode_chunks(model: AutoGaze, chunks: Iterable[Tensor], request: Request) -> Gaze:

@@ -15,6 +15,7 @@ from autogaze.decoding import cluster
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
 
+PROCESSORS = 132  # of an H200, which block sizes are chosen for
 CHUNK = 16  # frames whose visual tokens, budgets and results are on the device at once
 
 
@@ -79,10 +80,10 @@ class Tuning:
     wide: bool  # few rows: spread the columns of every matrix over processors too
     rows: int = 16  # rows a program
     pairs: int = 32  # rotary pairs a step
-    values: int = 64  # value columns a step
     hidden: int = 64  # hidden units a step
     queries: int = 16  # query rows a program of attention
     keys: int = 64  # keys a step
+    tail: int = 32  # keys a step, past the blocks that every frame fills
     warps: int = 4
     stages: int = 2
     attend_warps: int = 4
@@ -191,16 +192,15 @@ class Workspace:
         plan, weights, width = self.plan, self.weights.tensors, self.config.hidden_size
         batch, eps, tuning = plan.batch, self.config.rms_norm_eps, self.tuning(prefill)
         rows = self.rows if prefill else self.group
-        dims = {"C": width, "CP": _power(width), "D": self.head_dim}
+        dims = {**_widths(width), "D": self.head_dim}
         ring = {"RING": plan.ring, "COLS": kernels.COLUMNS, "K": self.group}
         heads = {"HEADS": self.heads, "TOKENS": self.tokens}
         early = {"PDL": False}
         if tuning.wide and self.can_launch_early:
             early = {"PDL": True, "launch_pdl": True}
         mode = {"PREFILL": prefill, "PRECISION": "tf32" if plan.dtype == torch.bfloat16 else "ieee", **early}
-        columns = {"NB": tuning.pairs, "VB": tuning.values}
-        shares = _ceil(self.heads * self.head_dim // 2, tuning.pairs) + _ceil(width,
-                                                                              tuning.values) if tuning.wide else 1
+        columns = {"NB": tuning.pairs}
+        shares = 2 * _ceil(self.heads * self.head_dim // 2, tuning.pairs) if tuning.wide else 1
         where = (self.pend_slots, self.state, self.clock)
         if prefill:
             kernels.begin_frame[(1,)](
@@ -222,6 +222,7 @@ class Workspace:
                     self.arrived, self.frame_len, self.state, self.clock, self.head_dim**-0.5 * math.log2(math.e),
                     batch, rows, at, share, WINDOW=self.config.max_num_frames, D=self.head_dim, BM=queries,
                     BN=tuning.keys, FRAMES=self.frames_per_split[prefill], SPLITS=_power(self._splits(prefill), 1),
+                    SLOTS=_power(plan.ring, 1), V=self.visual_tokens, BT=tuning.tail,
                     num_stages=tuning.attend_stages, num_warps=tuning.attend_warps, **ring, **heads, **mode)
             nxt = layer if last else layer + 1
             begun = (self.query, self.keys[nxt], self.values[nxt])
@@ -238,10 +239,10 @@ class Workspace:
             parts = _ceil(hidden, tuning.hidden)
             kernels.mix_rows[(grid, parts)](
                 x, spare, self.parts, self.attended, weights[f"wo{layer}"], *mlp, *where, eps, *span, HEADS=self.heads,
-                HIDDEN=hidden, BM=block, HB=tuning.hidden, **ring, **dims, **mode)
+                HIDDEN=hidden, BM=block, HB=tuning.hidden, num_warps=tuning.warps, **ring, **dims, **mode)
             kernels.next_layer[(grid, 1 if last else shares)](
                 spare, x, self.parts, self.last, *begun, *next_weights, *where, eps, *span, PARTS=parts, BM=block,
-                LAST=last, **ring, **heads, **dims, **columns, **mode)
+                LAST=last, num_warps=tuning.warps, **ring, **heads, **dims, **columns, **mode)
         self._launch_choice(prefill, mode["PRECISION"], early)
         if prefill and self.cluster is not None:
             self.cluster.launch()
@@ -254,8 +255,8 @@ class Workspace:
         columns = 32 if plan.dtype == torch.float32 else 64
         kernels.read_heads[(_ceil(batch, 16), self.group, _ceil(self.patches + 1, columns))](
             self.last, self.logits, self.losses, weights["wl"], weights["wt"], self.state, self.config.rms_norm_eps,
-            batch, VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=16, NB=columns, C=width,
-            CP=_power(width), PRECISION=precision, **early)
+            batch, VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=16, NB=columns,
+            PRECISION=precision, **_widths(width), **early)
         kernels.choose[(batch,)](
             self.logits, self.losses, self.taken, self.state, self.frame_len, self.clock, self.requirements, self.ids,
             self.pend_ids, self.pend_slots, self.out_ids, self.out_chosen, self.out_loss, self.running, self.seed,
@@ -266,11 +267,17 @@ class Workspace:
     def tuning(self, prefill: bool) -> Tuning:
         """Block sizes for a pass; measured on an H200, see docs/log.md."""
         rows = self.plan.batch * (self.rows if prefill else self.group)
+        wide = rows <= 16 * PROCESSORS
         if self.plan.dtype == torch.float32:
-            return Tuning(wide=rows <= 16 * 132, pairs=16, values=32, hidden=32, keys=32)
-        if rows <= 16 * 132:
-            return Tuning(wide=True)
-        return Tuning(wide=False, rows=64, pairs=16, values=32, hidden=32, queries=64 if prefill else 16)
+            return Tuning(wide, pairs=16, hidden=32, keys=32)
+        attention = {"attend_warps": 1} if not prefill or self.plan.batch < 4 else {"queries": 64}
+        if wide:
+            return Tuning(wide, warps=8 if rows < 1024 else 4, **attention)
+        if not prefill:
+            return Tuning(wide, pairs=16, **attention)
+        if rows <= 64 * PROCESSORS:  # a program a processor: let it have many warps
+            return Tuning(wide, rows=64, pairs=16, warps=8, **attention)
+        return Tuning(wide, rows=64, pairs=16, hidden=32, **attention)
 
     def run(self, prefill: bool) -> None:
         """Replay one pass, capturing it the first time."""
@@ -302,6 +309,12 @@ def _tiles(first: int, count: int, rows: int) -> list[tuple[int, int, int]]:
     if not whole or not rest or _power(rest) == rows:
         return [(first, count, rows)]
     return [(first, whole, rows), (first + whole, rest, _power(rest))]
+
+
+def _widths(width: int) -> dict[str, int]:
+    """A model's width as the columns of two tiles, both powers of two, the first one full."""
+    first = max(16, 1 << ((width - 1).bit_length() - 1))
+    return {"C": width, "CA": first, "CB": _power(width - first)}
 
 
 def _power(n: int, least: int = 16) -> int:

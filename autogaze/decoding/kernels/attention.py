@@ -5,28 +5,33 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from autogaze.decoding.kernels.state import ACTIVE, PEND_N, PEND_OFFSET, STEP_OFFSET, follow
+from autogaze.decoding.kernels.state import ACTIVE, PEND_N, PEND_OFFSET, STEP_OFFSET, follow, overlap
 
 
 @triton.jit
 def attend_block(query, keys, values, base, n, length, limit, top, total, acc, d, D: tl.constexpr, BN: tl.constexpr,
-                 MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """Fold one block of keys into the running softmax (arXiv:2205.14135); MASKED: some keys are out of sight."""
+                 PARTIAL: tl.constexpr, LIMITED: tl.constexpr, PRECISION: tl.constexpr):
+    """Fold one block of keys into the running softmax (arXiv:2205.14135). PARTIAL: there may be fewer than BN, and none
+    unless it is the first block; LIMITED: rows see up to `limit` only, which may be nothing."""
     token = n + tl.arange(0, BN)
-    if MASKED:
-        k = tl.load(keys + (base + token)[None, :] * D + d[:, None], mask=(token < length)[None, :], other=0.0)
-        v = tl.load(values + (base + token)[:, None] * D + d[None, :], mask=(token < length)[:, None], other=0.0)
+    to_keys = keys + (base + token)[None, :] * D + d[:, None]
+    to_values = values + (base + token)[:, None] * D + d[None, :]
+    if PARTIAL:
+        there = token < length
+        k = tl.load(to_keys, mask=there[None, :], other=0.0)
+        v = tl.load(to_values, mask=there[:, None], other=0.0)
     else:
-        k = tl.load(keys + (base + token)[None, :] * D + d[:, None])
-        v = tl.load(values + (base + token)[:, None] * D + d[None, :])
+        k, v = tl.load(to_keys), tl.load(to_values)
     s = tl.dot(query, k, input_precision=PRECISION)
-    if MASKED:
-        s = tl.where((token < length)[None, :] & (token[None, :] <= limit[:, None]), s, float("-inf"))
+    if LIMITED:
+        s = tl.where(there[None, :] & (token[None, :] <= limit[:, None]), s, float("-inf"))
+    elif PARTIAL:
+        s = tl.where(there[None, :], s, float("-inf"))
     new_top = tl.maximum(top, tl.max(s, axis=1))
-    safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+    safe = tl.where(new_top == float("-inf"), 0.0, new_top) if LIMITED else new_top
     p = tl.exp2(s - safe[:, None])
     fade = tl.exp2(top - safe)
-    acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
     return new_top, total * fade + tl.sum(p, axis=1), acc
 
 
@@ -39,20 +44,26 @@ def join_splits(out, peak, mass, at, stride, splits, valid, d, SPLITS: tl.conste
     D: tl.constexpr = d.shape[0]
     tops = tl.load(peak + places, mask=there, other=float("-inf"), cache_modifier=".cg")
     masses = tl.load(mass + places, mask=there, other=0.0, cache_modifier=".cg")
-    to = out + places[:, :, None].to(tl.int64) * D + d[None, None, :]
-    parts = tl.load(to, mask=there[:, :, None], other=0.0, cache_modifier=".cg")
     top = tl.max(tops, axis=0)
-    weight = tl.exp2(tops - tl.where(top == float("-inf"), 0.0, top)[None, :])
-    total = tl.sum(weight * masses, axis=0)
-    return tl.sum(parts * weight[:, :, None], axis=0) / tl.where(total > 0, total, 1.0)[:, None]
+    safe = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.sum(tl.exp2(tops - safe[None, :]) * masses, axis=0)
+    joined = tl.zeros((at.shape[0], D), tl.float32)
+    for n in tl.static_range(SPLITS):
+        here = valid & (n < splits)
+        weight = tl.exp2(tl.load(peak + n * stride + at, mask=here, other=float("-inf"), cache_modifier=".cg") - safe)
+        to = out + (n * stride + at)[:, None].to(tl.int64) * D + d[None, :]
+        joined += tl.load(to, mask=here[:, None], other=0.0, cache_modifier=".cg") * weight[:, None]
+    return joined / tl.where(total > 0, total, 1.0)[:, None]
 
 
 @triton.jit
 def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, state, clock, scale, B, ROWS, FIRST, COUNT,
            K: tl.constexpr, WINDOW: tl.constexpr, HEADS: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr,
-           COLS: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, FRAMES: tl.constexpr,
-           SPLITS: tl.constexpr, PREFILL: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):
+           COLS: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr,
+           FRAMES: tl.constexpr, SPLITS: tl.constexpr, SLOTS: tl.constexpr, PREFILL: tl.constexpr,
+           PRECISION: tl.constexpr, PDL: tl.constexpr):
     """Attention of COUNT rows from FIRST on. Every program takes FRAMES ring slots; the last to finish joins them."""
+    overlap(PDL)
     follow(PDL)
     bh, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     b, head = bh // HEADS, bh % HEADS
@@ -87,20 +98,37 @@ def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, state
     top = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, D), tl.float32)
-    for w in range(split * FRAMES, tl.minimum(split * FRAMES + FRAMES, filled)):
+    head_base = (b.to(tl.int64) * HEADS + head) * RING * TOKENS
+    # Frames are taken by their age. Those that every row sees come first, in loops without branches, so that the next
+    # keys are on their way while these are read: the blocks that every frame fills, then what is left of each.
+    youngest, end = split * FRAMES, tl.minimum(split * FRAMES + FRAMES, filled)
+    seen_from = tl.maximum(youngest, tl.where(has_pending, 2, 1))
+    seen_to = tl.minimum(end, filled - tl.where(evicting, 1, 0))
+    FULL: tl.constexpr = V // BN
+    for age in range(seen_from, seen_to):
+        base = head_base + (current + RING - age) % RING * TOKENS
+        for n in tl.static_range(FULL):
+            top, total, acc = attend_block(query, keys, values, base, n * BN, 0, r, top, total, acc, d, D, BN, False,
+                                           False, PRECISION)
+    slots = tl.arange(0, SLOTS)
+    lengths = tl.load(frame_len + b * RING + slots, mask=slots < RING, other=0)
+    blocks = (tl.max(lengths, axis=0) - FULL * BN + BT - 1) // BT
+    for i in range(0, (seen_to - seen_from) * blocks):
+        w = (current + RING - seen_from - i // blocks) % RING
+        n = FULL * BN + i % blocks * BT
         length = tl.load(frame_len + b * RING + w)
-        base = ((b.to(tl.int64) * HEADS + head) * RING + w) * TOKENS
+        top, total, acc = attend_block(query, keys, values, head_base + w * TOKENS, n, length, r, top, total, acc,
+                                       d, D, BT, True, False, PRECISION)
+    for age in range(youngest, end):
+        w = (current + RING - age) % RING
         own = ((w == current) & on_current) | ((w == previous) & ~on_current)
         hidden = ((w == current) & ~on_current) | ((w == oldest) & evicting & on_current)
         limit = tl.where(own, row_offset, tl.where(hidden, -1, TOKENS))
-        special = (w == current) | ((w == oldest) & evicting) | ((w == previous) & has_pending)
-        whole = tl.where(special, 0, length // BN * BN)
-        for n in range(0, whole, BN):
-            top, total, acc = attend_block(query, keys, values, base, n, length, limit, top, total, acc, d, D, BN,
-                                           False, PRECISION)
-        for n in range(whole, length, BN):
-            top, total, acc = attend_block(query, keys, values, base, n, length, limit, top, total, acc, d, D, BN, True,
-                                           PRECISION)
+        length = tl.load(frame_len + b * RING + w)
+        reach = tl.minimum(length, tl.max(limit, axis=0) + 1)
+        for n in range(0, tl.where((age < seen_from) | (age >= seen_to), reach, 0), BN):
+            top, total, acc = attend_block(query, keys, values, head_base + w * TOKENS, n, length, limit, top, total,
+                                           acc, d, D, BN, True, True, PRECISION)
     to = attended + at[:, None].to(tl.int64) * D + d[None, :]
     if SPLITS == 1:
         whole_output = acc / tl.where(total > 0, total, 1.0)[:, None]

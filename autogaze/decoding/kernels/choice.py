@@ -5,33 +5,35 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from autogaze.decoding.kernels.rows import normed, project
-from autogaze.decoding.kernels.state import ACTIVE, GROUPS, PEND_N, ROOM, SLOTS, STEP_OFFSET, TOTAL, follow
+from autogaze.decoding.kernels.rows import load_pair, normed, project
+from autogaze.decoding.kernels.state import ACTIVE, GROUPS, PEND_N, ROOM, SLOTS, STEP_OFFSET, TOTAL, follow, overlap
 
 
 @triton.jit
 def read_heads(last, logits, losses, wl, wt, state, eps, B, VOCABULARY: tl.constexpr, K: tl.constexpr,
-               COLS: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BM: tl.constexpr, NB: tl.constexpr,
-               PRECISION: tl.constexpr, PDL: tl.constexpr):
+               COLS: tl.constexpr, C: tl.constexpr, CA: tl.constexpr, CB: tl.constexpr, BM: tl.constexpr,
+               NB: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):
     """Logits (B, K, vocabulary) and predicted losses (B, K) of the newest row; NB columns of one head a program."""
+    overlap(PDL)
     follow(PDL)
     head = tl.program_id(1)
     b = tl.program_id(0) * BM + tl.arange(0, BM)
     active = tl.load(state + b * COLS + ACTIVE, mask=b < B, other=0) > 0
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
-    c = tl.arange(0, CP)
-    rows = tl.load(last + b[:, None] * C + c[None, :], mask=active[:, None] & (c < C)[None, :], other=0.0)
-    rows = normed(rows, eps, C)
-    xn = rows.to(wl.dtype.element_ty)
+    ca, cb = tl.arange(0, CA), CA + tl.arange(0, CB)
+    rows_a, rows_b = load_pair(last, b * C, active, ca, cb, C)
+    xa, xb = normed(rows_a, rows_b, wl.dtype.element_ty, eps, C)
     columns = tl.program_id(2) * NB + tl.arange(0, NB)
-    values = project(xn, wl + head * VOCABULARY, c, columns, K * VOCABULARY, VOCABULARY, C, PRECISION)
+    values = project(xa, xb, wl + head * VOCABULARY, ca, cb, columns, K * VOCABULARY, VOCABULARY, C, PRECISION)
     to = logits + (b[:, None] * K + head) * VOCABULARY + columns[None, :]
     tl.store(to, values, mask=active[:, None] & (columns < VOCABULARY)[None, :])
     if tl.program_id(2) > 0:
         return
-    weight = tl.load(wt + head * C + c, mask=c < C, other=0.0).to(tl.float32)
-    tl.store(losses + b * K + head, tl.sum(xn.to(tl.float32) * weight[None, :], axis=1), mask=active)
+    wa = tl.load(wt + head * C + ca).to(tl.float32)
+    wb = tl.load(wt + head * C + cb, mask=cb < C, other=0.0).to(tl.float32)
+    loss = tl.sum(xa.to(tl.float32) * wa[None, :], axis=1) + tl.sum(xb.to(tl.float32) * wb[None, :], axis=1)
+    tl.store(losses + b * K + head, loss, mask=active)
 
 
 @triton.jit
@@ -50,6 +52,7 @@ def choose(logits, losses, taken, state, frame_len, clock, requirements, ids, pe
            CHUNK: tl.constexpr, COLS: tl.constexpr, PREFILL: tl.constexpr, STOPS: tl.constexpr, SAMPLES: tl.constexpr,
            PDL: tl.constexpr):
     """Take a group of ids for one clip: no repeats, budget, stop rule; then prepare the clip's next pass."""
+    overlap(PDL)
     follow(PDL)
     b = tl.program_id(0)
     row = state + b * COLS

@@ -22,18 +22,25 @@ COLUMNS = 12
 
 
 @triton.jit
+def overlap(PDL: tl.constexpr):
+    """Programmatic dependent launch (Hopper): the next kernel may be launched while this one runs. Before it calls
+    `follow` a kernel may only read what no kernel writes: weights."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def follow(PDL: tl.constexpr):
-    """Programmatic dependent launch (Hopper): this kernel was launched while the one before still ran; wait for its
-    results, and let the next be launched already."""
+    """Wait for the results of the kernel before."""
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
 def begin_frame(state, frame_len, clock, budgets, in_step, running, B, V: tl.constexpr, K: tl.constexpr,
                 RING: tl.constexpr, CHUNK: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Advance the clock by a frame and prepare every clip for the prefill. One program."""
+    overlap(PDL)
     follow(PDL)
     t = tl.load(clock) + 1
     frame = tl.load(clock + 1) + 1
