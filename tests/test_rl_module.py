@@ -11,13 +11,13 @@ import torch
 
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.pretrain.clips import Clip
+from autogaze.pretrain.draws import draw_ratios, step_seed
 from autogaze.pretrain.judge import Judge
 from autogaze.pretrain.module import last_chosen
 from autogaze.pretrain.recipes import RLRecipe
 from autogaze.pretrain.reconstructor import Reconstructor
 from autogaze.pretrain.trainer import fit
 from autogaze.rl.module import GRPOModule
-from autogaze.rl.rollouts import draw_ratios, step_seed
 from tests.test_rl_env import TINY, spotted_clip
 
 CONFIG = AutoGazeConfig(scales=(32, 64), hidden_size=24, num_hidden_layers=1, num_attention_heads=1, head_dim=16,

@@ -29,7 +29,7 @@ def difference_gaze(model: Reconstructor, video: Tensor, budgets: Tensor) -> Gre
     """
     with torch.autocast(video.device.type, enabled=False):  # pixels are compared in full precision
         selector = DifferenceSelector(model.grid)
-        gaze = selector.choose(video.float(), budgets, torch.zeros_like(budgets, dtype=torch.bool))
+        gaze = selector.choose(video.float(), budgets)
     loss = torch.full((*budgets.shape, gaze.ids.shape[-1] + 1), torch.nan, device=video.device)
     last = Judge(model).losses(video, gaze)
     return GreedyGaze(gaze, loss.scatter(2, gaze.counts[..., None], last[..., None]))

@@ -109,18 +109,22 @@ class LabelsRecipe(DataRecipe):
 
 @dataclass(frozen=True)
 class PretrainRecipe(TrainerRecipe):
-    """Next-token prediction on labels."""
+    """Next-token prediction on labels, or on corrections of the model's own gazes."""
 
     size: str = "tiny"  # tiny | base (the published size)
     start: str | None = None  # go on from shipped weights, a folder or a run, whose size counts; None: untrained
     labels: str | None = None  # files, joined by commas; a clip in several counts as in the last; None: the run's own
+    on_policy: bool = False  # True: no labels; the model's own gazes are corrected as it goes
+    min_gazing_ratio: float = 0.02  # on policy each clip's budget is drawn log-uniformly between the two
+    max_gazing_ratio: float = 0.4
     task_loss_weight: float = 1.0  # weight of the loss head
-    calibration_thresholds: int = 24  # tried when the stop rule is calibrated at the end
+    calibration_thresholds: int = 16  # tried when the stop rule is calibrated at the end
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "calibration_thresholds")
         _one_of(self, "size", ("tiny", "base"))
+        _ratio_range(self)
 
 
 @dataclass(frozen=True)
@@ -152,9 +156,7 @@ class RLRecipe(TrainerRecipe):
             raise ValueError(f"GRPO compares rollouts: group_size must be at least 2, got {self.group_size}")
         if not 0 < self.discount <= 1:
             raise ValueError(f"discount must be in (0, 1], got {self.discount}")
-        if not 0 < self.min_gazing_ratio <= self.max_gazing_ratio <= 1:
-            raise ValueError("need 0 < min_gazing_ratio <= max_gazing_ratio <= 1, got "
-                             f"{self.min_gazing_ratio} and {self.max_gazing_ratio}")
+        _ratio_range(self)
 
 
 RECIPES: dict[str, type[DataRecipe]] = {
@@ -296,6 +298,12 @@ def _positive(recipe: DataRecipe, *names: str) -> None:
     for name in names:
         if not getattr(recipe, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(recipe, name)}")
+
+
+def _ratio_range(recipe: PretrainRecipe | RLRecipe) -> None:
+    if not 0 < recipe.min_gazing_ratio <= recipe.max_gazing_ratio <= 1:
+        raise ValueError("need 0 < min_gazing_ratio <= max_gazing_ratio <= 1, got "
+                         f"{recipe.min_gazing_ratio} and {recipe.max_gazing_ratio}")
 
 
 def _one_of(recipe: DataRecipe, name: str, choices: tuple[str, ...]) -> None:

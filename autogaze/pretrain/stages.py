@@ -24,6 +24,7 @@ from autogaze.pretrain.labels import LabelSettings, join_shards
 from autogaze.pretrain.labels import make_labels as search_labels
 from autogaze.pretrain.launch import launch, rank
 from autogaze.pretrain.module import PretrainModule
+from autogaze.pretrain.on_policy import OnPolicyModule
 from autogaze.pretrain.pictures import Pictures
 from autogaze.pretrain.published_labels import import_published
 from autogaze.pretrain.recipes import PretrainRecipe, Recipes, TrainerRecipe
@@ -149,6 +150,9 @@ def pretrain(run: Run) -> StageResult:
 def _fit_pretrain(run: Run) -> StageResult:
     recipe = run.recipes.pretrain
     model = beginning(recipe.start) if recipe.start else untrained(recipe)
+    if recipe.on_policy:
+        own = OnPolicyModule(model, run.judge(), recipe)
+        return fit(own, run.clips(recipe), recipe, run.stage("pretrain"), run.resume, [Pictures()])
     files = [Path(name.strip()) for name in recipe.labels.split(",")] if recipe.labels else [run.labels]
     data = LabelledClips(run.data, run.folder, recipe, recipe.batch_clips, recipe.validate_clips, epoch_size(recipe),
                          labels=[label for file in files for label in _labels_of(file, model)], grid=model.grid)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from autogaze.model import AutoGaze
 from autogaze.pretrain.clips import Clip
+from autogaze.pretrain.draws import draw_ratios, step_seed
 from autogaze.pretrain.judge import Judge
 from autogaze.pretrain.module import GazeModule, last_chosen
 from autogaze.pretrain.ntp import task_loss_prediction_loss
@@ -25,7 +26,7 @@ from autogaze.rl.advantages import group_advantages, token_advantages
 from autogaze.rl.clock import PhaseClock
 from autogaze.rl.grpo import kl_divergence, policy_loss
 from autogaze.rl.reward import frame_rewards
-from autogaze.rl.rollouts import Rollouts, draw_ratios, step_seed
+from autogaze.rl.rollouts import Rollouts
 
 LOG_TIMES_EVERY = 10  # steps
 

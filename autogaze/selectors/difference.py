@@ -35,25 +35,34 @@ class DifferenceSelector:
     def __call__(self, video: Tensor, gazing_ratio: PerFrame, generator: torch.Generator | None = None) -> Gaze:
         """Choose patches; deterministic, `generator` is not used."""
         video, budget = open_video(video, self.grid, gazing_ratio)
-        return self.choose(video, budget, torch.zeros_like(budget, dtype=torch.bool))
+        return self.choose(video, budget)
 
     @torch.no_grad()
-    def choose(self, video: Tensor, budget: Tensor, forget: Tensor) -> Gaze:
+    def choose(self, video: Tensor, budget: Tensor, forget: Tensor | None = None, begun: Gaze | None = None,
+               start: Tensor | None = None) -> Gaze:
         """Choose patches under given budgets.
 
         Args:
             video: (B, T, 3, height_px, width_px) float.
             budget: (B, T) int64.
             forget: (B, T) bool, frames before which everything known is forgotten (cuts).
+            begun, start: a gaze of (B, T, K) that is followed before frame `start` (B,); what comes after makes the
+                best of what it has seen and missed. Its counts there must be those of `budget`.
         """
         canvas = torch.zeros_like(video[:, 0])
         widths = budget.amax(0).tolist()  # picks of each frame: the one time that the host waits for the device
         width, search = max(widths), _Search(self.lattice, video.device)
         ids = torch.zeros(*budget.shape, width, dtype=torch.int64, device=video.device)
         for t in range(video.shape[1]):
-            canvas = torch.where(forget[:, t, None, None, None], 0.0, canvas)
+            if forget is not None:
+                canvas = torch.where(forget[:, t, None, None, None], 0.0, canvas)
             seen = renditions(video[:, t], self.grid)
-            ids[:, t, : widths[t]], levels = search.choose(canvas, video[:, t], seen, budget[:, t], widths[t])
+            chosen, levels = search.choose(canvas, video[:, t], seen, budget[:, t], widths[t])
+            if begun is not None and start is not None:
+                given = t < start
+                chosen = begun.ids[:, t, : widths[t]].where(given[:, None], chosen)
+                levels = search.levels(begun.patch_mask()[:, t]).where(given[:, None, None], levels)
+            ids[:, t, : widths[t]] = chosen
             canvas = paste_levels(canvas, seen, self.lattice.spread(levels))
         chosen = torch.arange(width, device=video.device) < budget[..., None]
         return Gaze(ids.where(chosen, 0), chosen, self.grid)
@@ -86,6 +95,16 @@ class _Search:
             taken.scatter_(1, best[:, None], True)
             ids[:, pick] = best
         return ids, levels
+
+    def levels(self, mask: Tensor) -> Tensor:
+        """The scale pasted in each cell (B, rows, columns) by the patches of a mask (B, patches_per_frame)."""
+        levels = torch.full((len(mask), *self.lattice.size), EMPTY, dtype=torch.int64, device=mask.device)
+        for k, of_scale in enumerate(mask.split(list(self.grid.patches_per_scale), dim=1)):
+            start = self.grid.offsets[k]
+            cover = self.cover[start : start + of_scale.shape[1]].flatten(1)
+            covered = (of_scale.float() @ cover.float() > 0).unflatten(1, self.lattice.size)
+            levels = levels.masked_fill(covered, k)
+        return levels
 
     def _gains(self, error: Tensor, seen_error: Tensor, levels: Tensor) -> Tensor:
         """(B, patches_per_frame): how much error each patch would take away; finer patches already there stay."""
