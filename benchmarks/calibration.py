@@ -1,10 +1,11 @@
-"""The stop rule before and after calibration: what was asked, what was reached, and the least that would have done.
+"""The stop rule under two calibrations: what was asked, what was reached, and the least that would have done.
 
-    python -m benchmarks.calibration --checkpoint RUN/model --reconstructor RUN/reconstructor --data VIDEOS/test \\
+    python -m benchmarks.calibration --checkpoint autogaze-base --data VIDEOS/test --before OLD/config.json \\
         --out benchmarks/results/FILE.json
 
-Every video of the folder is one clip. `--calibrate-on VIDEOS/val` fits the calibration first; otherwise the one that is
-stored in the checkpoint is judged. Writes the JSON and, beside it, a plot; the JSON is also the last line of stdout.
+Every video of the folder is one clip. "after" is the calibration that is stored in the checkpoint, "before" that of
+another config.json, or none; to make one: `python -m autogaze.evaluate.calibrate`. Writes the JSON and, beside it, a
+plot; the JSON is also the last line of stdout.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from autogaze.checkpoint import config_from_published
 from autogaze.evaluate.clips import load_clips
+from autogaze.evaluate.command import sampling_in_words
+from autogaze.evaluate.evaluation import load_reconstructor
 from autogaze.files import atomic_path, write_json
 from autogaze.model import AutoGaze
-from autogaze.pretrain.calibration import SLACK, calibrate
-from autogaze.pretrain.calibration_check import StopCheck, check_stops, useful_requirements
+from autogaze.pretrain.calibration import SLACK
+from autogaze.pretrain.calibration_check import StopCheck, check_stops, smallest_ratios, useful_requirements
 from autogaze.pretrain.judge import Judge
-from autogaze.pretrain.reconstructor import Reconstructor
 from benchmarks.timing import machine
 
 PROMISED_KEPT, PROMISED_EXCESS = 0.9, 0.15
@@ -36,19 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = AutoGaze.from_pretrained(args.checkpoint, device=device).eval()
-    judge = Judge(Reconstructor.from_pretrained(args.reconstructor, device))
+    judge = Judge(load_reconstructor(args.reconstructor)).to(device)
     clips = read(args.data, model, args, device)
-    if args.calibrate_on is not None:
-        calibrate(model, judge, read(args.calibrate_on, model, args, device))
-    calibration = model.config.calibration
-    asked = args.asked or useful_requirements(model, judge, clips)
-    checks = {"before": check_stops(model.with_calibration(()), judge, clips, asked)}
-    checks["after"] = check_stops(model.with_calibration(calibration), judge, clips, asked)
+    calibrations = {"before": stored(args.before) if args.before else (), "after": model.config.calibration}
+    asked = args.asked or useful_requirements(model, judge, clips, args.points)
+    least = smallest_ratios(model, judge, clips, asked)
+    checks = {name: check_stops(model.with_calibration(pairs), judge, clips, asked, least)
+              for name, pairs in calibrations.items()}
     for name, rows in checks.items():
         for row in rows:
             print(f"{name}: {row}", file=sys.stderr)
     result = {"what": "calibration", "machine": machine(), "clips": sum(map(len, clips)), "frames": args.frames,
-              "data": args.data.name, "calibrated": bool(calibration), "slack": SLACK,
+              "sampling": sampling_in_words(args.stride), "data": args.data.name, "slack": SLACK,
+              "calibrations": calibrations,
               "summary": {name: summary(rows) for name, rows in checks.items()},
               "checks": {name: [asdict(row) for row in rows] for name, rows in checks.items()}}
     if args.out is not None:
@@ -56,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_json(args.out, result)
     print(json.dumps(result))
     return 0
+
+
+def stored(config: Path) -> tuple[tuple[float, float], ...]:
+    """The calibration in a config.json."""
+    return config_from_published(json.loads(config.read_text(encoding="utf-8")), config).calibration
 
 
 def read(folder: Path, model: AutoGaze, args: argparse.Namespace, device: torch.device) -> list[Tensor]:
@@ -98,13 +106,14 @@ def draw(checks: dict[str, list[StopCheck]], path: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.calibration", description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", required=True, help="a run, a folder, or a shipped name")
-    parser.add_argument("--reconstructor", required=True, type=Path, help="folder of the judge")
+    parser.add_argument("--reconstructor", help="folder of the judge (default: the shipped one)")
     parser.add_argument("--data", required=True, type=Path, help="folder of videos to check on")
-    parser.add_argument("--calibrate-on", type=Path, help="folder of other videos to fit the calibration on first")
-    parser.add_argument("--asked", type=float, nargs="+", help="losses to ask for (default: 8 over the useful range)")
+    parser.add_argument("--before", type=Path, help="config.json to compare with (default: no calibration)")
+    parser.add_argument("--asked", type=float, nargs="+", help="losses to ask for (default: over the useful range)")
+    parser.add_argument("--points", type=int, default=8, help="losses to ask for, if they are not named (default 8)")
     parser.add_argument("--clips", type=int, help="use only so many videos of a folder")
     parser.add_argument("--frames", type=int, default=16, help="frames a clip (default 16)")
-    parser.add_argument("--stride", type=int, default=1, help="from frame to frame (default 1, as in training)")
+    parser.add_argument("--stride", type=int, help="take every STRIDE-th frame (default: evenly over the clip)")
     parser.add_argument("--batch-clips", type=int, default=16, help="clips a pass (default 16)")
     parser.add_argument("--device", help="cpu or cuda; by default cuda where there is one")
     parser.add_argument("--out", type=Path, help="write the JSON here, and the plot beside it")

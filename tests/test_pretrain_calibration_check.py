@@ -8,7 +8,7 @@ import torch
 
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
-from autogaze.pretrain.calibration_check import check_stops, smallest_counts, useful_requirements
+from autogaze.pretrain.calibration_check import check_stops, smallest_counts, smallest_ratios, useful_requirements
 from autogaze.pretrain.judge import Judge
 from autogaze.pretrain.reconstructor import Reconstructor
 from tests.test_rl_env import TINY, spotted_clip
@@ -51,8 +51,9 @@ def test_a_rule_that_stops_too_early_is_not_kept_and_spends_too_little(judge: Ju
     model = AutoGaze(CONFIG)
     asked = useful_requirements(model, judge, [video], points=2)
     assert asked == sorted(asked)
-    eager, = check_stops(model.with_calibration(((asked[0], 1e6),)), judge, [video], asked[:1])
-    never, = check_stops(model.with_calibration(((asked[0], -1e6),)), judge, [video], asked[:1])
+    least = smallest_ratios(model, judge, [video], asked[:1])
+    eager, = check_stops(model.with_calibration(((asked[0], 1e6),)), judge, [video], asked[:1], least)
+    never, = check_stops(model.with_calibration(((asked[0], -1e6),)), judge, [video], asked[:1], least)
     assert eager.stopped == 1.0 and eager.kept is not None and eager.kept < 0.5
     assert never.stopped == 0.0 and never.kept is None
     assert eager.ratio < eager.smallest_ratio < never.ratio and eager.loss > never.loss

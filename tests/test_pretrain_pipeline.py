@@ -18,7 +18,11 @@ import torch
 
 from autogaze.cli import main
 from autogaze.model import AutoGaze
+from autogaze.pretrain.clips import ClipRecipe
 from autogaze.pretrain.label_file import read_labels
+from autogaze.pretrain.pipeline import held_out, neighbouring
+from autogaze.pretrain.recipes import STAGES, load_recipes
+from autogaze.pretrain.stages import Run
 from autogaze.scenes import write_scenes
 
 SMALL = ["frames=2", "validate_clips=2", "max_steps=2", "batch_clips=2", "validate_every=2", "checkpoint_every=1",
@@ -177,3 +181,20 @@ def test_a_killed_run_resumes_to_the_numbers_of_an_unbroken_one(devices: int, sc
         with (tmp_path / run / "reconstructor" / "metrics.csv").open() as file:
             curves.append([{k: v for k, v in row.items() if k != "minutes"} for row in csv.DictReader(file)])
     assert curves[0] == curves[1]
+
+
+def test_neighbouring_frames_come_from_the_middle_of_the_spread_ones() -> None:
+    spread = ClipRecipe("video", "a.mp4", frames=4, start=10, stride=5)  # 10, 15, 20, 25
+    assert neighbouring(spread) == ClipRecipe("video", "a.mp4", frames=4, start=16, stride=1)  # 16 to 19
+
+
+def test_the_stop_rule_is_calibrated_on_spread_and_on_neighbouring_frames(tmp_path: Path) -> None:
+    write_scenes(tmp_path, clips=4, frames=8, size=(96, 96), share_val=0.5)
+    names = sorted(path.name for path in (tmp_path / "val").iterdir())
+    (tmp_path / "manifest.csv").write_text("file,source_group\n" + "".join(f"val/{name},one\n" for name in names[:1]))
+    recipes = load_recipes("tiny", None, ["pretrain.frames=2", "pretrain.validate_clips=2"], STAGES)
+    data = held_out(Run(tmp_path / "run", tmp_path, recipes), recipes.pretrain)
+    assert data.spread.sources == data.closer.sources == ["one", f"val/{names[1]}"]
+    (spread,), (closer,) = data.spread.clips, data.closer.clips
+    assert spread.shape == closer.shape
+    assert bool(((closer[:, 1] - closer[:, 0]).abs().mean() < (spread[:, 1] - spread[:, 0]).abs().mean()).all())

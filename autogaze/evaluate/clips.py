@@ -7,7 +7,6 @@ are resampled together when confidence is bootstrapped.
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +19,11 @@ from torch import Tensor
 
 from autogaze.grid import PatchGrid
 from autogaze.preprocess import Preprocessor, resize
+from autogaze.pretrain.manifest import clip_facts
 from autogaze.video import read_video
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 THREADS = 8  # OpenCV decodes outside the interpreter's lock
-UNKNOWN = "unknown"  # kind of a clip that no manifest names
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +82,7 @@ def load_clips(folder: str | Path, grid: PatchGrid, preprocessor: Preprocessor |
     if not kept:
         raise ValueError(f"{folder} holds no readable clip of {frames} frames ({len(paths)} videos found, "
                          f"suffixes {' '.join(SUFFIXES)})")
-    facts = [_facts(folder, path) for path, _ in kept]
+    facts = [clip_facts(folder, path) for path, _ in kept]
     return ClipSet(tuple(path.relative_to(folder).as_posix() for path, _ in kept), tuple(kind for kind, _ in facts),
                    tuple(group for _, group in facts), torch.stack([clip for _, clip in kept]), preprocessor,
                    tuple(name for name, _ in skipped))
@@ -106,20 +105,3 @@ def _read(path: Path, grid: PatchGrid, resample: str, frames: int, stride: int |
     if len(picked) < frames:
         return f"{len(clip)} frames, {frames} are needed" + (f" at stride {stride}" if stride else "")
     return resize(torch.from_numpy(clip[picked]), (grid.height_px, grid.width_px), resample)
-
-
-def _facts(folder: Path, path: Path) -> tuple[str, str]:
-    """(kind, source group) of a clip, from the manifest that names it."""
-    for root in (folder, folder.resolve().parent):
-        row = _manifest(root).get(path.resolve().relative_to(root.resolve()).as_posix())
-        if row is not None:
-            return row.get("kind") or UNKNOWN, row.get("source_group") or path.name
-    return UNKNOWN, path.name
-
-
-def _manifest(root: Path) -> dict[str, dict[str, str]]:
-    path = root / "manifest.csv"
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["file"]: row for row in csv.DictReader(file) if row.get("file")}

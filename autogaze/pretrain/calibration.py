@@ -1,26 +1,46 @@
 """Calibration of the stop rule: a user who asks for a loss of 0.3 gets a loss of 0.3.
 
 The stop rule compares a *predicted* loss with what was asked. On validation clips the model is run at many
-thresholds, the judge tells the true loss of every frame that stopped, and for each loss that may be asked the
-largest threshold is kept at which at least 90 % of those frames are no worse than 5 % above it. The pairs
-(asked, threshold) are stored in `AutoGazeConfig.calibration` and applied by every way of decoding.
+thresholds, and the judge tells the true loss of every frame that stopped. What a threshold is good for is the loss that
+90 % of the frames of *new* videos stay below. Frames of one source (a camera, a scene) err together, so that it is
+sources that are counted and not frames: the share is raised to 90 % x (n + 1) / n for n sources, each of which
+weighs the same, which is what exchangeable sources need (hierarchical split conformal prediction, Dunn et al. 2022,
+arXiv:1809.07441; Lee et al. 2023, arXiv:2306.06342). With 16 sources that is 95.6 %; with fewer than nine nothing can
+be promised, and every stop has to be good. The promise has to hold for every way of taking frames from a video that was
+tried (spread over it, neighbouring), not for their mixture: the worst of them counts.
+
+The pairs (asked, threshold) are stored in `AutoGazeConfig.calibration` and applied by every way of decoding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
 from autogaze.pretrain.judge import Judge
 
-SHARE = 0.92  # of the frames that stop must be good enough; promised are 0.9, the rest is room for new clips
+SHARE = 0.9  # of the frames that stop in new videos must be good enough
 SLACK = 1.05  # a frame is good enough up to this times the asked loss
 FEWEST_FRAMES = 8  # stops at a threshold that make it count
 LONGEST_RATIO = 0.75  # frames that have not stopped here have not stopped
+
+
+@dataclass(frozen=True, eq=False)
+class Sampling:
+    """Validation clips, all taken from their videos in one way."""
+
+    clips: list[Tensor]  # batches (B, T, 3, H, W) float on the model's device
+    sources: list[str]  # what each clip was cut from, over all batches: clips of one source err together
+
+    def __post_init__(self) -> None:
+        if len(self.sources) != sum(map(len, self.clips)):
+            raise ValueError(f"need the source of every clip: got {len(self.sources)} for "
+                             f"{sum(map(len, self.clips))} clips")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,89 +49,110 @@ class Trial:
 
     threshold: float  # on the predicted loss
     loss: Tensor  # (N,) float, true loss of the frames that stopped by the rule
-    ratio: float  # mean share of patches chosen, over all frames
+    source: Tensor  # (N,) int64, which source each of them comes from
 
 
-def fit_calibration(trials: Sequence[Trial], asked: Sequence[float], share: float = SHARE,
+def fit_calibration(samplings: Sequence[Sequence[Trial]], share: float = SHARE,
                     slack: float = SLACK) -> tuple[tuple[float, float], ...]:
     """The threshold that each asked loss needs.
 
     Args:
-        trials: at ascending thresholds.
-        asked: ascending losses.
-        share: of the stopped frames that must be good enough.
+        samplings: trials of each way of taking frames, at the same ascending thresholds.
+        share: of the stopped frames of new sources that must be good enough.
         slack: a frame is good enough up to slack x asked.
 
     Returns:
-        (asked, threshold) pairs, both ascending; losses that no trial reaches are left out.
+        (asked, threshold) pairs, both strictly ascending: a threshold serves a loss if it and every lower one does.
     """
     pairs: list[tuple[float, float]] = []
-    for wanted in asked:
-        good = [trial.threshold for trial in trials if len(trial.loss) >= FEWEST_FRAMES
-                and float((trial.loss <= slack * wanted).float().mean()) >= share]
-        if good:
-            pairs.append((wanted, max(good + [threshold for _, threshold in pairs])))
+    for trials in zip(*samplings, strict=True):
+        safe = [safe_loss(trial.loss, trial.source, share) for trial in trials if len(trial.loss) >= FEWEST_FRAMES]
+        if not safe:
+            continue
+        asked = round(max(safe) / slack, 6)
+        if pairs and asked <= pairs[-1][0]:  # no worse than the one before: it takes its place
+            asked, _ = pairs.pop()
+        pairs.append((asked, trials[0].threshold))
     return tuple(pairs)
 
 
-def run_trials(model: AutoGaze, judge: Judge, clips: Iterable[Tensor], thresholds: Sequence[float],
+def safe_loss(loss: Tensor, source: Tensor, share: float) -> float:
+    """The loss that a share of the frames of new sources stays below, by the finite-sample quantile over sources.
+
+    Args:
+        loss: (N,) float, N >= 1.
+        source: (N,) int64, the source of each.
+        share: in (0, 1).
+    """
+    _, index, counts = source.unique(return_inverse=True, return_counts=True)
+    sources = len(counts)
+    level = share * (sources + 1) / sources
+    ordered, order = loss.double().sort()
+    below = (1 / (sources * counts.double()))[index[order]].cumsum(0)  # mean over sources of the share up to here
+    return float(ordered[min(int((below < level - 1e-9).sum()), len(ordered) - 1)])
+
+
+def run_trials(model: AutoGaze, judge: Judge, sampling: Sampling, thresholds: Sequence[float],
                gazing_ratio: float = LONGEST_RATIO) -> list[Trial]:
     """Gaze at clips with every threshold (the model's own calibration is not applied).
 
     Args:
         model: to be calibrated.
         judge: tells the true losses.
-        clips: batches (B, T, 3, H, W) float on the model's device.
+        sampling: of at least one clip.
         thresholds: on the predicted loss, ascending.
         gazing_ratio: largest share of a frame's patches.
     """
-    budget = model.grid.budget(gazing_ratio)
-    losses: list[list[Tensor]] = [[] for _ in thresholds]
-    counts: list[list[Tensor]] = [[] for _ in thresholds]
-    kept = model.config.calibration
+    clips, sources = sampling.clips, sampling.sources
+    budget, frames = model.grid.budget(gazing_ratio), [video.shape[1] for video in clips for _ in video]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(sources))}
+    source = torch.tensor([numbers[name] for name in sources]).repeat_interleave(torch.tensor(frames))
+    kept, trials = model.config.calibration, []
     model.with_calibration(())
     try:
-        for video in clips:
-            for i, threshold in enumerate(thresholds):
-                gaze = model.generate(video, gazing_ratio=gazing_ratio, task_loss_requirement=threshold)
-                stopped = gaze.counts < budget
-                losses[i].append(judge.losses(video, gaze)[stopped].cpu())
-                counts[i].append(gaze.counts.flatten().cpu())
+        for threshold in thresholds:
+            gazes = [model.generate(video, gazing_ratio=gazing_ratio, task_loss_requirement=threshold)
+                     for video in clips]
+            loss = torch.cat([judge.losses(video, gaze).flatten().cpu()
+                              for video, gaze in zip(clips, gazes, strict=True)])
+            stopped = torch.cat([(gaze.counts < budget).flatten().cpu() for gaze in gazes])
+            trials.append(Trial(threshold, loss[stopped], source[stopped]))
     finally:
         model.with_calibration(kept)
-    patches = model.grid.patches_per_frame
-    return [Trial(threshold, torch.cat(losses[i]), float(torch.cat(counts[i]).float().mean()) / patches)
-            for i, threshold in enumerate(thresholds)]
+    return trials
 
 
-def predicted_range(model: AutoGaze, clips: Iterable[Tensor], count: int,
+def predicted_range(model: AutoGaze, clips: Sequence[Tensor], count: int,
                     gazing_ratio: float = LONGEST_RATIO) -> list[float]:
-    """`count` thresholds that cover what the model predicts, from its 1 % to its 99 % quantile."""
-    seen = []
+    """`count` thresholds that cover what the model predicts while it looks, from the 5 % quantile of what frames end
+    with to the 95 % quantile of what they begin with."""
+    ends, starts = [], []
     for video in clips:
-        gaze = model.generate(video, gazing_ratio=gazing_ratio)
-        assert gaze.task_loss is not None
-        seen.append(gaze.task_loss[gaze.chosen].float().cpu())
-    low, high = torch.quantile(torch.cat(seen)[:: max(1, sum(map(len, seen)) // 1_000_000)],
-                               torch.tensor([0.01, 0.99])).tolist()
-    return torch.linspace(low, high, count).tolist()
+        lowest, highest = _extremes(model.generate(video, gazing_ratio=gazing_ratio))
+        ends.append(lowest)
+        starts.append(highest)
+    low, high = float(torch.cat(ends).quantile(0.05)), float(torch.cat(starts).quantile(0.95))
+    return torch.linspace(low, max(high, low + 1e-3), count).tolist()
 
 
-def calibrate(model: AutoGaze, judge: Judge, clips: Sequence[Tensor], thresholds: int = 24,
-              points: int = 24) -> AutoGaze:
+def _extremes(gaze: Gaze) -> tuple[Tensor, Tensor]:
+    """Lowest and highest prediction of every frame (N,)."""
+    assert gaze.task_loss is not None
+    loss = gaze.task_loss.float().cpu()
+    chosen, looked = gaze.chosen.cpu(), gaze.counts.flatten().cpu() > 0
+    return (loss.masked_fill(~chosen, torch.inf).amin(-1).flatten()[looked],
+            loss.masked_fill(~chosen, -torch.inf).amax(-1).flatten()[looked])
+
+
+def calibrate(model: AutoGaze, judge: Judge, samplings: Sequence[Sampling], thresholds: int = 16) -> AutoGaze:
     """Run the trials, fit, and store the result in the model's config; returns the model.
 
     Args:
         model: trained.
         judge: tells the true losses.
-        clips: validation batches (B, T, 3, H, W) float on the model's device.
+        samplings: ways of taking frames from the validation videos, each of which the rule has to hold for.
         thresholds: how many are tried.
-        points: how many asked losses are stored.
     """
-    trials = run_trials(model, judge, clips, predicted_range(model, clips, thresholds))
-    reached = torch.cat([trial.loss for trial in trials])
-    if not len(reached):  # the rule never fires: nothing to learn from
-        return model.with_calibration(())
-    low, high = torch.quantile(reached, torch.tensor([0.02, 0.98])).tolist()
-    asked = [round(value, 6) for value in torch.linspace(low, max(high, low + 1e-3), points).tolist()]
-    return model.with_calibration(fit_calibration(trials, asked))
+    tried = predicted_range(model, [video for sampling in samplings for video in sampling.clips], thresholds)
+    trials = [run_trials(model, judge, sampling, tried) for sampling in samplings]
+    return model.with_calibration(fit_calibration(trials))  # none if the rule never fires

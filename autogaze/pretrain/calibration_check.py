@@ -37,7 +37,7 @@ class StopCheck:
 
 
 def check_stops(model: AutoGaze, judge: Judge, clips: Sequence[Tensor], asked: Sequence[float],
-                gazing_ratio: float = LONGEST_RATIO) -> list[StopCheck]:
+                smallest_ratios: Sequence[float], gazing_ratio: float = LONGEST_RATIO) -> list[StopCheck]:
     """Ask for each loss and compare with the truth.
 
     Args:
@@ -45,22 +45,32 @@ def check_stops(model: AutoGaze, judge: Judge, clips: Sequence[Tensor], asked: S
         judge: tells the true losses; its grid must be the model's.
         clips: batches (B, T, 3, H, W) float on the model's device, of at least one clip.
         asked: reconstruction losses.
+        smallest_ratios: the least that would have done, one a loss, see `smallest_ratios`.
         gazing_ratio: largest share of a frame's patches.
     """
-    orders = [model.generate(video, gazing_ratio=gazing_ratio) for video in clips]
     budget, patches = model.grid.budget(gazing_ratio), model.grid.patches_per_frame
     checks = []
-    for wanted in asked:
+    for wanted, smallest in zip(asked, smallest_ratios, strict=True):
         gazes = [model.generate(video, gazing_ratio=gazing_ratio, task_loss_requirement=wanted) for video in clips]
         loss = torch.cat([judge.losses(video, gaze) for video, gaze in zip(clips, gazes, strict=True)])
         counts = torch.cat([gaze.counts for gaze in gazes])
-        least = torch.cat([smallest_counts(judge.reconstructor, video, order, wanted)
-                           for video, order in zip(clips, orders, strict=True)])
         stops = counts < budget
         kept = float((loss[stops] <= SLACK * wanted).float().mean()) if bool(stops.any()) else None
         checks.append(StopCheck(wanted, float(loss.mean()), float(stops.float().mean()), kept,
-                                float(counts.float().mean()) / patches, float(least.float().mean()) / patches))
+                                float(counts.float().mean()) / patches, smallest))
     return checks
+
+
+def smallest_ratios(model: AutoGaze, judge: Judge, clips: Sequence[Tensor], asked: Sequence[float],
+                    gazing_ratio: float = LONGEST_RATIO) -> list[float]:
+    """The mean share of patches that would have done for each asked loss; no calibration changes it.
+
+    Args: as of `check_stops`.
+    """
+    orders = [model.generate(video, gazing_ratio=gazing_ratio) for video in clips]
+    return [float(torch.cat([smallest_counts(judge.reconstructor, video, order, wanted)
+                             for video, order in zip(clips, orders, strict=True)]).float().mean())
+            / model.grid.patches_per_frame for wanted in asked]
 
 
 @torch.no_grad()

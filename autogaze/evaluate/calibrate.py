@@ -1,0 +1,90 @@
+"""Calibrate the stop rule of a model again, without a run of `autogaze train`; only its config.json is written.
+
+    python -m autogaze.evaluate.calibrate MODEL --data VIDEOS/val
+
+Every video is taken twice: frames spread over it, and neighbouring ones, since a stop rule has to hold for both.
+Sources are those of a `manifest.csv`; without one every video is a source of its own. Prints a pair (asked, threshold)
+a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from autogaze.checkpoint import CONFIG, find
+from autogaze.evaluate.clips import load_clips
+from autogaze.evaluate.evaluation import load_reconstructor
+from autogaze.files import write_json
+from autogaze.gaze_command import pick_device
+from autogaze.model import AutoGaze
+from autogaze.pretrain.calibration import Sampling, Trial, fit_calibration, predicted_range, run_trials
+from autogaze.pretrain.judge import Judge
+
+STRIDES = (None, 1)  # spread over the video, and neighbouring frames
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        pairs = recalibrate(args)
+    except (ValueError, OSError) as error:
+        print(f"autogaze: {error}", file=sys.stderr)
+        return 2
+    for asked, threshold in pairs:
+        print(f"{asked:.6f} {threshold:.6f}")
+    return 0
+
+
+def recalibrate(args: argparse.Namespace) -> tuple[tuple[float, float], ...]:
+    """Run the trials, fit, and write the pairs into the config of the model."""
+    device, folder = pick_device(args.device), find(args.model)
+    model = AutoGaze.from_pretrained(folder, device=device).eval()
+    judge = Judge(load_reconstructor(args.reconstructor)).to(device)
+    samplings = [read(args, stride, model, device) for stride in STRIDES]
+    tried = args.thresholds or predicted_range(model, [video for one in samplings for video in one.clips], args.count)
+    trials: list[list[Trial]] = [[] for _ in samplings]
+    for threshold in tqdm(tried, unit="threshold", disable=None):
+        for done, sampling in zip(trials, samplings, strict=True):
+            done += run_trials(model, judge, sampling, [threshold])
+    pairs = fit_calibration(trials)
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    write_json(folder / CONFIG, {**config, "calibration": [list(pair) for pair in pairs]})
+    return pairs
+
+
+def read(args: argparse.Namespace, stride: int | None, model: AutoGaze, device: torch.device) -> Sampling:
+    """The clips of the folder, with the source of each."""
+    clips = load_clips(args.data, model.grid, model.preprocessor, args.frames, stride, args.limit)
+    return Sampling([video for _, video in clips.batches(args.batch, device)], list(clips.groups))
+
+
+def _numbers(text: str) -> list[float]:
+    return sorted(float(part) for part in text.split(","))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m autogaze.evaluate.calibrate", description=__doc__.split("\n")[0])
+    parser.add_argument("model", help="a folder, a run, or a shipped name: its config.json is changed")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR",
+                        help="folder of videos that the model has not learned from")
+    parser.add_argument("--reconstructor", metavar="R",
+                        help="folder of the reconstructor that judges (default: the shipped one)")
+    parser.add_argument("--count", type=int, default=16, help="thresholds to try (default 16)")
+    parser.add_argument("--thresholds", type=_numbers, metavar="L,L,...",
+                        help="predicted losses to stop at (default: --count of them over what the model predicts)")
+    parser.add_argument("--frames", type=int, default=16, help="frames of every clip (default 16)")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N clips, spread over the folder (default: all)")
+    parser.add_argument("--batch", type=int, default=16, help="clips at once (default 16)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

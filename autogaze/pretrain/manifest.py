@@ -1,0 +1,27 @@
+"""What a `manifest.csv` says about clips: columns `file` (relative to its own folder), `kind` and `source_group`."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+UNKNOWN = "unknown"  # kind of a clip that no manifest names
+
+
+def clip_facts(folder: Path, path: Path) -> tuple[str, str]:
+    """(kind, source group) of a clip below `folder`, from the manifest in it or in the folder above; a clip that none
+    names is a source of its own."""
+    within, real = path.relative_to(folder), folder.resolve()
+    for root, name in ((folder, within), (real.parent, real.name / within)):
+        row = _manifest(root).get(name.as_posix())
+        if row is not None:
+            return row.get("kind") or UNKNOWN, row.get("source_group") or within.as_posix()
+    return UNKNOWN, within.as_posix()
+
+
+def _manifest(root: Path) -> dict[str, dict[str, str]]:
+    path = root / "manifest.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["file"]: row for row in csv.DictReader(file) if row.get("file")}

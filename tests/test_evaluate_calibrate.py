@@ -1,0 +1,56 @@
+"""Calibrating a model folder again: its pairs change and nothing else; clips of a source are known by the manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autogaze import AutoGaze
+from autogaze.evaluate.calibrate import main
+from autogaze.pretrain.manifest import UNKNOWN, clip_facts
+from tests.evaluate_folder import make_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_folder(tmp_path)
+
+
+def test_only_the_pairs_of_the_config_change(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
+    assert main([str(folder / "model"), "--data", str(folder / "clips"), "--reconstructor", str(folder / "judge"),
+                 "--frames", "4", "--count", "5", "--device", "cpu"]) == 0
+    after = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {"config.json"} and before.keys() == after.keys()
+    old, new = json.loads(before["config.json"]), json.loads(after["config.json"])
+    pairs = new.pop("calibration")
+    assert old.pop("calibration") == [] and old == new
+    assert AutoGaze.from_pretrained(folder / "model").config.calibration == tuple(map(tuple, pairs)) != ()
+    assert len(capsys.readouterr().out.splitlines()) == len(pairs)
+
+
+def test_named_thresholds_are_those_that_are_tried(folder: Path) -> None:
+    assert main([str(folder / "model"), "--data", str(folder / "clips"), "--reconstructor", str(folder / "judge"),
+                 "--frames", "4", "--thresholds", "9,8", "--device", "cpu"]) == 0
+    pairs = json.loads((folder / "model" / "config.json").read_text())["calibration"]
+    assert [threshold for _, threshold in pairs] == [9.0], "both stop at once, and the larger one serves the same loss"
+
+
+@pytest.mark.parametrize(("name", "data", "message"), [
+    ("nowhere", "clips", "no checkpoint"), ("model", "nowhere", "no folder")])
+def test_mistakes_are_one_line_and_exit_code_2(folder: Path, capsys: pytest.CaptureFixture[str], name: str, data: str,
+                                               message: str) -> None:
+    assert main([str(folder / name), "--data", str(folder / data), "--reconstructor", str(folder / "judge")]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("autogaze: ") and message in line
+
+
+def test_a_clip_that_is_a_link_is_found_in_the_manifest_by_its_name(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.mp4"
+    (folder / "clips" / "pan.mp4").rename(elsewhere)
+    (folder / "clips" / "pan.mp4").symlink_to(elsewhere)
+    assert clip_facts(folder / "clips", folder / "clips" / "pan.mp4") == ("pan", "source-0")
+    assert clip_facts(folder, folder / "clips" / "pan.mp4") == ("pan", "source-0")
+    assert clip_facts(folder, folder / "more" / "pan.mp4") == (UNKNOWN, "more/pan.mp4"), "a source of its own"
