@@ -105,7 +105,7 @@ class FrameEncoder(nn.Module):
 
 
 def resize(frames: Tensor, side: int) -> Tensor:
-    """Frames (N, C, H, W) resized to squares, bicubic without antialias as `torch.nn.functional.interpolate` does it."""
+    """Frames (N, C, H, W) as squares: bicubic without antialias, as `torch.nn.functional.interpolate` does it."""
     if frames.is_cuda:  # its kernel keeps few threads of a GPU busy when there are many small frames
         return resize_by_products(frames, side)
     return F.interpolate(frames, size=(side, side), mode="bicubic", align_corners=False)

@@ -22,6 +22,7 @@ from autogaze.decoding.engine import chosen_way
 from benchmarks.timing import machine, measure
 
 FRAMES = 16
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 PUBLISHED_MS = {
     (1, 0.1): (281, 397),
     (1, 0.4): (1084, 1178),
@@ -146,18 +147,19 @@ def stream(device: torch.device, streams: int, frames: int, ratio: float = 0.05)
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="where to write the JSON; stdout by default")
-    parser.add_argument("--quick", action="store_true", help="a few points only")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="of the clips (both)")
+    parser.add_argument("--frames", type=int, default=10_000, help="of the single stream (10000)")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("benchmarks.speed needs a CUDA device; on a CPU use benchmarks.speed_cpu", file=sys.stderr)
         return 2
     device = torch.device("cuda")
-    both = [torch.bfloat16] if args.quick else [torch.bfloat16, torch.float32]
+    dtypes = [DTYPES[name] for name in args.dtypes]
     result = {
         "machine": machine(),
         "way": chosen_way(AutoGaze().to(device)),
-        "clips": clips(device, [1, 8, 64, 256], [0.1, 0.4, 0.75], both),
-        "streams": [stream(device, 1, 1000 if args.quick else 10_000), stream(device, 64, 300)],
+        "clips": clips(device, [1, 8, 64, 256], [0.1, 0.4, 0.75], dtypes),
+        "streams": [stream(device, 1, args.frames), stream(device, 64, 300)],
         "tiles_1080p": stream(device, 45, 300),
     }
     text = json.dumps(result, indent=1)

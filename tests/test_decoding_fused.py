@@ -29,10 +29,12 @@ def test_kernels_choose_what_the_plain_loop_chooses(tuning: str) -> None:
     )
     assert run.returncode == 0, run.stderr[-2000:]
     cases = [json.loads(line) for line in run.stdout.splitlines()]
-    assert [case["case"] for case in cases] == ["ratio", "per clip", "stop", "nothing", "window", "blocks", "stream"]
+    names = ["ratio", "per clip", "stop", "nothing", "window", "blocks", "stream", "clips"]
+    assert [case["case"] for case in cases] == names
     for case in cases:
         assert case["equal_ids"] == 1 and case["equal_chosen"] and case["loss_difference"] < 1e-4, case
-    assert cases[-1]["replayed"] == 4  # of six frames: all but the first, and but the one of another size
+    assert cases[-2]["replayed"] == 4  # of six frames: all but the first, and but the one of another size
+    assert cases[-1]["replayed"] == 3  # the second and third of their form, and the second with other weights
 
 
 def test_cpu_model_says_why_the_kernels_are_not_used() -> None:
@@ -145,6 +147,21 @@ def test_gpu_recorded_frames_equal_frames_decoded_kernel_by_kernel(streams: int,
             gazes.append(Gaze.join([stream.step(video[:, t]) for t in range(video.shape[1])]))
             assert (stream._graph is not None) == (recorded and (streams == 1 or requirement is None))
     assert torch.equal(gazes[0].ids, gazes[1].ids) and torch.equal(gazes[0].chosen, gazes[1].chosen)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("clips", "requirement"), [(1, None), (2, 0.08), (24, None)])
+def test_gpu_recorded_clips_equal_clips_decoded_frame_by_frame(clips: int, requirement: float | None) -> None:
+    model = AutoGaze.from_pretrained("autogaze-base").cuda().bfloat16().eval()
+    videos = torch.randn(4, clips, 16, 3, 224, 224, device="cuda").bfloat16()
+    with torch.inference_mode():
+        first = [model.generate(videos[0], 0.1, requirement), model.generate(videos[0], 0.1, requirement)]
+    gazes = [model.generate(video, 0.1, requirement) for video in videos]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frame_graph, "can_record", lambda engine: False)
+        expected = [model.generate(video, 0.1, requirement) for video in videos]
+    for gaze, one in zip([*first, *gazes], [expected[0], expected[0], *expected], strict=True):
+        assert torch.equal(gaze.ids, one.ids) and torch.equal(gaze.chosen, one.chosen)
 
 
 @pytest.mark.gpu

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from autogaze.decoding import clip_graph
 from autogaze.decoding.choice import Column, pad_columns
 from autogaze.decoding.engine import begin
+from autogaze.decoding.fused import FusedDecoding
 from autogaze.decoding.request import Request
 from autogaze.gaze import Gaze
 
@@ -39,6 +41,10 @@ def decode_chunks(model: AutoGaze, chunks: Iterable[Tensor], request: Request) -
     engine = begin(model, request, request.budget.shape[1])
     cache, columns, start = None, [], 0
     for chunk in chunks:
+        if chunk.shape[1] == request.budget.shape[1] and isinstance(engine, FusedDecoding):
+            whole = clip_graph.decode(model, engine, request, chunk)
+            if whole is not None:
+                return join_frames([whole], model)
         visual, cache = model.embed(chunk.to(model.device), cache)
         columns.append(engine.frames(visual, request.frames(start, start + chunk.shape[1])))
         start += chunk.shape[1]

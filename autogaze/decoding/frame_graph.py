@@ -37,7 +37,7 @@ class FrameGraph:
         self.memory = tuple(held.clone() for held in memory)
         self.autocast = torch.is_autocast_enabled(model.device.type)
         engine.ask(request)
-        self.steps = engine.steps(request)[0]
+        self.steps = engine.steps(request)
         self.out: Column | None = None
         self.replay = record(self._enqueue)
 
@@ -64,8 +64,8 @@ class FrameGraph:
     def _enqueue(self) -> None:
         visual, memory = self.model.embed(self.frame, self.memory)
         self.remember(memory)
-        self.engine.enqueue(visual, self.steps)
-        self.out = self.engine.results(1)
+        self.engine.space.enqueue(visual, self.steps)
+        self.out = self.engine.space.results(1)
 
 
 def capture(model: AutoGaze, engine: object, request: Request, frame: Tensor,

@@ -134,13 +134,13 @@ class FusedDecoding:
         space, count = self.space, visual.shape[1]
         self.rebase()
         self.ask(request)
-        self._begin(visual)
+        space.begin(visual)
         for most in self.steps(request):
             space.run(prefill=True)
             if space.cluster is None:  # else the steps came with the prefill
                 self._steps(most)
         self.seen += count
-        return self.results(count)
+        return space.results(count)
 
     def ask(self, request: Request) -> None:
         """Tell the device the budgets and requirements of the next frames."""
@@ -154,23 +154,6 @@ class FusedDecoding:
         """The most steps that each frame can take after its prefill."""
         groups = (request.budget.amax(0) + self.space.group - 1) // self.space.group
         return [max(0, most) for most in (groups - 1).tolist()]
-
-    def enqueue(self, visual: Tensor, steps: int) -> None:
-        """One frame (B, 1, N, width) without any decision of the host: kernels of clips that are done do nothing."""
-        self._begin(visual)
-        self.space.launch(prefill=True)
-        for _ in range(0 if self.space.cluster is not None else steps):
-            self.space.launch(prefill=False)
-
-    def results(self, count: int) -> Column:
-        """Ids, chosen and predicted losses of the last `count` frames."""
-        space = self.space
-        ids, chosen, loss = (part[:count].transpose(0, 1) for part in (space.out_ids, space.out_chosen, space.out_loss))
-        return ids.long(), chosen.bool(), loss.clone()
-
-    def _begin(self, visual: Tensor) -> None:
-        self.space.visual[:, : visual.shape[1]] = visual
-        self.space.clock[:1].fill_(-1)
 
     def _steps(self, most: int) -> None:
         """The steps of a frame; with a stop rule, until no clip goes on (noticed one step late)."""

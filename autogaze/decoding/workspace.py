@@ -11,8 +11,10 @@ from torch import Tensor
 
 from autogaze.decoder import GazeDecoder
 from autogaze.decoding import cluster
+from autogaze.decoding.choice import Column
 
 if TYPE_CHECKING:
+    from autogaze.decoding.clip_graph import ClipGraph
     from autogaze.model import AutoGaze
 
 PROCESSORS = 132  # of an H200, which block sizes are chosen for
@@ -85,9 +87,9 @@ class Tuning:
     keys: int = 64  # keys a step
     tail: int = 32  # keys a step, past the blocks that every frame fills
     warps: int = 4
-    stages: int = 2
+    stages: int = 2  # not 1: Triton 3.6 then writes past its shared memory in `close_layer`
     attend_warps: int = 4
-    attend_stages: int = 3
+    attend_stages: int = 2
 
 
 class Workspace:
@@ -102,6 +104,7 @@ class Workspace:
         self.tokens = self.visual_tokens + plan.slots + self.group
         self.frames_per_split = {prefill: self._frames_per_split(prefill) for prefill in (True, False)}
         self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        self.recorded: dict[object, ClipGraph | None] = {}  # forms of clips, see `clip_graph`
         self.can_launch_early = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0)
         self._check_memory()
         self._allocate()
@@ -184,6 +187,29 @@ class Workspace:
         for tensor in (self.state, self.frame_len, self.in_step):
             tensor.zero_()
         self.clock.fill_(-1)
+
+    def begin(self, visual: Tensor) -> None:
+        """Put the visual tokens (B, T, N, width) of the next frames, up to CHUNK, where the kernels look."""
+        self.visual[:, : visual.shape[1]] = visual
+        self.clock[:1].fill_(-1)
+
+    def enqueue(self, visual: Tensor, steps: list[int]) -> None:
+        """All of some frames without any decision of the host: kernels of clips that are done do nothing.
+
+        Args:
+            visual: as in `begin`.
+            steps: the most that each frame can take.
+        """
+        self.begin(visual)
+        for most in steps:
+            self.launch(prefill=True)
+            for _ in range(0 if self.cluster is not None else most):  # else the steps came with the prefill
+                self.launch(prefill=False)
+
+    def results(self, count: int) -> Column:
+        """Ids, chosen and predicted losses of the last `count` frames."""
+        ids, chosen, loss = (part[:count].transpose(0, 1) for part in (self.out_ids, self.out_chosen, self.out_loss))
+        return ids.long(), chosen.bool(), loss.clone()
 
     def launch(self, prefill: bool) -> None:
         """Enqueue the kernels of one pass."""
@@ -272,12 +298,12 @@ class Workspace:
             return Tuning(wide, pairs=16, hidden=32, keys=32)
         attention = {"attend_warps": 1} if not prefill or self.plan.batch < 4 else {"queries": 64}
         if wide:
-            return Tuning(wide, warps=8 if rows < 1024 else 4, **attention)
+            return Tuning(wide, warps=8, **attention)
         if not prefill:
             return Tuning(wide, pairs=16, **attention)
         if rows <= 64 * PROCESSORS:  # a program a processor: let it have many warps
-            return Tuning(wide, rows=64, pairs=16, warps=8, **attention)
-        return Tuning(wide, rows=64, pairs=16, hidden=32, **attention)
+            return Tuning(wide, rows=64, warps=8, **attention)
+        return Tuning(wide, rows=64, pairs=16, hidden=32, stages=3, **attention)
 
     def run(self, prefill: bool) -> None:
         """Replay one pass, capturing it the first time."""

@@ -1,0 +1,81 @@
+"""Whole clips as one CUDA graph: encoder, all frames and results.
+
+A few clips keep a GPU busy for a few milliseconds, and the host takes one of them to start the encoder's kernels and
+a graph a frame. A form of clips that comes again is recorded, and costs a copy, one launch and three copies out.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from autogaze.decoding import frame_graph
+from autogaze.decoding.choice import Column
+from autogaze.decoding.request import Request
+
+if TYPE_CHECKING:
+    from autogaze.decoding.fused import FusedDecoding
+    from autogaze.decoding.workspace import Workspace
+    from autogaze.model import AutoGaze
+
+IMAGES = 512  # most frames of all clips: what is recorded keeps its memory
+FORMS = 2  # most forms that a workspace keeps recorded
+
+
+class ClipGraph:
+    """What is on the device for clips of one form.
+
+    Args:
+        model, space: whose encoder and whose buffers are recorded.
+        steps: the most of each frame.
+        video: (B, T, 3, H, W), the form that all clips will have.
+    """
+
+    def __init__(self, model: AutoGaze, space: Workspace, steps: list[int], video: Tensor) -> None:
+        self.space, self.steps = space, steps
+        self.out: Column | None = None
+        with torch.inference_mode(False):  # later calls may be made outside of it
+            self.video = torch.zeros(video.shape, dtype=model.connector.pos_embed.dtype, device=model.device)
+            self.replay = frame_graph.record(partial(self._enqueue, model))
+
+    def _enqueue(self, model: AutoGaze) -> None:  # which is not kept: a workspace must not keep its model alive
+        visual, _ = model.embed(self.video)
+        self.space.enqueue(visual, self.steps)
+        self.out = self.space.results(len(self.steps))
+
+    def decode(self, video: Tensor) -> Column:
+        """Ids (B, T, K), chosen and predicted losses; the workspace must know the request."""
+        self.video.copy_(video)
+        self.replay()
+        assert self.out is not None
+        ids, chosen, loss = (part.clone() for part in self.out)
+        return ids, chosen, loss
+
+
+def decode(model: AutoGaze, engine: FusedDecoding, request: Request, video: Tensor) -> Column | None:
+    """The result for whole clips (B, T, 3, H, W) if their form is recorded; None if they must be decoded as usual.
+
+    A form is recorded when it comes for the second time: the first has compiled the kernels.
+    """
+    space = engine.space
+    if video.shape[0] * video.shape[1] > IMAGES or space.plan.samples or not frame_graph.can_record(engine):
+        return None
+    # Recorded kernels read parameters where they were: a model that was moved since is another one.
+    places = tuple(p.data_ptr() for part in (model.vision_model, model.connector) for p in part.parameters())
+    autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+    steps = engine.steps(request)
+    form = (tuple(video.shape), tuple(steps), autocast, places)
+    if form not in space.recorded:
+        space.recorded[form] = None
+        while len(space.recorded) > FORMS:
+            space.recorded.pop(next(iter(space.recorded)))
+        return None
+    graph = space.recorded[form]
+    if graph is None:
+        graph = space.recorded[form] = ClipGraph(model, space, steps, video)
+    engine.ask(request)
+    engine.seen += video.shape[1]
+    return graph.decode(video)
