@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = _parser(arguments).parse_args(arguments)
+        args = _parse(arguments)
         return int(args.run(args))
     except BrokenPipeError:  # the reader of stdout went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -38,6 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("autogaze: interrupted", file=sys.stderr)
         return 130
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Arguments of a verb. Its key=value words may stand anywhere: argparse takes only the first ones in a row."""
+    parser = _parser(arguments)
+    args, rest = parser.parse_known_args(arguments)
+    takes = hasattr(args, "settings")
+    strange = [word for word in rest if word.startswith("-") or "=" not in word or not takes]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if rest:
+        args.settings = [*args.settings, *rest]
+    return args
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

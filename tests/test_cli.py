@@ -35,6 +35,14 @@ def test_wrong_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixt
     assert stop.value.code == 2 and "usage: autogaze" in capsys.readouterr().err
 
 
+def test_settings_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "workers=1", "--out", "run", "--json", "max_minute=3", "--preset", "tiny"]
+    assert main(words) == 2 and "unknown key 'max_minute' (did you mean max_minutes?)" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--bogus", "x"])
+    assert stop.value.code == 2 and "unrecognized arguments: --bogus" in capsys.readouterr().err
+
+
 def test_the_verbs_modules_exist() -> None:
     for module, _ in VERBS.values():
         assert importlib.util.find_spec(module), module

@@ -37,7 +37,7 @@ class ClipGraph:
     def __init__(self, model: AutoGaze, space: Workspace, steps: list[int], video: Tensor) -> None:
         self.space, self.steps = space, steps
         self.out: Column | None = None
-        with torch.inference_mode(False):  # later calls may be made outside of it
+        with torch.inference_mode(False), torch.no_grad():  # later calls may be made outside of it
             self.video = torch.zeros(video.shape, dtype=model.connector.pos_embed.dtype, device=model.device)
             self.replay = frame_graph.record(partial(self._enqueue, model))
 

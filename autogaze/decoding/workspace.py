@@ -38,6 +38,7 @@ class PackedWeights:
                 self.tensors[name].copy_(fresh)
             self.version = version
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _pack(self) -> dict[str, Tensor]:
         trunk, dtype = self.decoder.model, self.dtype
@@ -107,7 +108,8 @@ class Workspace:
         self.recorded: dict[object, ClipGraph | None] = {}  # forms of clips, see `clip_graph`
         self.can_launch_early = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0)
         self._check_memory()
-        self._allocate()
+        with torch.inference_mode(False), torch.no_grad():  # whoever finds these buffers again may be in either mode
+            self._allocate()
         self.without_cluster, self.cluster = self._try_cluster()
 
     def _frames_per_split(self, prefill: bool) -> int:

@@ -61,6 +61,13 @@ class OrtSession:
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
+    def __del__(self) -> None:
+        # ONNX Runtime frees what a call left on the host in a callback of the stream. Were the session gone by then,
+        # the callback would free its pool of pinned memory too, which CUDA forbids there, and the process would end.
+        work = self.__dict__.get("_work")
+        if work is not None:
+            work.stream.synchronize()
+
     def bind(
         self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], repeated: bool = False
     ) -> Callable[[], None]:

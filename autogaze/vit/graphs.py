@@ -96,6 +96,10 @@ class GraphedViT:
 
     @torch.no_grad()
     def _capture(self, rows: int) -> _Capture:
+        # What is captured is the same for any gaze that fits, but the calls before it are real, and the example may
+        # not fit.
+        kept = self._gaze.chosen.clone()
+        self._gaze.chosen.logical_and_((kept.flatten().cumsum(0) <= rows).view_as(kept))
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles, fills caches, and lets cuBLAS take its workspace before the capture
@@ -105,4 +109,5 @@ class GraphedViT:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             features = self.gazed.encode_gaze(self._video, self._gaze, rows)
+        self._gaze.chosen.copy_(kept)
         return _Capture(graph, features)
