@@ -38,7 +38,10 @@ def demo(tiny_checkpoint: Path) -> Demo:
 def test_an_upload_is_watched_to_its_end(demo: Demo, clip: Path) -> None:
     steps = list(demo.watch(str(clip), 0.1, 0))
     assert len(steps) == 3 and all(picture.ndim == 3 for picture, _ in steps)
-    assert "26.0 of 265 patches" in steps[-1][1] and "(20 frames)" in steps[-1][1]
+    said = steps[-1][1]
+    assert "26.0 of 265 patches" in said and "(20 frames)" in said
+    assert re.search(r"SO400M/14, 378 px.* ms looking \+ .* ms encoding instead of .* ms \*\*saves [\d.]+ ms\*\*", said)
+    assert "costs" in list(demo.watch(str(clip), 1.0, 0))[-1][1]  # looking at everything saves nothing
 
 
 def test_bad_files_are_refused_and_the_next_visitor_is_served(demo: Demo, clip: Path, tmp_path: Path) -> None:
