@@ -5,6 +5,7 @@ Prints one JSON object a case: share of equal ids, whether `chosen` is equal, la
 
 import json
 import sys
+import warnings
 from dataclasses import replace
 
 import torch
@@ -83,6 +84,21 @@ def compare_streams(gazer: AutoGaze, video: torch.Tensor) -> None:
     )
 
 
+def refused(gazer: AutoGaze, video: torch.Tensor) -> list[Gaze]:
+    """The gazes of clips that cannot be recorded, and that warn of it once."""
+    record, frame_graph.record = frame_graph.record, raise_out_of_memory
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gazes = [gazer.generate(video, gazing_ratio=0.6) for _ in range(4)]
+    frame_graph.record = record
+    assert len(caught) == (gazer.decoding == "fused"), caught
+    return gazes
+
+
+def raise_out_of_memory(enqueue: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def compare_clips(gazer: AutoGaze, video: torch.Tensor) -> None:
     """Clips of a form that comes again are recorded; others, and a model whose weights moved, are not replayed."""
     replayed, ids = [], []
@@ -98,6 +114,7 @@ def compare_clips(gazer: AutoGaze, video: torch.Tensor) -> None:
         weight.data = -weight.data  # elsewhere
         gazes += [gazer.generate(video, gazing_ratio=0.6) for _ in range(2)]
         weight.data = -weight.data
+        gazes += refused(gazer, video[:1])
         ids.append([gaze.ids.where(gaze.chosen, -1)[..., :12] for gaze in gazes])
     equal = [bool(torch.equal(a, b[..., : a.shape[-1]])) for a, b in zip(*ids, strict=True)]
     print(

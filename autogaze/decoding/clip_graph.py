@@ -6,6 +6,7 @@ a graph a frame. A form of clips that comes again is recorded, and costs a copy,
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ def decode(model: AutoGaze, engine: FusedDecoding, request: Request, video: Tens
     A form is recorded when it comes for the second time: the first has compiled the kernels.
     """
     space = engine.space
-    if video.shape[0] * video.shape[1] > IMAGES or space.plan.samples or not frame_graph.can_record(engine):
+    if video.shape[0] * video.shape[1] > IMAGES or not space.records or not frame_graph.can_record(engine):
         return None
     # Recorded kernels read parameters where they were: a model that was moved since is another one.
     places = tuple(p.data_ptr() for part in (model.vision_model, model.connector) for p in part.parameters())
@@ -75,7 +76,12 @@ def decode(model: AutoGaze, engine: FusedDecoding, request: Request, video: Tens
         return None
     graph = space.recorded[form]
     if graph is None:
-        graph = space.recorded[form] = ClipGraph(model, space, steps, video)
+        try:
+            graph = space.recorded[form] = ClipGraph(model, space, steps, video)
+        except RuntimeError as error:
+            warnings.warn(f"clips of this form are not recorded as a CUDA graph: {error}", stacklevel=2)
+            space.records = False
+            return None
     engine.ask(request)
     engine.seen += video.shape[1]
     return graph.decode(video)

@@ -90,6 +90,9 @@ def record(enqueue: Callable[[], None]) -> Callable[[], None]:
     """What was enqueued, to be enqueued again by one call."""
     graph = torch.cuda.CUDAGraph()
     torch.cuda.current_stream().synchronize()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    # Weights that autocast has cast before would be recorded where they are, and be gone once autocast ends.
+    with (torch.autocast("cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"),
+                         cache_enabled=False),
+          torch.cuda.graph(graph, capture_error_mode="thread_local")):
         enqueue()
     return graph.replay

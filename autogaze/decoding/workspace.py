@@ -106,6 +106,7 @@ class Workspace:
         self.frames_per_split = {prefill: self._frames_per_split(prefill) for prefill in (True, False)}
         self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         self.recorded: dict[object, ClipGraph | None] = {}  # forms of clips, see `clip_graph`
+        self.records = not plan.samples  # a seed is drawn anew for every clip
         self.can_launch_early = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0)
         self._check_memory()
         with torch.inference_mode(False), torch.no_grad():  # whoever finds these buffers again may be in either mode
