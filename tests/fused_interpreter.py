@@ -12,7 +12,7 @@ import torch
 
 import tests.interpreter  # noqa: F401, I001 - before Triton and what imports it
 from autogaze import AutoGaze, Gaze
-from autogaze.decoding import clip_graph, frame_graph, workspace
+from autogaze.decoding import clip_graph, frame_graph, tuning, workspace
 from autogaze.model import AutoGazeConfig
 
 
@@ -130,9 +130,9 @@ def compare_clips(gazer: AutoGaze, video: torch.Tensor) -> None:
     )
 
 
-def main(tuning: str) -> None:
-    if tuning == "fused layers":
-        small = workspace.Tuning(wide=False, pairs=16, hidden=16, keys=16, tail=16)
+def main(kind: str) -> None:
+    if kind == "fused layers":
+        small = tuning.Tuning(wide=False, pairs=16, hidden=16, keys=16, tail=16)
         workspace.Workspace.tuning = lambda self, prefill: small
         workspace.Workspace._frames_per_split = lambda self, prefill: self.plan.ring  # as in large batches
     gazer, video = model(window=16), torch.randn(2, 3, 3, 32, 32)

@@ -12,12 +12,12 @@ from torch import Tensor
 from autogaze.decoder import GazeDecoder
 from autogaze.decoding import cluster
 from autogaze.decoding.choice import Column
+from autogaze.decoding.tuning import Tuning, tune
 
 if TYPE_CHECKING:
     from autogaze.decoding.clip_graph import ClipGraph
     from autogaze.model import AutoGaze
 
-PROCESSORS = 132  # of an H200, which block sizes are chosen for
 CHUNK = 16  # frames whose visual tokens, budgets and results are on the device at once
 
 
@@ -74,23 +74,6 @@ class Plan:
     dtype: torch.dtype
     stops: bool
     samples: bool
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """Block sizes of the kernels of a pass."""
-
-    wide: bool  # few rows: spread the columns of every matrix over processors too
-    rows: int = 16  # rows a program
-    pairs: int = 32  # rotary pairs a step
-    hidden: int = 64  # hidden units a step
-    queries: int = 16  # query rows a program of attention
-    keys: int = 64  # keys a step
-    tail: int = 32  # keys a step, past the blocks that every frame fills
-    warps: int = 4
-    stages: int = 2  # not 1: Triton 3.6 then writes past its shared memory in `close_layer`
-    attend_warps: int = 4
-    attend_stages: int = 2
 
 
 class Workspace:
@@ -294,19 +277,8 @@ class Workspace:
             COLS=kernels.COLUMNS, PREFILL=prefill, STOPS=plan.stops, SAMPLES=plan.samples, num_warps=1, **early)
 
     def tuning(self, prefill: bool) -> Tuning:
-        """Block sizes for a pass; measured on an H200, see docs/log.md."""
-        rows = self.plan.batch * (self.rows if prefill else self.group)
-        wide = rows <= 16 * PROCESSORS
-        if self.plan.dtype == torch.float32:
-            return Tuning(wide, pairs=16, hidden=32, keys=32)
-        attention = {"attend_warps": 1} if not prefill or self.plan.batch < 4 else {"queries": 64}
-        if wide:
-            return Tuning(wide, warps=8, **attention)
-        if not prefill:
-            return Tuning(wide, pairs=16, **attention)
-        if rows <= 64 * PROCESSORS:  # a program a processor: let it have many warps
-            return Tuning(wide, rows=64, warps=8, **attention)
-        return Tuning(wide, rows=64, pairs=16, hidden=32, stages=3, **attention)
+        """Block sizes for a pass."""
+        return tune(self.plan.batch, self.rows if prefill else self.group, self.plan.dtype, prefill)
 
     def run(self, prefill: bool) -> None:
         """Replay one pass, capturing it the first time."""

@@ -1,0 +1,49 @@
+"""Block sizes of the fused kernels: what a sweep on an H200 found fastest, see docs/log.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+PROCESSORS = 132  # of an H200
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Block sizes of the kernels of a pass."""
+
+    wide: bool  # few rows: spread the columns of every matrix over processors too
+    rows: int = 16  # rows a program
+    pairs: int = 32  # rotary pairs a step
+    hidden: int = 64  # hidden units a step
+    queries: int = 16  # query rows a program of attention
+    keys: int = 64  # keys a step
+    tail: int = 32  # keys a step, past the blocks that every frame fills
+    warps: int = 4
+    stages: int = 2  # not 1: Triton 3.6 then writes past its shared memory in `close_layer`
+    attend_warps: int = 4
+    attend_stages: int = 2
+
+
+def tune(batch: int, rows_a_clip: int, dtype: torch.dtype, prefill: bool) -> Tuning:
+    """Block sizes for a pass.
+
+    Args:
+        batch: clips.
+        rows_a_clip: rows of the pass that each clip has.
+        dtype: of the products.
+        prefill: a frame's visual tokens, not one group of ids.
+    """
+    rows = batch * rows_a_clip
+    wide = rows <= 16 * PROCESSORS
+    if dtype == torch.float32:
+        return Tuning(wide, pairs=16, hidden=32, keys=32)
+    attention = {"attend_warps": 1} if not prefill or batch < 4 else {"queries": 64}
+    if wide:
+        return Tuning(wide, warps=8, **attention)
+    if not prefill:
+        return Tuning(wide, pairs=16, **attention)
+    if rows <= 64 * PROCESSORS:  # a program a processor: let it have many warps
+        return Tuning(wide, rows=64, warps=8, **attention)
+    return Tuning(wide, rows=64, pairs=16, hidden=32, stages=3, **attention)
