@@ -38,7 +38,7 @@ def tune(batch: int, rows_a_clip: int, dtype: torch.dtype, prefill: bool) -> Tun
     rows = batch * rows_a_clip
     wide = rows <= 16 * PROCESSORS
     if dtype == torch.float32:
-        return Tuning(wide, pairs=16, hidden=32, keys=32)
+        return Tuning(wide, pairs=16, hidden=32, keys=32, warps=8 if wide else 4)  # 4 when wide: registers spill
     attention = {"attend_warps": 1} if not prefill or batch < 4 else {"queries": 64}
     if wide:
         return Tuning(wide, warps=8, **attention)
