@@ -131,7 +131,8 @@ class MovingAverage(pl.Callback):
 
 
 class Curve(pl.Callback):
-    """Appends one row a validation to `metrics.csv`: step, minutes and every logged number."""
+    """Appends one row a validation to `metrics.csv`: step, minutes, on a GPU the most memory that tensors have taken so
+    far (MiB), and every logged number."""
 
     def __init__(self, path: Path, pace: Pace) -> None:
         self.path, self.pace = path, pace
@@ -141,6 +142,8 @@ class Curve(pl.Callback):
         if trainer.sanity_checking:
             return
         row = {"step": float(trainer.global_step), "minutes": round(self.pace.seconds / 60, 3)}
+        if pl_module.device.type == "cuda":
+            row["peak_memory_mib"] = round(torch.cuda.max_memory_allocated(pl_module.device) / 2**20, 1)
         row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         self.rows = [kept for kept in self.rows if kept["step"] < row["step"]] + [row]
         if trainer.is_global_zero:
