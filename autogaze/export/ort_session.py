@@ -78,8 +78,9 @@ class OrtSession:
         for name, tensor in outputs.items():
             binding.bind_output(name, *place, _NUMBERS[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
         options, keep = ort.RunOptions(), (inputs, outputs)  # the binding holds bare addresses
-        if self.device.type == "cuda":
-            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if self._work is not None:
+            if not self._work.joined:  # who names a stream knows when it is done; for others a call ends when it is
+                options.add_run_config_entry("disable_synchronize_execution_providers", "1")
             # every call that is repeated has a graph of its own; -1 runs without one
             graph = next(self._graphs) if self.cuda_graph and repeated else -1
             options.add_run_config_entry("gpu_graph_id", str(graph))
