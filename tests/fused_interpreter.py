@@ -16,7 +16,7 @@ from autogaze.decoding import clip_graph, frame_graph, tuning, workspace
 from autogaze.model import AutoGazeConfig
 
 
-def model(window: int, scales: tuple[int, ...] = (16, 32)) -> AutoGaze:
+def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2) -> AutoGaze:
     torch.manual_seed(0)
     config = replace(
         AutoGazeConfig.tiny(),
@@ -25,7 +25,7 @@ def model(window: int, scales: tuple[int, ...] = (16, 32)) -> AutoGaze:
         num_attention_heads=2,
         head_dim=16,
         intermediate_size=32,
-        num_multi_token_pred=2,
+        num_multi_token_pred=group,
         max_num_frames=window,
     )
     made = AutoGaze(config).eval()
@@ -141,7 +141,13 @@ def main(kind: str) -> None:
     requests = torch.tensor([0.3, 1.0]), torch.tensor([stop, -9.0])
     compare("per clip", gazer, video, gazing_ratio=requests[0], task_loss_requirement=requests[1])
     compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
-    compare("nothing", gazer, video, gazing_ratio=torch.tensor([[0.0, 0.5, 0.0], [0.5, 0.0, 0.5]]))
+    # In step: clips that end early have their last group fed with padding inside while the others go on.
+    gazer, clips = model(window=16, group=4), torch.randn(3, 4, 3, 32, 32)
+    loss = gazer.generate(clips, gazing_ratio=1.0).task_loss
+    for share in (0.2, 0.5, 0.7):
+        asked = {"gazing_ratio": 1.0, "task_loss_requirement": float(loss[~loss.isnan()].quantile(share))}
+        compare("in step", gazer, clips, **asked)
+    compare("nothing", model(window=16), video, gazing_ratio=torch.tensor([[0.0, 0.5, 0.0], [0.5, 0.0, 0.5]]))
     compare("window", model(window=2), torch.randn(1, 5, 3, 32, 32), gazing_ratio=0.6)
     # frames of more than a block of keys, and some clips with more than others
     ratios = torch.tensor([0.1, 0.4])

@@ -5,9 +5,6 @@ ids). A frame is one replay of the first and a few of the second; the kernels ke
 clips one kernel takes all steps (see `cluster`) and is part of the first graph: a frame is one replay. Without a
 requirement the host knows how many steps there are and never waits. With one, it looks at a counter in pinned memory
 that is one step old, so the device never waits for the host either.
-
-One thing differs from the plain loop, only in a batch that is asked the same and stops early: the `eos` that stands in
-for padding inside a last group that is fed in step (see `autogaze.decoding.plain`) is left out here.
 """
 
 from __future__ import annotations

@@ -231,8 +231,8 @@ class Workspace:
             for at, share, queries in _tiles(first, count, 16 if last else tuning.queries):
                 kernels.attend[(batch * self.heads, _ceil(share, queries), self._splits(prefill))](
                     self.query, self.keys[layer], self.values[layer], self.attended, self.out, self.peak, self.mass,
-                    self.arrived, self.frame_len, self.state, self.clock, self.head_dim**-0.5 * math.log2(math.e),
-                    batch, rows, at, share, WINDOW=self.config.max_num_frames, D=self.head_dim, BM=queries,
+                    self.arrived, self.frame_len, *where, self.head_dim**-0.5 * math.log2(math.e), batch, rows, at,
+                    share, STOPS=plan.stops, WINDOW=self.config.max_num_frames, D=self.head_dim, BM=queries,
                     BN=tuning.keys, FRAMES=self.frames_per_split[prefill], SPLITS=_power(self._splits(prefill), 1),
                     SLOTS=_power(plan.ring, 1), V=self.visual_tokens, BT=tuning.tail,
                     num_stages=tuning.attend_stages, num_warps=tuning.attend_warps, **ring, **heads, **mode)

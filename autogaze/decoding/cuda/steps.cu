@@ -290,12 +290,14 @@ struct Step {
         const bool met = a.stops && within && loss <= need;
         const bool keep = within && !met, goes_on = room > K && !vote(met);
         const unsigned kept = vote(keep);
-        const int place = popcount(kept & ((1u << lane) - 1));
+        // what is fed later: the kept ids, then `eos` where the others stood
+        const unsigned before = (1u << lane) - 1;
+        const int place = keep ? popcount(kept & before) : popcount(kept) + popcount(~kept & before);
         if (lane < K) s.group[lane] = group;
         if (rank == 0) {
             const size_t out = ((size_t)t * a.batch + clip) * a.slots + used + lane;
             if (within) a.out_ids[out] = group, a.out_chosen[out] = keep, a.out_loss[out] = loss;
-            if (keep) a.pend_ids[clip * K + place] = group, a.pend_slots[clip * K + place] = lane;
+            if (lane < K) a.pend_ids[clip * K + place] = keep ? group : PATCHES, a.pend_slots[clip * K + place] = lane;
             if (lane < K) a.ids[clip * K + lane] = group;
         }
         sync_warp();

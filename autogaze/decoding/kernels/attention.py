@@ -5,14 +5,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from autogaze.decoding.kernels.state import ACTIVE, PEND_N, PEND_OFFSET, STEP_OFFSET, follow, overlap
+from autogaze.decoding.kernels.state import (
+    ACTIVE,
+    PEND_FROZEN,
+    PEND_N,
+    PEND_OFFSET,
+    STEP_OFFSET,
+    fed_rows,
+    follow,
+    overlap,
+)
 
 
 @triton.jit
-def attend_block(query, keys, values, base, n, length, limit, top, total, acc, d, D: tl.constexpr, BN: tl.constexpr,
-                 PARTIAL: tl.constexpr, LIMITED: tl.constexpr, PRECISION: tl.constexpr):
+def attend_block(query, keys, values, base, n, length, limit, top, total, acc, d, group, group_slots, fed,
+                 D: tl.constexpr, BN: tl.constexpr, PARTIAL: tl.constexpr, LIMITED: tl.constexpr,
+                 SHUFFLED: tl.constexpr, PRECISION: tl.constexpr):
     """Fold one block of keys into the running softmax (arXiv:2205.14135). PARTIAL: there may be fewer than BN, and none
-    unless it is the first block; LIMITED: rows see up to `limit` only, which may be nothing."""
+    unless it is the first block; LIMITED: rows see up to `limit` only, which may be nothing; SHUFFLED: the `fed` tokens
+    from `group` on are not in the order of their slots, which is what `limit` goes by."""
     token = n + tl.arange(0, BN)
     to_keys = keys + (base + token)[None, :] * D + d[:, None]
     to_values = values + (base + token)[:, None] * D + d[None, :]
@@ -24,7 +35,11 @@ def attend_block(query, keys, values, base, n, length, limit, top, total, acc, d
         k, v = tl.load(to_keys), tl.load(to_values)
     s = tl.dot(query, k, input_precision=PRECISION)
     if LIMITED:
-        s = tl.where(there[None, :] & (token[None, :] <= limit[:, None]), s, float("-inf"))
+        stands = token
+        if SHUFFLED:
+            of_group = (token >= group) & (token < group + fed)
+            stands = tl.where(of_group, group + tl.load(group_slots + token - group, mask=of_group, other=0), token)
+        s = tl.where(there[None, :] & (stands[None, :] <= limit[:, None]), s, float("-inf"))
     elif PARTIAL:
         s = tl.where(there[None, :], s, float("-inf"))
     new_top = tl.maximum(top, tl.max(s, axis=1))
@@ -57,11 +72,11 @@ def join_splits(out, peak, mass, at, stride, splits, valid, d, SPLITS: tl.conste
 
 
 @triton.jit
-def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, state, clock, scale, B, ROWS, FIRST, COUNT,
-           K: tl.constexpr, WINDOW: tl.constexpr, HEADS: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr,
-           COLS: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr,
-           FRAMES: tl.constexpr, SPLITS: tl.constexpr, SLOTS: tl.constexpr, PREFILL: tl.constexpr,
-           PRECISION: tl.constexpr, PDL: tl.constexpr):
+def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, pend_slots, state, clock, scale, B, ROWS,
+           FIRST, COUNT, K: tl.constexpr, WINDOW: tl.constexpr, HEADS: tl.constexpr, RING: tl.constexpr,
+           TOKENS: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BM: tl.constexpr,
+           BN: tl.constexpr, BT: tl.constexpr, FRAMES: tl.constexpr, SPLITS: tl.constexpr, SLOTS: tl.constexpr,
+           STOPS: tl.constexpr, PREFILL: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):
     """Attention of COUNT rows from FIRST on. Every program takes FRAMES ring slots; the last to finish joins them."""
     overlap(PDL)
     follow(PDL)
@@ -74,6 +89,12 @@ def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, state
     step_offset, active = tl.load(row + STEP_OFFSET), tl.load(row + ACTIVE)
     local = tile * BM + tl.arange(0, BM)
     r = FIRST + local
+    group_slots, stood, fed, shuffled = pend_slots + b * K, r, pend_size, 0  # of the last frame's final group
+    if PREFILL and STOPS:
+        frozen = tl.load(row + PEND_FROZEN) > 0
+        stood = tl.where(frozen, tl.load(group_slots + r, mask=r < K, other=0), r)
+        fed = tl.where(frozen, fed_rows(pend_size, group_slots), pend_size)
+        shuffled = tl.where(frozen, fed, 0)
     d = tl.arange(0, D)
     at = (b * HEADS + head) * ROWS + r
     query = tl.load(q + at[:, None] * D + d[None, :], mask=(local < COUNT)[:, None], other=0.0)
@@ -84,8 +105,8 @@ def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, state
     if PREFILL:
         pending = r < K
         on_current = ~pending
-        row_offset = tl.where(pending, pend_offset + r, r - K)
-        valid = (local < COUNT) & (on_current | (r < pend_size))
+        row_offset = tl.where(pending, pend_offset + stood, r - K)
+        valid = (local < COUNT) & (on_current | (r < fed))
     else:
         if active == 0:
             return
@@ -108,8 +129,8 @@ def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, state
     for age in range(seen_from, seen_to):
         base = head_base + (current + RING - age) % RING * TOKENS
         for n in tl.static_range(FULL):
-            top, total, acc = attend_block(query, keys, values, base, n * BN, 0, r, top, total, acc, d, D, BN, False,
-                                           False, PRECISION)
+            top, total, acc = attend_block(query, keys, values, base, n * BN, 0, r, top, total, acc, d, 0, group_slots,
+                                           0, D, BN, False, False, False, PRECISION)
     slots = tl.arange(0, SLOTS)
     lengths = tl.load(frame_len + b * RING + slots, mask=slots < RING, other=0)
     blocks = (tl.max(lengths, axis=0) - FULL * BN + BT - 1) // BT
@@ -118,7 +139,7 @@ def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, state
         n = FULL * BN + i % blocks * BT
         length = tl.load(frame_len + b * RING + w)
         top, total, acc = attend_block(query, keys, values, head_base + w * TOKENS, n, length, r, top, total, acc,
-                                       d, D, BT, True, False, PRECISION)
+                                       d, 0, group_slots, 0, D, BT, True, False, False, PRECISION)
     for age in range(youngest, end):
         w = (current + RING - age) % RING
         own = ((w == current) & on_current) | ((w == previous) & ~on_current)
@@ -128,7 +149,15 @@ def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, state
         reach = tl.minimum(length, tl.max(limit, axis=0) + 1)
         for n in range(0, tl.where((age < seen_from) | (age >= seen_to), reach, 0), BN):
             top, total, acc = attend_block(query, keys, values, head_base + w * TOKENS, n, length, limit, top, total,
-                                           acc, d, D, BN, True, True, PRECISION)
+                                           acc, d, pend_offset, group_slots, tl.where(w == previous, shuffled, 0), D,
+                                           BN, True, True, PREFILL and STOPS, PRECISION)
+    if PREFILL and STOPS:  # padding inside the group is past the frame's tokens, and only the group's later ids see it
+        padding_here = has_pending & (youngest <= 1) & (end > 1) & (shuffled > pend_size)
+        limit = tl.where(r < K, row_offset, -1)
+        for n in range(pend_offset + pend_size, tl.where(padding_here, pend_offset + fed, 0), BN):
+            top, total, acc = attend_block(query, keys, values, head_base + previous * TOKENS, n, pend_offset + fed,
+                                           limit, top, total, acc, d, pend_offset, group_slots, fed, D, BN, True, True,
+                                           True, PRECISION)
     to = attended + at[:, None].to(tl.int64) * D + d[None, :]
     if SPLITS == 1:
         whole_output = acc / tl.where(total > 0, total, 1.0)[:, None]

@@ -96,12 +96,14 @@ def choose(logits, losses, taken, state, frame_len, clock, requirements, ids, pe
     keep = within & ~met
     met_any = tl.max(met.to(tl.int32), axis=0)
     kept = tl.sum(keep.to(tl.int32), axis=0)
-    place = tl.cumsum(keep.to(tl.int32), axis=0) - 1
+    # what is fed later: the kept ids, then `eos` where the others stood
+    padding = (slot < K) & ~keep
+    place = tl.where(keep, tl.cumsum(keep.to(tl.int32), axis=0), kept + tl.cumsum(padding.to(tl.int32), axis=0)) - 1
     tl.store(out_ids + out + used + slot, group, mask=within)
     tl.store(out_chosen + out + used + slot, keep.to(tl.int8), mask=within)
     tl.store(out_loss + out + used + slot, loss, mask=within)
-    tl.store(pend_ids + b * K + place, group, mask=keep)
-    tl.store(pend_slots + b * K + place, slot, mask=keep)
+    tl.store(pend_ids + b * K + place, tl.where(keep, group, PATCHES), mask=slot < K)
+    tl.store(pend_slots + b * K + place, slot, mask=slot < K)
     tl.store(ids + b * K + slot, group, mask=slot < K)
     tl.store(taken + b * PATCHES + patch, gone.to(tl.int8), mask=patch < PATCHES)
     goes_on = (room > K) & (met_any == 0)

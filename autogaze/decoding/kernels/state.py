@@ -9,7 +9,7 @@ import triton.language as tl
 PEND_N = tl.constexpr(0)  # ids of the last frame's final group that are not in the cache yet
 PEND_OFFSET = tl.constexpr(1)  # where in the last frame's ring slot they go
 PEND_POSITION = tl.constexpr(2)  # rotary position of the first of them
-PEND_FROZEN = tl.constexpr(3)  # 1: their positions follow their slots in the group (see `plain` on positions)
+PEND_FROZEN = tl.constexpr(3)  # 1: they are fed as they stood in the group, with padding (see `plain`)
 VISUAL_POSITION = tl.constexpr(4)  # rotary position of the frame's first visual token
 GROUP_POSITION = tl.constexpr(5)  # rotary position of the first id of every group of the frame
 TOTAL = tl.constexpr(6)  # tokens counted so far
@@ -77,6 +77,13 @@ def begin_frame(state, frame_len, clock, budgets, in_step, running, B, V: tl.con
 
 
 @triton.jit
+def fed_rows(size, slots):
+    """Rows of a final group that is fed as it stood: its `size` ids, and the padding before the last of them. `slots`
+    lists where they stood: first the ids, then the padding, each in order."""
+    return tl.load(slots + size - 1, mask=size > 0, other=-1) + 1
+
+
+@triton.jit
 def place_rows(b, r, real, state, pend_slots, clock, K: tl.constexpr, RING: tl.constexpr, COLS: tl.constexpr,
                PREFILL: tl.constexpr):
     """Ring slot, offset in it, rotary position and validity of rows r of clips b."""
@@ -91,7 +98,8 @@ def place_rows(b, r, real, state, pend_slots, clock, K: tl.constexpr, RING: tl.c
         slot = tl.where(pending, (frame + RING - 1) % RING, frame % RING)
         offset = tl.where(pending, tl.load(row + PEND_OFFSET, mask=real, other=0) + r, r - K)
         position = tl.where(pending, pend_position, tl.load(row + VISUAL_POSITION, mask=real, other=0) + r - K)
-        valid = real & ((r >= K) | (r < size))
+        fed = tl.where(frozen, fed_rows(size, pend_slots + b * K), size)
+        valid = real & ((r >= K) | (r < fed))
     else:
         slot = tl.zeros_like(r) + frame % RING
         offset = tl.load(row + STEP_OFFSET, mask=real, other=0) + r
