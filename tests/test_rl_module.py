@@ -13,7 +13,7 @@ from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.pretrain.clips import Clip
 from autogaze.pretrain.draws import draw_ratios, step_seed
 from autogaze.pretrain.judge import Judge
-from autogaze.pretrain.module import last_chosen
+from autogaze.pretrain.module import GazeModule, last_chosen
 from autogaze.pretrain.recipes import RLRecipe
 from autogaze.pretrain.reconstructor import Reconstructor
 from autogaze.pretrain.trainer import fit
@@ -94,12 +94,16 @@ def rollouts_of(module: GRPOModule):  # type: ignore[no-untyped-def]
     return module.rollout(batch(1, 3).video, 1.0, seed=5)
 
 
-def test_learns_to_look_at_the_only_thing_to_see(tmp_path: Path) -> None:
-    module = make_module()
+def assert_it_learns(module: GazeModule, folder: Path) -> None:
+    """Thirty steps take four tenths of what a model loses that does not look at the only thing to see."""
     video = batch(0, 8).video
     before = float(module.judge.losses(video, module.model.generate(video, gazing_ratio=0.1)).mean())
-    result = fit(module, Spots(30), module.recipe, tmp_path)
+    result = fit(module, Spots(30), module.recipe, folder)
     assert result.steps == 30 and result.best <= 0.6 * before
+
+
+def test_learns_to_look_at_the_only_thing_to_see(tmp_path: Path) -> None:
+    assert_it_learns(make_module(), tmp_path)
 
 
 def test_a_cut_run_goes_on_to_the_same_losses(tmp_path: Path) -> None:

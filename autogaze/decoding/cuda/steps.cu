@@ -9,8 +9,8 @@
 // The order in which a thread's 8 neighbouring values enter two m16n8k16 products does not matter as long as both
 // sides agree, so rows of weights and keys are read as they lie in memory, 16 bytes a thread.
 //
-// Same arithmetic as the Triton kernels: residuals and sums in float32, operands in bfloat16. The columns of `state`
-// are those of kernels/state.py. Launched by cluster.py; tests run this file on the CPU through an emulator.
+// Same arithmetic as the Triton kernels: residuals and sums in float32, operands in bfloat16; columns of `state` as in
+// kernels/state.py. Launched by cluster.py; tests run this file on the CPU through an emulator.
 
 #ifdef AUTOGAZE_EMULATED
 #include "cuda_emulator.h"
@@ -290,9 +290,8 @@ struct Step {
         const bool met = a.stops && within && loss <= need;
         const bool keep = within && !met, goes_on = room > K && !vote(met);
         const unsigned kept = vote(keep);
-        // what is fed later: the kept ids, then `eos` where the others stood
-        const unsigned before = (1u << lane) - 1;
-        const int place = keep ? popcount(kept & before) : popcount(kept) + popcount(~kept & before);
+        const unsigned before = (1u << lane) - 1;  // fed later: the kept ids, then `eos` where the others stood
+        const int place = popcount((keep ? kept : ~kept) & before) + (keep ? 0 : popcount(kept));
         if (lane < K) s.group[lane] = group;
         if (rank == 0) {
             const size_t out = ((size_t)t * a.batch + clip) * a.slots + used + lane;
