@@ -8,7 +8,6 @@
 //
 // The order in which a thread's 8 neighbouring values enter two m16n8k16 products does not matter as long as both
 // sides agree, so rows of weights and keys are read as they lie in memory, 16 bytes a thread.
-//
 // Same arithmetic as the Triton kernels: residuals and sums in float32, operands in bfloat16; columns of `state` as in
 // kernels/state.py. Launched by cluster.py; tests run this file on the CPU through an emulator.
 
