@@ -51,6 +51,30 @@ def attend_block(query, keys, values, base, n, length, limit, top, total, acc, d
 
 
 @triton.jit
+def attend_seen(query, keys, values, head_base, frame_len, current, seen_from, seen_to, r, top, total, acc, d,
+                group_slots, D: tl.constexpr, V: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, RING: tl.constexpr,
+                TOKENS: tl.constexpr, SLOTS: tl.constexpr, PRECISION: tl.constexpr):
+    """Frames of ages [seen_from, seen_to), which every row sees, in loops without branches, so that the next keys are
+    on their way while these are read: the blocks that every frame fills, then what is left of each."""
+    FULL: tl.constexpr = V // BN
+    for age in range(seen_from, seen_to):
+        base = head_base + (current + RING - age) % RING * TOKENS
+        for n in tl.static_range(FULL):
+            top, total, acc = attend_block(query, keys, values, base, n * BN, 0, r, top, total, acc, d, 0, group_slots,
+                                           0, D, BN, False, False, False, PRECISION)
+    slots = tl.arange(0, SLOTS)
+    lengths = tl.load(frame_len + slots, mask=slots < RING, other=0)
+    blocks = (tl.max(lengths, axis=0) - FULL * BN + BT - 1) // BT
+    for i in range(0, (seen_to - seen_from) * blocks):
+        w = (current + RING - seen_from - i // blocks) % RING
+        n = FULL * BN + i % blocks * BT
+        length = tl.load(frame_len + w)
+        top, total, acc = attend_block(query, keys, values, head_base + w * TOKENS, n, length, r, top, total, acc,
+                                       d, 0, group_slots, 0, D, BT, True, False, False, PRECISION)
+    return top, total, acc
+
+
+@triton.jit
 def join_splits(out, peak, mass, at, stride, splits, valid, d, SPLITS: tl.constexpr):
     """Attention output (rows, D) of one head from its splits, each with its own peak and mass."""
     split = tl.arange(0, SPLITS)
@@ -120,26 +144,12 @@ def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, pend_
     total = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, D), tl.float32)
     head_base = (b.to(tl.int64) * HEADS + head) * RING * TOKENS
-    # Frames are taken by their age. Those that every row sees come first, in loops without branches, so that the next
-    # keys are on their way while these are read: the blocks that every frame fills, then what is left of each.
+    # frames are taken by their age; those that every row sees come first
     youngest, end = split * FRAMES, tl.minimum(split * FRAMES + FRAMES, filled)
     seen_from = tl.maximum(youngest, tl.where(has_pending, 2, 1))
     seen_to = tl.minimum(end, filled - tl.where(evicting, 1, 0))
-    FULL: tl.constexpr = V // BN
-    for age in range(seen_from, seen_to):
-        base = head_base + (current + RING - age) % RING * TOKENS
-        for n in tl.static_range(FULL):
-            top, total, acc = attend_block(query, keys, values, base, n * BN, 0, r, top, total, acc, d, 0, group_slots,
-                                           0, D, BN, False, False, False, PRECISION)
-    slots = tl.arange(0, SLOTS)
-    lengths = tl.load(frame_len + b * RING + slots, mask=slots < RING, other=0)
-    blocks = (tl.max(lengths, axis=0) - FULL * BN + BT - 1) // BT
-    for i in range(0, (seen_to - seen_from) * blocks):
-        w = (current + RING - seen_from - i // blocks) % RING
-        n = FULL * BN + i % blocks * BT
-        length = tl.load(frame_len + b * RING + w)
-        top, total, acc = attend_block(query, keys, values, head_base + w * TOKENS, n, length, r, top, total, acc,
-                                       d, 0, group_slots, 0, D, BT, True, False, False, PRECISION)
+    top, total, acc = attend_seen(query, keys, values, head_base, frame_len + b * RING, current, seen_from, seen_to, r,
+                                  top, total, acc, d, group_slots, D, V, BN, BT, RING, TOKENS, SLOTS, PRECISION)
     for age in range(youngest, end):
         w = (current + RING - age) % RING
         own = ((w == current) & on_current) | ((w == previous) & ~on_current)
