@@ -186,16 +186,15 @@ def make_vit(name: str, size: int, quick: bool) -> nn.Module:
 def _ours(model: AutoGaze, gazed: GazedViT, video: Tensor, ratio: float, runs: int) -> dict[str, Any]:
     before = start_memory(video.device)
     gaze = choose(model, gazed, video, ratio)
-    encode: Callable[[Tensor, Gaze], object] = gazed
-    if video.is_cuda:
-        encode = GraphedViT(gazed, video, gaze)
+    graphs = GraphedViT(gazed, video, gaze) if video.is_cuda else None
+    encode: Callable[[Tensor, Gaze], object] = graphs or gazed
     total = measure(lambda: encode(video, choose(model, gazed, video, ratio)), video.device, runs, before)
     alone = {
         "gaze": measure(lambda: choose(model, gazed, video, ratio), video.device, runs),
         "encode": measure(lambda: encode(video, gaze), video.device, runs),
     }
     parts = {name: asdict(replace(timing, peak_memory_mib=None)) for name, timing in alone.items()}
-    return {"total": asdict(total), **parts}
+    return {"total": asdict(total), **parts, "slots": gaze.ids.numel(), "buckets": graphs and graphs.buckets}
 
 
 def _dense(case: Case, vit: nn.Module, video: Tensor, runs: int) -> dict[str, Any]:

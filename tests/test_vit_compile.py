@@ -9,7 +9,8 @@ pytest.importorskip("timm")
 pytest.importorskip("transformers")
 
 from autogaze import Gaze, PatchGrid  # noqa: E402
-from autogaze.vit import GazedViT, GraphedViT  # noqa: E402
+from autogaze.vit import GazedViT, GraphedViT, graphs  # noqa: E402
+from autogaze.vit.graphs import default_buckets  # noqa: E402
 from tests.vit_models import CASES, Case  # noqa: E402
 
 BY_NAME = {case.name: case for case in CASES}
@@ -43,6 +44,75 @@ def test_two_compiled_graphs_serve_the_whole_model(case: Case) -> None:
     count = int(gaze.chosen.sum())
     assert torch.allclose(got.features[:count], expected.features[:count], atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # cutting, and one block
+
+
+def _chosen(gazed: GazedViT, count: int, clips: int = 2) -> tuple[torch.Tensor, Gaze]:
+    """A video, and a gaze of 126 slots of which `count`, anywhere, are chosen."""
+    video, gaze = _inputs(gazed, clips)
+    size = gaze.grid.patches_per_frame
+    ids = torch.rand(clips, 3, size).argsort(-1)
+    return video, Gaze(ids, (torch.randperm(ids.numel()) < count).view_as(ids), gaze.grid)
+
+
+class _Unrecorded:
+    """Stands in for a capture where there is no GPU: a replay runs what would have been recorded."""
+
+    def __init__(self, graphed: GraphedViT, rows: int) -> None:
+        self.graphed, self.rows, self.graph, self.replays = graphed, rows, self, 0
+        graphed.gazed.encode_gaze(graphed._video, graphed._gaze, self.rows)
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.features = self.graphed.gazed.encode_gaze(self.graphed._video, self.graphed._gaze, self.rows)
+
+
+@pytest.fixture
+def unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "_check_capturable", lambda gazed, video: None)
+    monkeypatch.setattr(GraphedViT, "_capture", lambda graphed, rows: _Unrecorded(graphed, rows))
+
+
+def test_default_buckets_fit_the_example_and_everything() -> None:
+    assert default_buckets(12_336, 13_312) == (12_544, 13_312)
+    assert default_buckets(0, 500) == (128, 500)
+    for count, slots in ((500, 500), (499, 500), (3, 128), (0, 0)):
+        assert default_buckets(count, slots) == (slots,)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("unrecorded")
+@pytest.mark.parametrize("attention", ["frame", "block_causal", "joint"])
+def test_a_gaze_goes_to_the_smallest_bucket_that_holds_it(attention: str) -> None:
+    gazed = GazedViT(CASES[0].build().eval(), attention)
+    graphed = GraphedViT(gazed, *_chosen(gazed, 20, clips=3), compile=False)
+    assert graphed.buckets == (128, 189)
+    for count, rows in ((128, 128), (0, 128), (129, 189), (188, 189), (189, 189)):
+        video, gaze = _chosen(gazed, count, clips=3)
+        before = graphed._captures[rows].replays
+        got, expected = graphed(video, gaze), gazed(video, gaze)
+        assert graphed._captures[rows].replays == before + 1
+        assert torch.equal(got.offsets, expected.offsets) and torch.equal(got.ids[:count], expected.ids)
+        assert torch.allclose(got.features[:count], expected.features, atol=1e-5)
+        assert torch.allclose(got.pool(), expected.pool(), atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("unrecorded")
+def test_one_bucket_of_all_slots_asks_the_device_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gazed = GazedViT(CASES[0].build().eval(), "joint")
+    graphed = GraphedViT(gazed, *_chosen(gazed, 20), buckets=(126,), compile=False)
+    _, gaze = _chosen(gazed, 126)
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda self: pytest.fail("asked for a number"))
+    assert graphed._serving(gaze) == 126
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("unrecorded")
+def test_a_gaze_that_no_bucket_holds_is_refused() -> None:
+    gazed = GazedViT(CASES[0].build().eval())
+    graphed = GraphedViT(gazed, *_chosen(gazed, 20), buckets=(24, 48), compile=False)
+    with pytest.raises(ValueError, match="49 patches were chosen but the largest bucket holds 48"):
+        graphed(*_chosen(gazed, 49))
 
 
 def test_graphs_need_a_gpu() -> None:

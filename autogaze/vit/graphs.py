@@ -3,12 +3,13 @@
 How: a gaze of (B, T, K) slots is packed into a fixed number of rows (a bucket), the rest of which is filler that no
 run of attention contains. Every shape is then fixed: packing is a cumulative sum and a scatter, attention reads its
 bounds from device memory, and the longest run is bounded by K. With one bucket of B * T * K rows nothing asks the
-device anything. Smaller buckets save work when many slots are empty (the stop rule); choosing among them costs one
-read of the count, 8 bytes, before the replay.
+device anything. Smaller buckets save work when slots are empty (the stop rule, tiles); choosing among them costs one
+read of the count, 8 bytes, before the replay: the call then waits until the gaze is there.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,22 @@ from torch import Tensor
 from autogaze.gaze import Gaze
 from autogaze.vit.features import PackedFeatures
 from autogaze.vit.gazed import GazedViT
+
+HEADROOM = 1.01  # rows of the bucket that fits the example, for each of its chosen patches
+ROWS_STEP = 128  # buckets are multiples of it: matrix products work on so many rows at once, fewer are not faster
+
+
+def default_buckets(count: int, slots: int) -> tuple[int, ...]:
+    """What fits an example, and everything; the second alone if the first would be as large.
+
+    With 12,336 of 13,312 slots chosen: 12,544 and 13,312 rows.
+
+    Args:
+        count: chosen patches of the example.
+        slots: B * T * K.
+    """
+    fitting = max(1, math.ceil(count * HEADROOM / ROWS_STEP)) * ROWS_STEP
+    return (fitting, slots) if fitting < slots else (slots,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +48,9 @@ class GraphedViT:
     Args:
         gazed: in eval mode, on the GPU. It is compiled in place (see `GazedViT.compile`) if `compile` says so.
         video: (B, T, 3, H, W), an example of what will come: shape, dtype and device count.
-        gaze: (B, T, K), an example; later gazes may have fewer slots, not more.
-        buckets: packed rows to capture for; empty: B * T * K only, which never asks the device anything.
+        gaze: (B, T, K), an example; later gazes may have fewer slots, not more, and choose any number of them.
+        buckets: packed rows to capture for; empty: see `default_buckets`, which gazes that choose about as many
+            patches as the example pay least for. With B * T * K alone a call never asks the device anything.
 
     Raises:
         ValueError: if there is no GPU, or the ViT is in training mode.
@@ -41,19 +59,19 @@ class GraphedViT:
     def __init__(
         self, gazed: GazedViT, video: Tensor, gaze: Gaze, buckets: tuple[int, ...] = (), compile: bool = True
     ) -> None:
-        if not video.is_cuda:
-            raise ValueError(f"CUDA graphs need a CUDA device, the video is on {video.device}; use GazedViT itself")
-        if gazed.training:
-            raise ValueError("CUDA graphs are for inference: call .eval() on the GazedViT first")
+        _check_capturable(gazed, video)
         if compile:
             gazed.compile()
         self.gazed = gazed
-        self.buckets = tuple(sorted({min(rows, gaze.ids.numel()) for rows in buckets or (gaze.ids.numel(),)}))
+        slots = gaze.ids.numel()
+        asked = buckets or default_buckets(int(gaze.chosen.sum()), slots)
+        self.buckets = tuple(sorted({min(rows, slots) for rows in asked}))
         with torch.inference_mode(False):  # so that calls may come from inside inference mode and from outside
             self._video = torch.empty_like(video)
             self._gaze = Gaze(torch.zeros_like(gaze.ids), torch.zeros_like(gaze.chosen), gaze.grid)
         self._captures: dict[int, _Capture] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self._check(video, gaze)
         self._load(video, gaze)
         for rows in reversed(self.buckets):  # the largest first: the others fit into its memory
             self._captures[rows] = self._capture(rows)
@@ -69,26 +87,34 @@ class GraphedViT:
             ValueError: if video or gaze do not have the captured shape, or more patches were chosen than the largest
                 bucket holds.
         """
+        self._check(video, gaze)
+        rows = self._serving(gaze)  # before the copies: they run while the host starts the replay
         self._load(video, gaze)
+        self._captures[rows].graph.replay()
+        return replace(self._captures[rows].features)
+
+    def _serving(self, gaze: Gaze) -> int:
+        """The smallest bucket that holds a gaze."""
         rows = self.buckets[-1]
         if len(self.buckets) > 1 or rows < gaze.ids.numel():
             count = int(gaze.chosen.sum())
             if count > rows:
                 raise ValueError(f"{count} patches were chosen but the largest bucket holds {rows}")
             rows = next(bucket for bucket in self.buckets if bucket >= count)
-        self._captures[rows].graph.replay()
-        return replace(self._captures[rows].features)
+        return rows
 
-    def _load(self, video: Tensor, gaze: Gaze) -> None:
-        slots = gaze.ids.shape[-1]
+    def _check(self, video: Tensor, gaze: Gaze) -> None:
         fits = (
             video.shape == self._video.shape and gaze.ids.shape[:2] == video.shape[:2] and gaze.grid == self._gaze.grid
         )
-        if not fits or slots > self._gaze.ids.shape[-1]:
+        if not fits or gaze.ids.shape[-1] > self._gaze.ids.shape[-1]:
             raise ValueError(
                 f"captured for video {tuple(self._video.shape)} and gaze {tuple(self._gaze.ids.shape)} on "
                 f"{self._gaze.grid}, got {tuple(video.shape)} and {tuple(gaze.ids.shape)} on {gaze.grid}"
             )
+
+    def _load(self, video: Tensor, gaze: Gaze) -> None:
+        slots = gaze.ids.shape[-1]
         self._video.copy_(video)
         self._gaze.ids[..., :slots].copy_(gaze.ids)
         self._gaze.chosen[..., :slots].copy_(gaze.chosen)
@@ -111,3 +137,10 @@ class GraphedViT:
             features = self.gazed.encode_gaze(self._video, self._gaze, rows)
         self._gaze.chosen.copy_(kept)
         return _Capture(graph, features)
+
+
+def _check_capturable(gazed: GazedViT, video: Tensor) -> None:
+    if not video.is_cuda:
+        raise ValueError(f"CUDA graphs need a CUDA device, the video is on {video.device}; use GazedViT itself")
+    if gazed.training:
+        raise ValueError("CUDA graphs are for inference: call .eval() on the GazedViT first")
