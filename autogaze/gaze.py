@@ -138,6 +138,23 @@ class Gaze:
         loss = None if self.task_loss is None else self.task_loss.gather(-1, order)
         return replace(self, ids=self.ids.gather(-1, order), chosen=self.chosen.gather(-1, order), task_loss=loss)
 
+    def on_grid(self, grid: PatchGrid) -> Gaze:
+        """The same patches on a grid that has this one's scales and more, such as a judge's.
+
+        Raises:
+            ValueError: if a scale is not on it, or patches or frames have another size.
+        """
+        own = self.grid
+        if own == grid:
+            return self
+        if not set(own.scales) <= set(grid.scales) or own.patch_size != grid.patch_size or own.tile_px != grid.tile_px:
+            raise ValueError(f"a gaze of scales {own.scales} and patch {own.patch_size} cannot be judged on "
+                             f"{grid.scales} and patch {grid.patch_size}")
+        offsets = (grid.offsets[grid.scale_index(scale)] for scale in own.scales)
+        shift = torch.cat([torch.full((patches,), theirs - ours, device=self.device) for patches, theirs, ours in
+                           zip(own.patches_per_scale, offsets, own.offsets, strict=True)])
+        return replace(self, ids=self.ids + shift[self.ids] * self.chosen, grid=grid)
+
     @classmethod
     def from_patch_mask(cls, mask: Tensor, grid: PatchGrid) -> Gaze:
         """A gaze that lists a mask's patches in increasing order.

@@ -54,3 +54,9 @@ def test_an_unknown_loss_leaves_value_and_gradient_alone() -> None:
     loss = task_loss_prediction_loss(prediction, torch.tensor([[0.25, float("nan")]]), torch.tensor([[True, False]]))
     loss.sum().backward()
     assert float(loss.detach()) == 0.0625 and prediction.grad.tolist() == [[0.5, 0.0]]
+
+
+def test_relative_errors_are_shares_of_the_true_loss() -> None:
+    prediction, truth = torch.tensor([[0.2, 0.3, 0.001]]), torch.tensor([[0.1, float("nan"), 0.0]])
+    loss = task_loss_prediction_loss(prediction, truth, torch.tensor([[True, False, True]]), relative=True)
+    torch.testing.assert_close(loss, torch.tensor([(1.0 + 0.01) / 2]))

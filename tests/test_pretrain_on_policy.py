@@ -11,10 +11,12 @@ import torch
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
 from autogaze.pretrain.judge import Judge
-from autogaze.pretrain.on_policy import OnPolicyModule
+from autogaze.pretrain.on_policy import OnPolicyModule, imitation
+from autogaze.pretrain.paste import paste
 from autogaze.pretrain.recipes import PretrainRecipe
 from autogaze.pretrain.reconstructor import Reconstructor
 from autogaze.selectors.difference import DifferenceSelector
+from autogaze.selectors.ranking import NEVER
 from tests.test_rl_env import TINY, spotted_clip
 from tests.test_rl_module import CONFIG, assert_it_learns, batch
 
@@ -28,38 +30,68 @@ def make_module() -> OnPolicyModule:
     return OnPolicyModule(AutoGaze(CONFIG), Judge(Reconstructor(TINY)), RECIPE)
 
 
-@pytest.mark.parametrize("start", [0, 1, 3])
-def test_the_teacher_goes_on_with_itself_as_it_would_have_done(start: int) -> None:
+def test_what_the_teacher_would_take_is_worth_the_most_wherever_it_chose_itself() -> None:
     teacher = DifferenceSelector(CONFIG.grid)
-    video = torch.stack([spotted_clip(seed, frames=3) for seed in range(2)])
-    budget = torch.tensor([[2, 1, 3], [1, 2, 2]])
-    whole = teacher.choose(video, budget)
-    resumed = teacher.choose(video, budget, begun=whole, start=torch.tensor([start, 1]))
-    assert torch.equal(resumed.ids, whole.ids) and torch.equal(resumed.chosen, whole.chosen)
+    video = torch.stack([spotted_clip(seed, frames=3) for seed in range(2)]) + 0.01 * torch.randn(2, 3, 3, 64, 64)
+    gaze = teacher.choose(video, torch.tensor([[5, 1, 3], [1, 2, 4]]))
+    gains = teacher.gains(video, gaze, group=2)
+    assert gains.shape == (*gaze.ids.shape, CONFIG.grid.patches_per_frame)
+    assert torch.equal(gains.argmax(-1)[gaze.chosen], gaze.ids[gaze.chosen])
+    assert (gains[0, 1, 2:] == NEVER).all(), "nothing was chosen in that group"
+    taken = gains.gather(-1, gaze.ids.roll(1, -1)[..., None])[0, 0, 1:]
+    assert (taken == NEVER).all(), "what is taken cannot be taken again"
 
 
-def test_the_teacher_makes_good_what_was_missed() -> None:
-    grid = CONFIG.grid
-    video = spotted_clip(0, place=(1, 2))[None]
-    spot = grid.offsets[1] + 1 * 4 + 2  # the fine patch over the only thing to see
-    begun = Gaze(torch.tensor([[[spot - 1], [spot], [0]]]), torch.ones(1, 3, 1, dtype=torch.bool), grid)
-    budget = torch.ones(1, 3, dtype=torch.int64)
-    teacher = DifferenceSelector(grid)
-    missed = teacher.choose(video, budget, begun=begun, start=torch.tensor([1]))
-    assert missed.ids[0, :, 0].tolist()[:2] == [spot - 1, spot]
+def test_gains_are_what_the_paste_error_falls_by() -> None:
+    """Against pasting for real: the model looked somewhere, and each patch in turn is added to its next group."""
+    grid, teacher = CONFIG.grid, DifferenceSelector(CONFIG.grid)
+    video = torch.rand(1, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[[7, 2, 11, 0], [3, 9, 1, 0]]])
+    gaze = Gaze(ids, torch.tensor([[[True, True, True, False]] * 2]), grid)
+    gains = teacher.gains(video, gaze, group=2)
+
+    def error(mask: torch.Tensor) -> torch.Tensor:
+        canvas = paste(video, Gaze.from_patch_mask(mask, grid))[:, 1]
+        return teacher.lattice.pool((video[:, 1] - canvas).abs().mean(1)).sum()
+
+    mask = gaze.patch_mask()
+    mask[0, 1] = False
+    mask[0, 1, [3, 9]] = True  # frame 1 up to its second group
+    before = error(mask)
+    for patch in range(grid.patches_per_frame):
+        with_it = mask.clone()
+        with_it[0, 1, patch] = True
+        expected = before - error(with_it) if not mask[0, 1, patch] else torch.tensor(NEVER)
+        torch.testing.assert_close(gains[0, 1, 2, patch], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_models_own_gaze_comes_first_and_is_not_imitated() -> None:
+def test_the_model_is_corrected_where_it_went_itself() -> None:
     module = make_module()
     video = batch(0, 8).video
-    gaze, corrected = module.correct(video, torch.Generator().manual_seed(3))
+    gaze, gains = module.correct(video, torch.Generator().manual_seed(3))
     own = module.model.generate(video, gazing_ratio=0.1)
-    assert torch.equal(gaze.counts, own.counts)
-    first = corrected.any(-1).float().argmax(1)
-    assert 0 < int(corrected.sum()) < int(gaze.chosen.sum()) and len(first.unique()) > 1
-    for clip in range(8):
-        assert torch.equal(gaze.ids[clip, : first[clip]], own.ids[clip, : first[clip]])
-        assert corrected[clip, first[clip] :].equal(gaze.chosen[clip, first[clip] :])
+    assert torch.equal(gaze.ids, own.ids) and torch.equal(gaze.chosen, own.chosen)
+    assert (gains[gaze.chosen].amax(-1) > NEVER).all()
+
+
+def test_imitation_prefers_what_is_worth_more_and_takes_what_is_worth_as_much() -> None:
+    chosen, gains = torch.tensor([True]), torch.tensor([[1.0, 0.99, 0.2, NEVER]])
+    best, equal, bad = (torch.eye(4)[k : k + 1] * 9 for k in range(3))
+    hard = [float(imitation(logits, gains, chosen, 0.0, 0.0)[0]) for logits in (best, equal, bad)]
+    soft = [float(imitation(logits, gains, chosen, 0.1, 0.0)[0]) for logits in (best, equal, bad)]
+    assert hard[0] < 0.01 and hard[1] > 8 and hard[2] > 8
+    assert abs(soft[0] - soft[1]) < 1 and soft[2] > soft[1] + 3
+    never = torch.tensor([[0.0, 0.0, 0.0, 50.0]], requires_grad=True)
+    loss, _ = imitation(never, gains, chosen, 0.1, 0.0)
+    loss.sum().backward()
+    assert never.grad is not None and float(never.grad[0, 3]) == 0.0 and never.grad.isfinite().all()
+
+
+def test_slots_weigh_as_what_is_at_stake() -> None:
+    chosen = torch.tensor([True, True, False])
+    gains = torch.tensor([[4.0, 0.0], [1.0, 0.5], [NEVER, NEVER]])
+    losses, weights = imitation(torch.zeros(3, 2), gains, chosen, 0.1, 0.5)
+    assert losses.isfinite().all() and weights[chosen].tolist() == pytest.approx([4 / 3, 2 / 3])
 
 
 def test_learns_to_look_at_the_only_thing_to_see(tmp_path: Path) -> None:

@@ -23,20 +23,32 @@ def score(model: AutoGaze, video: Tensor, gaze: Gaze, temperature: float | None,
     """See `AutoGaze.score`."""
     from autogaze.model import Scores
 
+    logits, after = score_all(model, video, gaze, as_decoded)
+    log_probs = _log_probs(logits, gaze, temperature)
+    return Scores(log_probs.where(gaze.chosen, 0), after.where(gaze.chosen, 0))
+
+
+def score_all(model: AutoGaze, video: Tensor, gaze: Gaze, as_decoded: bool) -> tuple[Tensor, Tensor]:
+    """What the model says of every id at each slot of a gaze, given the slots of the groups before.
+
+    Args:
+        video, gaze, as_decoded: as in `AutoGaze.score`.
+
+    Returns:
+        logits (B, T, K, patches_per_frame + 1), the last of `eos`, and the loss predicted after each slot (B, T, K);
+        both are undefined at slots that were not chosen.
+    """
     _check(model, video, gaze)
     decoder, group = model.gaze_decoder, model.gaze_decoder.group
     hidden, visual_at, gaze_at = _hidden_states(model, video, gaze, as_decoded)
-    slots = gaze.ids.shape[-1]
-    slot = torch.arange(slots, device=gaze.device)
+    slot = torch.arange(gaze.ids.shape[-1], device=gaze.device)
     # Token j was predicted from the position just before its group: the frame's last visual token, or the
     # last token of the group before.
     before = (slot // group) * group - 1
     source = torch.where(before >= 0, gaze_at[..., before.clamp(min=0)], visual_at[..., None])  # (B, T, K)
     logits, predicted = _heads_at(decoder, hidden, source)
-    log_probs = _log_probs(logits, gaze, temperature)
     own = F.linear(_gather(hidden, gaze_at), decoder.task_loss_prediction_head.weight[:1]).squeeze(-1).float()
-    after = torch.where(slot % group == group - 1, own, predicted)
-    return Scores(log_probs.where(gaze.chosen, 0), after.where(gaze.chosen, 0))
+    return logits, torch.where(slot % group == group - 1, own, predicted)
 
 
 def _check(model: AutoGaze, video: Tensor, gaze: Gaze) -> None:

@@ -39,12 +39,12 @@ def model_method(name: str, model: AutoGaze, grid: PatchGrid) -> Method:
     """A model on the judge's grid. A model with fewer scales spends as many patches, not as large a share."""
     if model.grid == grid:
         return Method(name, NETWORK, lambda video, ratio, generator: model.generate(video, gazing_ratio=ratio), model)
-    shift = _shifts(model.grid, grid)
+    empty = torch.zeros(1, 1, 0, dtype=torch.int64)
+    Gaze(empty, empty.bool(), model.grid).on_grid(grid)  # refuses a grid that does not fit before anything is read
 
     def choose(video: Tensor, ratio: float, generator: torch.Generator) -> Gaze:
         share = min(1.0, (grid.budget(ratio) + 0.5) / model.grid.patches_per_frame)
-        gaze = model.generate(video, gazing_ratio=share)
-        return replace(gaze, ids=gaze.ids + shift.to(gaze.device)[gaze.ids] * gaze.chosen, grid=grid)
+        return model.generate(video, gazing_ratio=share).on_grid(grid)
 
     return Method(name, NETWORK, choose, model)
 
@@ -102,12 +102,3 @@ def parse_label(text: str) -> tuple[str, str]:
 def known_methods() -> tuple[str, ...]:
     """What `against` may name."""
     return (*SELECTORS, UNTRAINED, "oracle")
-
-
-def _shifts(own: PatchGrid, grid: PatchGrid) -> Tensor:
-    """What to add to each id of a model's grid to get the id of the same patch on the judge's grid."""
-    if not set(own.scales) <= set(grid.scales) or own.patch_size != grid.patch_size or own.tile_px != grid.tile_px:
-        raise ValueError(f"a model of scales {own.scales} and patch {own.patch_size} cannot be judged on "
-                         f"{grid.scales} and patch {grid.patch_size}")
-    return torch.cat([torch.full((own.patches_per_scale[k],), grid.offsets[grid.scale_index(scale)] - own.offsets[k])
-                      for k, scale in enumerate(own.scales)])

@@ -11,7 +11,7 @@ from torch import Tensor
 from autogaze.model import AutoGaze
 from autogaze.pretrain.clips import Clip
 from autogaze.pretrain.judge import Judge
-from autogaze.pretrain.ntp import ntp_loss, task_loss_prediction_loss
+from autogaze.pretrain.ntp import LEAST_LOSS, ntp_loss, task_loss_prediction_loss
 from autogaze.pretrain.recipes import PretrainRecipe, TrainerRecipe
 
 VALIDATION_RATIO = 0.1  # budget at which validation compares models
@@ -43,9 +43,12 @@ class GazeModule(pl.LightningModule):
         loss = self.judge.losses(batch.video, gaze)
         last = last_chosen(gaze.chosen)
         predicted = self.model.score(batch.video, gaze, as_decoded=True).task_loss_prediction[last]
-        error = (predicted - loss[last.any(-1)]).abs().mean()
+        truth = loss[last.any(-1)]
+        error = (predicted - truth).abs()
         self.log("val/reconstruction_loss", loss.mean(), batch_size=len(loss), sync_dist=True, prog_bar=True)
-        self.log("val/task_loss_error", error, batch_size=len(loss), sync_dist=True)
+        self.log_dict({"val/task_loss_error": error.mean(),
+                       "val/task_loss_relative_error": (error / truth.clamp(min=LEAST_LOSS)).mean()},
+                      batch_size=len(loss), sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
@@ -65,7 +68,8 @@ class PretrainModule(GazeModule):
         scores = self.model.score(batch.video, batch.gaze, as_decoded=True)  # train on what `generate` does
         ids = ntp_loss(scores.log_action_probs, batch.gaze.chosen).mean()
         known = batch.gaze.chosen & batch.task_loss.isfinite()
-        task = task_loss_prediction_loss(scores.task_loss_prediction, batch.task_loss, known).mean()
+        task = task_loss_prediction_loss(scores.task_loss_prediction, batch.task_loss, known,
+                                         self.recipe.relative_task_loss).mean()
         size = len(batch.video)
         self.log("train/ntp_loss", ids, batch_size=size, prog_bar=True)
         self.log("train/task_loss_prediction_loss", task, batch_size=size)

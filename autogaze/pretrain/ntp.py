@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LEAST_LOSS = 0.01  # a smaller reconstruction loss counts as this much where errors are shares of it
+
 
 def per_mean_count(values: Tensor, mask: Tensor) -> Tensor:
     """Sum of masked values in each row, over the mean mask count of the rows.
@@ -41,16 +43,19 @@ def ntp_loss(log_action_probs: Tensor, chosen: Tensor) -> Tensor:
     return per_mean_count(-log_action_probs, chosen)
 
 
-def task_loss_prediction_loss(prediction: Tensor, task_loss: Tensor, known: Tensor) -> Tensor:
+def task_loss_prediction_loss(prediction: Tensor, task_loss: Tensor, known: Tensor, relative: bool = False) -> Tensor:
     """Squared error of the predicted reconstruction loss where the true one is known.
 
     Args:
         prediction: (N, ...) float, predicted loss after each id.
         task_loss: float of the same shape, the true loss; NaN is allowed where it is not known.
         known: bool of the same shape; chosen slots whose true loss is known (padding never counts).
+        relative: count errors as shares of the true loss, as the stop rule's promise does; published: False.
 
     Returns:
         (N,) float: sum over known slots, over the mean count of known slots a row.
     """
     gap = (prediction - task_loss).masked_fill(~known.bool(), 0.0)  # before the square: NaN x 0 is NaN in its gradient
+    if relative:
+        gap = gap / task_loss.masked_fill(~known.bool(), 1.0).clamp(min=LEAST_LOSS)
     return per_mean_count(gap.square(), known)

@@ -1,24 +1,30 @@
-"""Imitation on the model's own states: the model looks, and is told what would have been better to look at next.
+"""Imitation on the model's own states: the model looks, and is told what would have been better to look at.
 
-A model that only imitates recorded gazes never sees what its own mistakes lead to. Here it gazes at each clip itself
-up to a frame drawn at random; from there on the greedy choice on plain pixels (`autogaze.selectors.difference`) makes
-the best of what the model has seen and missed, and that is what it learns from. Source: DAgger, arXiv:1011.0686.
+A model that only imitates recorded gazes never sees what its own mistakes lead to. Here it gazes at each clip itself;
+at every group of ids, plain pixels say what each patch would have been worth after what the model has seen and missed
+(`autogaze.selectors.difference`), and that is what it learns from. Source: DAgger, arXiv:1011.0686; that all patches
+are taught by their worth, not the best alone, is ours.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from autogaze.decoding.scoring import score_all
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
 from autogaze.pretrain.clips import Clip
 from autogaze.pretrain.draws import draw_ratios, step_seed
 from autogaze.pretrain.judge import Judge
 from autogaze.pretrain.module import GazeModule, last_chosen
-from autogaze.pretrain.ntp import ntp_loss, task_loss_prediction_loss
+from autogaze.pretrain.ntp import per_mean_count, task_loss_prediction_loss
 from autogaze.pretrain.recipes import PretrainRecipe
 from autogaze.selectors.difference import DifferenceSelector
+from autogaze.selectors.ranking import NEVER
+
+LEAST_GAIN = 1e-3  # below this nothing is to be gained, and all patches are as good as the best
 
 
 class OnPolicyModule(GazeModule):
@@ -27,7 +33,8 @@ class OnPolicyModule(GazeModule):
     Args:
         model: trained in place.
         judge: tells the loss that each frame's gaze left, for the model's loss head.
-        recipe: `min_gazing_ratio` and `max_gazing_ratio` bound the budgets.
+        recipe: `min_gazing_ratio` and `max_gazing_ratio` bound the budgets, `softness` and `gain_weight` say how the
+            worth of patches is taught.
     """
 
     recipe: PretrainRecipe
@@ -37,35 +44,57 @@ class OnPolicyModule(GazeModule):
         self.teacher = DifferenceSelector(model.grid)
 
     def training_step(self, batch: Clip, batch_idx: int) -> Tensor:
-        recipe = self.recipe
+        recipe, video = self.recipe, batch.video
         seed = step_seed(recipe.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
-        gaze, corrected = self.correct(batch.video, torch.Generator().manual_seed(seed))
-        scores = self.model.score(batch.video, gaze, as_decoded=True)
-        ids = ntp_loss(scores.log_action_probs, corrected).mean()
+        gaze, gains = self.correct(video, torch.Generator().manual_seed(seed))
+        logits, predicted = score_all(self.model, video, gaze, as_decoded=True)
+        losses, weights = imitation(logits[..., :-1], gains, gaze.chosen, recipe.softness, recipe.gain_weight)
+        ids = per_mean_count(losses * weights, gaze.chosen).mean()
         known = last_chosen(gaze.chosen)
-        truth = self.judge.losses(batch.video, gaze)[..., None].expand(known.shape)
-        task = task_loss_prediction_loss(scores.task_loss_prediction, truth, known).mean()
-        size = len(batch.video)
+        truth = self.judge.losses(video, gaze)[..., None].expand(known.shape)
+        task = task_loss_prediction_loss(predicted, truth, known, recipe.relative_task_loss).mean()
+        size = len(video)
         self.log("train/ntp_loss", ids, batch_size=size, prog_bar=True)
         self.log("train/task_loss_prediction_loss", task, batch_size=size)
         return ids + recipe.task_loss_weight * task
 
     @torch.no_grad()
     def correct(self, video: Tensor, generator: torch.Generator) -> tuple[Gaze, Tensor]:
-        """The model's gaze up to a frame of each clip, and the teacher's from there on.
+        """The model's gaze, and what each patch would have been worth at its slots.
 
         Args:
             video: (B, T, 3, H, W) float.
-            generator: draws budgets and frames; on the CPU.
+            generator: draws budgets; on the CPU.
 
         Returns:
-            the gaze (B, T, K), and which of its slots are the teacher's, bool of the same shape.
+            the gaze (B, T, K), and (B, T, K, patches_per_frame) as `DifferenceSelector.gains` says.
         """
-        recipe, (clips, frames) = self.recipe, video.shape[:2]
-        ratios = draw_ratios(clips, recipe.min_gazing_ratio, recipe.max_gazing_ratio, generator)
-        start = torch.randint(0, frames, (clips,), generator=generator).to(video.device)
-        own = self.model.generate(video, gazing_ratio=ratios)
+        recipe = self.recipe
+        ratios = draw_ratios(len(video), recipe.min_gazing_ratio, recipe.max_gazing_ratio, generator)
+        gaze = self.model.generate(video, gazing_ratio=ratios)
         with torch.autocast(video.device.type, enabled=False):  # pixels are compared in full precision
-            gaze = self.teacher.choose(video.float(), own.counts, begun=own, start=start)
-        frame = torch.arange(frames, device=video.device)
-        return gaze, gaze.chosen & (frame >= start[:, None])[..., None]
+            return gaze, self.teacher.gains(video.float(), gaze, self.model.gaze_decoder.group)
+
+
+def imitation(logits: Tensor, gains: Tensor, chosen: Tensor, softness: float, gain_weight: float
+              ) -> tuple[Tensor, Tensor]:
+    """How far a policy is from the worth of patches.
+
+    Args:
+        logits: (..., P) float, of the ids of patches.
+        gains: (..., P) float, what each would be worth; `NEVER` where the policy cannot choose it.
+        chosen: (...) bool, the slots that count; at least one of their gains is not `NEVER`.
+        softness: the target is a softmax of gains over this share of the best gain; 0 teaches the best patch alone.
+        gain_weight: a slot weighs as its best gain to this power; 0 weighs all alike.
+
+    Returns:
+        cross-entropy (...) in nats, and weights (...) whose mean over the chosen slots is 1.
+    """
+    never = (gains == NEVER) & chosen[..., None]
+    gains = gains.masked_fill(~chosen[..., None], 0.0)
+    best = gains.amax(-1, keepdim=True).clamp(min=LEAST_GAIN)
+    target = (gains / (best * softness)).softmax(-1) if softness else F.one_hot(gains.argmax(-1), gains.shape[-1])
+    log_probs = logits.float().masked_fill(never, -torch.inf).log_softmax(-1)
+    losses = -(target * log_probs.masked_fill(never, 0.0)).sum(-1)
+    weights = best.squeeze(-1).pow(gain_weight)
+    return losses, weights / weights.where(chosen, 0.0).sum() * chosen.sum()

@@ -117,12 +117,18 @@ class PretrainRecipe(TrainerRecipe):
     on_policy: bool = False  # True: no labels; the model's own gazes are corrected as it goes
     min_gazing_ratio: float = 0.02  # on policy each clip's budget is drawn log-uniformly between the two
     max_gazing_ratio: float = 0.4
+    softness: float = 0.1  # on policy: patches within about this share of the best one's worth are taught too; 0: none
+    gain_weight: float = 0.0  # on policy: a slot weighs as the best worth in it to this power; 0: all alike
     task_loss_weight: float = 1.0  # weight of the loss head
+    relative_task_loss: bool = False  # the loss head's errors count as shares of the true loss; published: False
     calibration_thresholds: int = 16  # tried when the stop rule is calibrated at the end
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "calibration_thresholds")
+        if self.softness < 0 or self.gain_weight < 0:
+            raise ValueError("softness and gain_weight must not be negative, got "
+                             f"{self.softness} and {self.gain_weight}")
         _one_of(self, "size", ("tiny", "base"))
         _ratio_range(self)
 
@@ -146,6 +152,7 @@ class RLRecipe(TrainerRecipe):
     length_price: float = 0.0  # reconstruction loss that a whole frame of patches must be worth
     task_loss_requirement: float | None = None  # let rollouts stop by the stop rule; None: budgets only
     task_loss_weight: float = 1.0  # weight of the loss head
+    relative_task_loss: bool = False  # the loss head's errors count as shares of the true loss; published: False
     score_rollouts: int = 96  # rollouts scored at a time: bounds the memory of an update
 
     def __post_init__(self) -> None:

@@ -119,7 +119,8 @@ class GRPOModule(GazeModule):
         policy = policy_loss(scores.log_action_probs, part.advantages, chosen, sampled, recipe.clip)
         known = last_chosen(chosen)  # the judge saw each frame's whole gaze: its loss belongs to the last id
         truth = part.loss[..., None].expand(chosen.shape)
-        task = task_loss_prediction_loss(scores.task_loss_prediction, truth, known).sum()
+        task = task_loss_prediction_loss(scores.task_loss_prediction, truth, known,
+                                         recipe.relative_task_loss).sum()
         loss, kl = policy.loss.sum() + recipe.task_loss_weight * task, torch.zeros_like(task)
         if self.reference:
             with torch.no_grad():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from autogaze.decoding.request import PerFrame
@@ -38,75 +39,123 @@ class DifferenceSelector:
         return self.choose(video, budget)
 
     @torch.no_grad()
-    def choose(self, video: Tensor, budget: Tensor, forget: Tensor | None = None, begun: Gaze | None = None,
-               start: Tensor | None = None) -> Gaze:
+    def choose(self, video: Tensor, budget: Tensor, forget: Tensor | None = None) -> Gaze:
         """Choose patches under given budgets.
 
         Args:
             video: (B, T, 3, height_px, width_px) float.
             budget: (B, T) int64.
             forget: (B, T) bool, frames before which everything known is forgotten (cuts).
-            begun, start: a gaze of (B, T, K) that is followed before frame `start` (B,); what comes after makes the
-                best of what it has seen and missed. Its counts there must be those of `budget`.
         """
         canvas = torch.zeros_like(video[:, 0])
         widths = budget.amax(0).tolist()  # picks of each frame: the one time that the host waits for the device
-        width, search = max(widths), _Search(self.lattice, video.device)
-        ids = torch.zeros(*budget.shape, width, dtype=torch.int64, device=video.device)
+        ids = torch.zeros(*budget.shape, max(widths), dtype=torch.int64, device=video.device)
         for t in range(video.shape[1]):
             if forget is not None:
                 canvas = torch.where(forget[:, t, None, None, None], 0.0, canvas)
             seen = renditions(video[:, t], self.grid)
-            chosen, levels = search.choose(canvas, video[:, t], seen, budget[:, t], widths[t])
-            if begun is not None and start is not None:
-                given = t < start
-                chosen = begun.ids[:, t, : widths[t]].where(given[:, None], chosen)
-                levels = search.levels(begun.patch_mask()[:, t]).where(given[:, None, None], levels)
-            ids[:, t, : widths[t]] = chosen
-            canvas = paste_levels(canvas, seen, self.lattice.spread(levels))
-        chosen = torch.arange(width, device=video.device) < budget[..., None]
+            search = _Search(self.lattice, *_errors(self.lattice, canvas, video[:, t], seen))
+            for pick in range(widths[t]):
+                ids[:, t, pick] = search.take(search.gains(), pick < budget[:, t])
+            canvas = paste_levels(canvas, seen, self.lattice.spread(search.levels))
+        chosen = torch.arange(ids.shape[-1], device=video.device) < budget[..., None]
         return Gaze(ids.where(chosen, 0), chosen, self.grid)
+
+    @torch.no_grad()
+    def gains(self, video: Tensor, gaze: Gaze, group: int) -> Tensor:
+        """What each patch would have been worth at every slot of a gaze that somebody else chose.
+
+        Slots come in groups, as a model decodes them. What the gaze chose before a group is known; within the group
+        the best patch counts as taken at each slot before.
+
+        Args:
+            video: (B, T, 3, height_px, width_px) float.
+            gaze: (B, T, K) of the same clips.
+            group: slots a group.
+
+        Returns:
+            (B, T, K, patches_per_frame) float: the paste error that the patch would take away, summed over the
+            lattice's cells; `NEVER` if it is taken by then, or nothing was chosen in the slot's group.
+        """
+        clips, frames, slots = gaze.ids.shape
+        ids, chosen = (F.pad(x, (0, -slots % group)).unflatten(2, (-1, group)) for x in (gaze.ids, gaze.chosen))
+        of_group = torch.zeros(*ids.shape[:3], gaze.grid.patches_per_frame, dtype=torch.uint8, device=video.device)
+        of_group = of_group.scatter_add(3, ids, chosen.to(torch.uint8)) > 0
+        before = of_group.cumsum(2, dtype=torch.uint8) > of_group  # (B, T, groups, patches_per_frame)
+        error, seen_error = self._errors_along(video, gaze)
+        clip, frame, at = chosen.any(-1).nonzero(as_tuple=True)
+        search = _Search(self.lattice, error[clip, frame], seen_error[clip, frame], before[clip, frame, at])
+        gains = torch.full((*ids.shape, gaze.grid.patches_per_frame), NEVER, device=video.device)
+        for pick in range(group):
+            gains[clip, frame, at, pick] = found = search.gains()
+            search.take(found)
+        return gains.flatten(2, 3)[:, :, :slots]
+
+    def _errors_along(self, video: Tensor, gaze: Gaze) -> tuple[Tensor, Tensor]:
+        """`_errors` of all frames before anything is chosen in them: (B, T, rows, columns) and, of every scale,
+        (B, T, scales, rows, columns)."""
+        canvas, mask, errors = torch.zeros_like(video[:, 0]), gaze.patch_mask(), []
+        for t in range(video.shape[1]):
+            seen = renditions(video[:, t], self.grid)
+            errors.append(_errors(self.lattice, canvas, video[:, t], seen))
+            canvas = paste_levels(canvas, seen, self.lattice.spread(_levels(self.lattice, mask[:, t])))
+        known, of_scale = zip(*errors, strict=True)
+        return torch.stack(known, 1), torch.stack(of_scale, 1)
 
 
 class _Search:
-    """The greedy choice in one frame, with the tables it needs on the video's device."""
+    """The greedy choice in N frames side by side.
 
-    def __init__(self, lattice: Lattice, device: torch.device) -> None:
-        self.lattice, self.grid = lattice, lattice.grid
+    Args:
+        error: (N, rows, columns) float, error of what is known in each cell of the lattice.
+        seen_error: (N, scales, rows, columns) float, the error that a patch of each scale would leave.
+        taken: (N, patches_per_frame) bool, patches of the frame that are chosen already.
+    """
+
+    def __init__(self, lattice: Lattice, error: Tensor, seen_error: Tensor, taken: Tensor | None = None) -> None:
+        self.lattice, grid, device = lattice, lattice.grid, error.device
         self.cover = lattice.inside(lattice.rectangles(device))  # (patches_per_frame, rows, columns) bool
-        ids = torch.arange(self.grid.patches_per_frame, device=device)
-        self.scale = self.grid.locate(ids)[0]  # (patches_per_frame,)
-        self.scales = torch.arange(len(self.grid.scales), device=device)[:, None, None]
+        self.scale = grid.locate(torch.arange(grid.patches_per_frame, device=device))[0]  # (patches_per_frame,)
+        self.scales = torch.arange(len(grid.scales), device=device)[:, None, None]
+        self.seen_error = seen_error
+        if taken is None:
+            self.taken = torch.zeros(len(error), grid.patches_per_frame, dtype=torch.bool, device=device)
+            self.levels = torch.full_like(error, EMPTY, dtype=torch.int64)  # scale pasted in each cell
+            self.error = error
+        else:
+            self.taken, self.levels = taken.clone(), _levels(lattice, taken)
+            pasted = seen_error.gather(1, self.levels.clamp(min=0)[:, None]).squeeze(1)
+            self.error = pasted.where(self.levels != EMPTY, error)
 
-    def choose(self, canvas: Tensor, frame: Tensor, seen: Tensor, budget: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Ids (B, width), of which the first `budget` count, and the scale pasted in each cell (B, rows, columns)."""
-        error = self.lattice.pool((frame - canvas).abs().mean(1))  # (B, rows, columns), of what is known now
-        seen_error = self.lattice.pool((frame[:, None] - seen).abs().mean(2))  # (B, scales, rows, columns)
-        levels = torch.full_like(error, EMPTY, dtype=torch.int64)
-        taken = torch.zeros(len(frame), len(self.scale), dtype=torch.bool, device=frame.device)
-        ids = torch.zeros(len(frame), width, dtype=torch.int64, device=frame.device)
-        allowed = torch.arange(width, device=frame.device)[:, None, None, None] < budget[:, None, None]
-        for pick in range(width):
-            best = self._gains(error, seen_error, levels).masked_fill(taken, NEVER).argmax(-1)
-            scale = self.scale[best][:, None, None]
-            better = self.cover[best] & (levels < scale) & allowed[pick]
-            new_error = seen_error.gather(1, scale[:, None].expand(-1, 1, *error.shape[1:])).squeeze(1)
-            error, levels = new_error.where(better, error), scale.where(better, levels)
-            taken.scatter_(1, best[:, None], True)
-            ids[:, pick] = best
-        return ids, levels
+    def gains(self) -> Tensor:
+        """(N, patches_per_frame): how much error each patch would take away; finer patches already there stay."""
+        cells = (self.error[:, None] - self.seen_error).where(self.levels[:, None] < self.scales, 0.0)
+        gains = torch.cat([self.lattice.sums(cells[:, k], k) for k in range(len(self.scales))], dim=-1)
+        return gains.masked_fill(self.taken, NEVER)
 
-    def levels(self, mask: Tensor) -> Tensor:
-        """The scale pasted in each cell (B, rows, columns) by the patches of a mask (B, patches_per_frame)."""
-        levels = torch.full((len(mask), *self.lattice.size), EMPTY, dtype=torch.int64, device=mask.device)
-        for k, of_scale in enumerate(mask.split(list(self.grid.patches_per_scale), dim=1)):
-            start = self.grid.offsets[k]
-            cover = self.cover[start : start + of_scale.shape[1]].flatten(1)
-            covered = (of_scale.float() @ cover.float() > 0).unflatten(1, self.lattice.size)
-            levels = levels.masked_fill(covered, k)
-        return levels
+    def take(self, gains: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Take the best patch of each frame, where that is `allowed` (N,) bool; returns its id (N,)."""
+        best = gains.argmax(-1)
+        scale = self.scale[best][:, None, None]
+        better = self.cover[best] & (self.levels < scale)
+        if allowed is not None:
+            better = better & allowed[:, None, None]
+        error = self.seen_error.gather(1, scale[:, None].expand(-1, 1, *self.error.shape[1:])).squeeze(1)
+        self.error, self.levels = error.where(better, self.error), scale.where(better, self.levels)
+        self.taken.scatter_(1, best[:, None], True)
+        return best
 
-    def _gains(self, error: Tensor, seen_error: Tensor, levels: Tensor) -> Tensor:
-        """(B, patches_per_frame): how much error each patch would take away; finer patches already there stay."""
-        cells = (error[:, None] - seen_error).where(levels[:, None] < self.scales, 0.0)
-        return torch.cat([self.lattice.sums(cells[:, k], k) for k in range(len(self.scales))], dim=-1)
+
+def _errors(lattice: Lattice, canvas: Tensor, frame: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean absolute error of each cell: (B, rows, columns) of the canvas, (B, scales, rows, columns) of renditions."""
+    return lattice.pool((frame - canvas).abs().mean(1)), lattice.pool((frame[:, None] - seen).abs().mean(2))
+
+
+def _levels(lattice: Lattice, mask: Tensor) -> Tensor:
+    """The scale pasted in each cell (N, rows, columns) by the patches of a mask (N, patches_per_frame)."""
+    cover = lattice.inside(lattice.rectangles(mask.device)).flatten(1).float()
+    levels = torch.full((len(mask), *lattice.size), EMPTY, dtype=torch.int64, device=mask.device)
+    parts = list(lattice.grid.patches_per_scale)
+    for k, (of_scale, cells) in enumerate(zip(mask.split(parts, dim=1), cover.split(parts), strict=True)):
+        levels = levels.masked_fill((of_scale.float() @ cells > 0).unflatten(1, lattice.size), k)
+    return levels
