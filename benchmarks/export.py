@@ -6,7 +6,8 @@
 
 Times are of one frame of a stream, memory on the device, beside PyTorch's own stream in the file's precision (float32
 on a CPU). Agreement is the share of id slots that are the same, over all clips and frames, also after two sequences
-have parted. `providers` counts the nodes that ONNX Runtime ran on each device.
+have parted. `providers` counts the nodes that ONNX Runtime ran on each device. The JSON file is written anew after
+every part, so what was measured stays when a later part fails.
 """
 
 from __future__ import annotations
@@ -123,9 +124,8 @@ def providers(path: Path, device: torch.device) -> dict[str, dict[str, int]]:
     return {provider: dict(counts) for provider, counts in found.items()}
 
 
-def times(model: AutoGaze, path: Path, device: torch.device, batches: list[int]) -> list[dict]:
-    """One frame of a stream: ONNX Runtime with and without a CUDA graph, and PyTorch."""
-    rows, ratio = [], Engine.load(path, "cpu").metadata.gazing_ratio
+def times(model: AutoGaze, path: Path, device: torch.device, ratio: float, batches: list[int]) -> Iterator[dict]:
+    """One frame of a stream, for every batch: ONNX Runtime with and without a CUDA graph, and PyTorch."""
     for batch in batches:
         frame = torch.randn(batch, 3, model.config.scales[-1], model.config.scales[-1], device=device)
         theirs = model.stream(ratio, batch=batch)
@@ -138,13 +138,12 @@ def times(model: AutoGaze, path: Path, device: torch.device, batches: list[int])
                 name = "onnxruntime_cuda_graph" if graph else "onnxruntime"
                 call = partial(engine.stream(ratio, batch=batch).step, frame)
                 row[name] = asdict(measure(name, call, device, 40, 20))
-        rows.append(row)
         print({key: value["median_ms"] for key, value in row.items() if key != "batch"}, file=sys.stderr)
-    return rows
+        yield row
 
 
-def report(model: AutoGaze, ratio: float, precision: str, args: argparse.Namespace) -> dict[str, object]:
-    """Export one file and say everything about it."""
+def report(model: AutoGaze, ratio: float, precision: str, args: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """Export one file and say everything about it, part by part."""
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "gaze.onnx"
@@ -158,20 +157,23 @@ def report(model: AutoGaze, ratio: float, precision: str, args: argparse.Namespa
         dtype = torch.float16 if precision == "fp16" and device.type == "cuda" else torch.float32
         own = AutoGaze(model.config).to(device, dtype).eval()
         own.load_state_dict(model.state_dict())
-        row: dict[str, object] = {
-            "precision": precision, "gazing_ratio": ratio, "budget": engine.metadata.budget,
-            "nodes": len(graph.graph.node), "file_mib": path.stat().st_size / 2**20,
-            "write_s": written - begun, "open_s": opened - written,
-            "providers": providers(path, device),
-            "parity_with_pytorch_fp32": parity(model, engine, args.data, args.clips, 8)}
+        file_ratio = engine.metadata.gazing_ratio
+        yield {"precision": precision, "gazing_ratio": ratio, "budget": engine.metadata.budget,
+               "nodes": len(graph.graph.node), "file_mib": path.stat().st_size / 2**20,
+               "write_s": written - begun, "open_s": opened - written}
+        yield {"providers": providers(path, device)}
+        yield {"parity_with_pytorch_fp32": parity(model, engine, args.data, args.clips, 8)}
         del engine
         if args.clip_form:
             whole = ExportOptions(clip=True, precision=precision, gazing_ratio=ratio, batch=(1, 8))
             onnx.save(write_graph(model, whole.metadata(model)), str(path.with_name("clip.onnx")))
             clip_engine = Engine.load(path.with_name("clip.onnx"), device)
-            row["clip_parity_with_pytorch_fp32"] = parity(model, clip_engine, args.data, args.clips, 8)
-        row["frame"] = times(own, path, device, args.batch)
-    return row
+            yield {"clip_parity_with_pytorch_fp32": parity(model, clip_engine, args.data, args.clips, 8)}
+            del clip_engine
+        rows: list[dict] = []
+        for row in times(own, path, device, file_ratio, args.batch):
+            rows.append(row)
+            yield {"frame": rows}
 
 
 def main() -> int:
@@ -192,16 +194,18 @@ def main() -> int:
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32 on both sides
     model = AutoGaze.from_pretrained(args.checkpoint) if args.checkpoint else _sharp(args.quick)
     model = model.to(args.device).eval()
-    rows = []
+    files: list[dict[str, object]] = []
+    result = {"machine": machine() | {"onnxruntime": ort.__version__}, "command": " ".join(sys.argv), "files": files}
     for precision in args.precisions:
         for ratio in args.ratios:
-            rows.append(report(model, ratio, precision, args))
-            print(json.dumps({key: value for key, value in rows[-1].items() if key != "frame"}), file=sys.stderr)
-    result = {"machine": machine() | {"onnxruntime": ort.__version__}, "command": " ".join(sys.argv), "files": rows}
-    text = json.dumps(result, indent=1)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+            files.append({})
+            for part in report(model, ratio, precision, args):
+                files[-1].update(part)
+                if args.out:
+                    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                if "frame" not in part:
+                    print(json.dumps(part), file=sys.stderr, flush=True)
+    print(json.dumps(result, indent=1))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,26 @@ def test_engines_share_a_process_and_a_stream(folder: Path, video: torch.Tensor)
     first, second = (engine.generate(video.cuda(), 0.1) for engine in engines)
     torch.cuda.synchronize()
     assert torch.equal(first.ids, second.ids) and first.chosen.any()
+
+
+@pytest.mark.parametrize("form", ["call", "stream", "graph"])
+@pytest.mark.parametrize("named", [False, True])
+def test_an_engine_may_go_while_its_work_is_pending(folder: Path, video: torch.Tensor, form: str, named: bool) -> None:
+    """Nothing of its session is freed in a callback of the stream, where CUDA forbids it and the process would end."""
+    stream = torch.cuda.Stream() if named else None
+    engine = Engine.load(folder / ("clip.onnx" if form == "call" else "fp32.onnx"), "cuda", stream, form == "graph")
+    session = weakref.ref(engine.session)
+    if form == "call":
+        gaze = engine.generate(video[:1, :4].cuda(), 0.05)
+    else:
+        frames = engine.stream(0.1)
+        for t in range(FRAMES):
+            gaze = frames.step(video[:1, t].cuda())
+        del frames
+    del engine
+    assert session() is None  # at once, not when garbage is collected
+    torch.cuda.synchronize()
+    assert bool(gaze.chosen.all())
 
 
 def test_frames_come_from_anywhere(folder: Path, video: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,18 @@ def test_input_that_does_not_fit_is_named(frame_file: Path) -> None:
 def test_a_device_that_does_not_fit_is_named(frame_file: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Engine.load(frame_file, **options)
+
+
+def test_a_session_goes_with_the_last_that_uses_it(frame_file: Path) -> None:
+    """At once: collected as garbage, it might free GPU memory while something else is captured in a CUDA graph."""
+    engine = Engine.load(frame_file, "cpu")
+    frame = np.zeros((1, 3, *engine.metadata.input_size), np.float32)
+    engine.generate(frame[None])
+    stream, session = engine.stream(), weakref.ref(engine.session)
+    del engine
+    assert stream.step(frame).chosen.all()
+    del stream
+    assert session() is None
 
 
 def test_several_engines_share_a_process(small: AutoGaze, frame_file: Path, clip_file: Path) -> None:

@@ -19,7 +19,7 @@ from tritonclient.grpc import model_config_pb2
 from autogaze.export.engine_file import EngineFacts, write_engine
 from autogaze.export.forms import input_specs, output_specs
 from autogaze.export.onnx import ExportOptions, export_onnx
-from autogaze.export.runner import Engine
+from autogaze.export.runner import Engine, allocate
 from autogaze.export.tensors import STATE
 from autogaze.export.triton import write_repository
 from autogaze.export.triton_client import TritonGaze
@@ -106,14 +106,14 @@ class FakeServer:
     def infer(self, name: str, inputs: list, outputs: list, sequence_id: int, sequence_start: bool, sequence_end: bool):  # type: ignore[no-untyped-def]
         session = self.engine.session
         if sequence_start:
-            self.memory[sequence_id] = self.engine.allocate(tuple(s for s in session.inputs if s.name in STATE), 1)
+            self.memory[sequence_id] = allocate(session, tuple(s for s in session.inputs if s.name in STATE), 1)
         dtypes = {spec.name: spec for spec in session.inputs}
         tensors = dict(self.memory[sequence_id])
         for tensor in inputs:
             spec = dtypes[tensor.name()]
             raw = np.frombuffer(tensor._raw_content, dtype=str(spec.dtype).removeprefix("torch."))
             tensors[spec.name] = torch.from_numpy(raw.copy()).reshape(1, *spec.shape)
-        results = self.engine.allocate(session.outputs, 1)
+        results = allocate(session, session.outputs, 1)
         session.bind(tensors, results)()
         self.memory[sequence_id] = {key: results[f"next_{key}"] for key in STATE}
         if sequence_end:

@@ -62,8 +62,7 @@ class OrtSession:
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
     def __del__(self) -> None:
-        # ONNX Runtime frees what a call left on the host in a callback of the stream. Were the session gone by then,
-        # the callback would free its pool of pinned memory too, which CUDA forbids there, and the process would end.
+        # a graph's replay in a named stream may still read what the session is about to free
         work = self.__dict__.get("_work")
         if work is not None:
             work.stream.synchronize()
@@ -79,11 +78,15 @@ class OrtSession:
             binding.bind_output(name, *place, _NUMBERS[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
         options, keep = ort.RunOptions(), (inputs, outputs)  # the binding holds bare addresses
         if self._work is not None:
-            if not self._work.joined:  # who names a stream knows when it is done; for others a call ends when it is
-                options.add_run_config_entry("disable_synchronize_execution_providers", "1")
             # every call that is repeated has a graph of its own; -1 runs without one
             graph = next(self._graphs) if self.cuda_graph and repeated else -1
             options.add_run_config_entry("gpu_graph_id", str(graph))
+            # A replay leaves nothing behind, so in a named stream nobody waits for it. Other calls wait: ONNX Runtime
+            # gives their pinned buffers back only at an end that waits. Otherwise the buffers gather until the session
+            # goes, and are freed in a callback of the stream that may be the last to hold the pool of pinned memory:
+            # it then calls cudaFreeHost, which CUDA forbids there, and the process ends.
+            if graph != -1 and not self._work.joined:
+                options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
         def call(keep: Any = keep) -> None:
             self._session.run_with_iobinding(binding, options)

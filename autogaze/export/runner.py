@@ -73,7 +73,8 @@ class Engine:
             path: what `autogaze export` wrote: .onnx, or .engine (.plan, .trt).
             device: "cpu", "cuda" or "cuda:1"; by default the GPU if the file can be run there, else the CPU.
             stream: CUDA stream to work in: a `torch.cuda.Stream` or its handle. What the results are used for must
-                come after it. By default a stream of its own, which torch's current stream waits for.
+                come after it. By default a stream of its own, which torch's current stream waits for. ONNX Runtime's
+                calls return when their work is done, except those that a CUDA graph replays in a named stream.
             cuda_graph: capture each stream's call once and replay it (ONNX Runtime on CUDA).
             threads: CPU threads of ONNX Runtime; its own choice by default.
 
@@ -115,7 +116,7 @@ class Engine:
         Returns:
             Gaze of (B, T, budget).
         """
-        video = self._pixels(video, 5)
+        video = _pixels(self.metadata, video, 5)
         request = self._request(video.shape[0], video.shape[1], gazing_ratio, task_loss_requirement)
         largest, parts = self.metadata.batch[1], []
         for start in range(0, len(video), largest):
@@ -140,19 +141,15 @@ class Engine:
         if not low <= batch <= high:
             raise ValueError(f"this file takes {low} to {high} streams side by side, got {batch}")
         request = self._request(batch, 1, gazing_ratio, task_loss_requirement)
-        return EngineStream(self, {name: value[:, 0] for name, value in _asked(request, slice(None)).items()}, batch)
-
-    def allocate(self, specs: tuple[TensorSpec, ...], batch: int) -> dict[str, Tensor]:
-        """Zeroed tensors for inputs or outputs."""
-        with self.session.scope():
-            return {s.name: torch.zeros(batch, *s.shape, dtype=s.dtype, device=self.device) for s in specs}
+        asked = {name: value[:, 0] for name, value in _asked(request, slice(None)).items()}
+        return EngineStream(self.session, asked, batch)
 
     def _frames(self, video: Tensor, asked: dict[str, Tensor]) -> dict[str, Tensor]:
         batch = len(video)
         padded = max(batch, self.metadata.batch[0])
         video, asked = _grow(video, padded), {name: _grow(value, padded) for name, value in asked.items()}
         if self._own is None or self._own.batch != padded:
-            self._own = EngineStream(self, {name: value[:, 0] for name, value in asked.items()}, padded)
+            self._own = EngineStream(self.session, {name: value[:, 0] for name, value in asked.items()}, padded)
         stream = self._own
         stream.reset()
         with self.session.scope():
@@ -180,30 +177,9 @@ class Engine:
                 ).contiguous()
                 for spec in self.session.inputs
             }
-            outputs = self.allocate(self.session.outputs, padded)
+            outputs = allocate(self.session, self.session.outputs, padded)
             self.session.bind(tensors, outputs)()
             return {name: outputs[name][:batch, :count] for name in GAZE}
-
-    def _pixels(self, pixels: Any, ndim: int) -> Tensor:
-        """Pixels as the file takes them; uint8 frames are preprocessed outside if the file does not do it."""
-        tensor = as_tensor(pixels)
-        uint8, side = self.metadata.pixels == "uint8", self.metadata.input_size
-        if tensor.ndim == ndim and tensor.dtype == torch.uint8 and tensor.shape[-1] == 3 and not uint8:
-            frames = tensor[:, None] if ndim == 4 else tensor
-            video = self.metadata.preprocessor(frames)
-            return video[:, 0] if ndim == 4 else video
-        shape = (*side, 3) if uint8 else (3, *side)
-        dtype_fits = tensor.dtype == torch.uint8 if uint8 else tensor.is_floating_point()
-        if tensor.ndim != ndim or tuple(tensor.shape[-3:]) != shape or not dtype_fits or 0 in tensor.shape:
-            lead = "B, T, " if ndim == 5 else "B, "
-            wanted = "uint8" if uint8 else "float"
-            other_size = tensor.ndim == ndim and dtype_fits and tensor.shape[-1 if uint8 else -3] == 3
-            advice = "; for frames of another size export with --uint8 HxW" if other_size else ""
-            raise ValueError(
-                f"expected {wanted} ({lead}{', '.join(map(str, shape))}), "
-                f"got {tensor.dtype} {tuple(tensor.shape)}{advice}"
-            )
-        return tensor if uint8 else tensor.float()
 
     def _request(self, batch: int, frames: int, ratio: PerFrame, requirement: PerFrame) -> Request:
         limit = self.metadata.budget
@@ -228,17 +204,19 @@ class Engine:
 
 
 class EngineStream:
-    """Streams side by side, one frame of each at a time, with their memory on the device."""
+    """Streams side by side, one frame of each at a time, with their memory on the device.
 
-    def __init__(self, engine: Engine, asked: dict[str, Tensor], batch: int) -> None:
-        self.engine, self.batch = engine, batch
-        session = engine.session
+    Knows the session, not the engine, which may hold a stream: the last of them to go takes the session along at once.
+    """
+
+    def __init__(self, session: Session, asked: dict[str, Tensor], batch: int) -> None:
+        self.session, self.metadata, self.batch = session, session.metadata, batch
         self._pixels_name = session.inputs[0].name
-        self._inputs = engine.allocate(tuple(spec for spec in session.inputs if spec.name not in STATE), batch)
+        self._inputs = allocate(session, tuple(spec for spec in session.inputs if spec.name not in STATE), batch)
         state = tuple(spec for spec in session.inputs if spec.name in STATE)
-        self._memory = [engine.allocate(state, batch), engine.allocate(state, batch)]  # read one, write the other
+        self._memory = [allocate(session, state, batch), allocate(session, state, batch)]  # read one, write the other
         gaze = tuple(spec for spec in session.outputs if spec.name in GAZE)
-        self._results = [engine.allocate(gaze, batch), engine.allocate(gaze, batch)]
+        self._results = [allocate(session, gaze, batch), allocate(session, gaze, batch)]
         self._calls = [self._bind(turn) for turn in range(2)]
         self.frame = 0  # frames seen
         with session.scope():
@@ -247,7 +225,7 @@ class EngineStream:
     def _bind(self, turn: int) -> Callable[[], None]:
         """The call of every second frame."""
         after = {f"next_{name}": tensor for name, tensor in self._memory[1 - turn].items()}
-        return self.engine.session.bind(self._inputs | self._memory[turn], self._results[turn] | after, repeated=True)
+        return self.session.bind(self._inputs | self._memory[turn], self._results[turn] | after, repeated=True)
 
     def _fill(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
@@ -258,7 +236,7 @@ class EngineStream:
     def reset(self) -> None:
         """Forget everything: the next frame opens a new clip."""
         self.frame = 0
-        with self.engine.session.scope():
+        with self.session.scope():
             for memory in self._memory:
                 for tensor in memory.values():
                     tensor.zero_()
@@ -273,13 +251,13 @@ class EngineStream:
         Returns:
             Gaze of (B, 1, budget).
         """
-        pixels = self.engine._pixels(frame, 4)
+        pixels = _pixels(self.metadata, frame, 4)
         if len(pixels) != self.batch:
             raise ValueError(f"this stream takes {self.batch} frames side by side, got {len(pixels)}")
-        with self.engine.session.scope():
+        with self.session.scope():
             values = self.run(pixels)
-        self.engine.session.hand_over(values.values())
-        return Gaze(values["ids"][:, None], values["chosen"][:, None], self.engine.grid, values["task_loss"][:, None])
+        self.session.hand_over(values.values())
+        return Gaze(values["ids"][:, None], values["chosen"][:, None], self.metadata.grid, values["task_loss"][:, None])
 
     def run(self, pixels: Tensor, asked: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """One call of the file, within the session's scope: `GAZE` by name, each (B, ...), new tensors.
@@ -292,6 +270,34 @@ class EngineStream:
         self._calls[turn]()
         self.frame += 1
         return {name: tensor.clone() for name, tensor in self._results[turn].items()}
+
+
+def allocate(session: Session, specs: tuple[TensorSpec, ...], batch: int) -> dict[str, Tensor]:
+    """Zeroed tensors for inputs or outputs."""
+    with session.scope():
+        return {s.name: torch.zeros(batch, *s.shape, dtype=s.dtype, device=session.device) for s in specs}
+
+
+def _pixels(metadata: Metadata, pixels: Any, ndim: int) -> Tensor:
+    """Pixels as the file takes them; uint8 frames are preprocessed outside if the file does not do it."""
+    tensor = as_tensor(pixels)
+    uint8, side = metadata.pixels == "uint8", metadata.input_size
+    if tensor.ndim == ndim and tensor.dtype == torch.uint8 and tensor.shape[-1] == 3 and not uint8:
+        frames = tensor[:, None] if ndim == 4 else tensor
+        video = metadata.preprocessor(frames)
+        return video[:, 0] if ndim == 4 else video
+    shape = (*side, 3) if uint8 else (3, *side)
+    dtype_fits = tensor.dtype == torch.uint8 if uint8 else tensor.is_floating_point()
+    if tensor.ndim != ndim or tuple(tensor.shape[-3:]) != shape or not dtype_fits or 0 in tensor.shape:
+        lead = "B, T, " if ndim == 5 else "B, "
+        wanted = "uint8" if uint8 else "float"
+        other_size = tensor.ndim == ndim and dtype_fits and tensor.shape[-1 if uint8 else -3] == 3
+        advice = "; for frames of another size export with --uint8 HxW" if other_size else ""
+        raise ValueError(
+            f"expected {wanted} ({lead}{', '.join(map(str, shape))}), "
+            f"got {tensor.dtype} {tuple(tensor.shape)}{advice}"
+        )
+    return tensor if uint8 else tensor.float()
 
 
 def _asked(request: Request, part: slice) -> dict[str, Tensor]:
