@@ -194,7 +194,8 @@ def _ours(model: AutoGaze, gazed: GazedViT, video: Tensor, ratio: float, runs: i
         "encode": measure(lambda: encode(video, gaze), video.device, runs),
     }
     parts = {name: asdict(replace(timing, peak_memory_mib=None)) for name, timing in alone.items()}
-    return {"total": asdict(total), **parts, "slots": gaze.ids.numel(), "buckets": graphs and graphs.buckets}
+    replayed = graphs and {"buckets": graphs.buckets, **graphs.form(gaze)._asdict()}
+    return {"total": asdict(total), **parts, "slots": gaze.ids.numel(), "replayed": replayed}
 
 
 def _dense(case: Case, vit: nn.Module, video: Tensor, runs: int) -> dict[str, Any]:

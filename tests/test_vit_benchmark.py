@@ -35,8 +35,10 @@ def test_the_dense_joint_way_gives_our_features_of_whole_frames() -> None:
     vit, video, gaze, _ = _case("joint")
     mask = torch.zeros(2, 3, gaze.grid.patches_per_frame, dtype=torch.bool)
     mask[..., gaze.grid.offsets[-1] :] = True
-    ours = GazedViT(vit, "joint")(video, Gaze.from_patch_mask(mask, gaze.grid)).features
-    assert torch.allclose(dense_joint(vit, video)().flatten(0, 1), ours, atol=1e-5)
+    whole = Gaze.from_patch_mask(mask, gaze.grid)
+    for capacity in (None, whole.ids.numel()):  # runs known to be regular, and runs of any length
+        ours = GazedViT(vit, "joint")(video, whole, capacity).features
+        assert torch.allclose(dense_joint(vit, video)().flatten(0, 1), ours, atol=1e-5)
 
 
 def test_published_times_are_the_measured_ones() -> None:

@@ -44,12 +44,14 @@ def test_all_patches_of_the_finest_scale_equal_the_dense_model(case: Case) -> No
     grid = _grid(gazed.patch_size)
     video = torch.randn(2, 3, 3, grid.height_px, grid.width_px)
     dense = case.dense(model, video.flatten(0, 1))
-    features = gazed(video, _whole(grid, 2, 3))
-    assert (features.features.view_as(dense.patches) - dense.patches).abs().max() < 1e-4
-    assert features.prefix.flatten(0, 1).shape == dense.prefix.shape
-    assert torch.allclose(features.prefix.flatten(0, 1), dense.prefix, atol=1e-4)
-    if dense.pooled is not None:
-        assert (features.pool().flatten(0, 1) - dense.pooled).abs().max() < 1e-4
+    gaze = _whole(grid, 2, 3)
+    for capacity in (None, gaze.ids.numel()):  # runs known to be regular, and runs of any length
+        features = gazed(video, gaze, capacity)
+        assert (features.features.view_as(dense.patches) - dense.patches).abs().max() < 1e-4
+        assert features.prefix.flatten(0, 1).shape == dense.prefix.shape
+        assert torch.allclose(features.prefix.flatten(0, 1), dense.prefix, atol=1e-4)
+        if dense.pooled is not None:
+            assert (features.pool().flatten(0, 1) - dense.pooled).abs().max() < 1e-4
 
 
 @FAMILIES

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from autogaze import Gaze, PatchGrid
-from autogaze.vit.packing import Layout, PackedIds, packed_attention, pooled_attention
+from autogaze.vit import packing
+from autogaze.vit.packing import LONG_RUN, Layout, PackedIds, longest_run, packed_attention, pooled_attention
 
 GRID = PatchGrid((16, 32), 8)
 
@@ -52,6 +55,55 @@ def test_packed_attention_equals_a_loop_over_rows(attention: str, prefix: int) -
     q, k, v = torch.randn(3, int(gaze.chosen.sum()) + prefix * units, 2, 8).unbind(0)
     assert int(layout.runs[-1]) == len(q)
     assert torch.allclose(packed_attention(q, k, v, layout), _loop(q, k, v, gaze, attention, prefix), atol=1e-6)
+
+
+def _whole_gaze(clips: int = 2, frames: int = 3, slots: int = 7) -> Gaze:
+    ids = torch.rand(clips, frames, GRID.patches_per_frame).argsort(-1)[..., :slots].contiguous()
+    return Gaze(ids, torch.ones_like(ids, dtype=torch.bool), GRID)
+
+
+@pytest.mark.parametrize("attention", ["frame", "joint"])
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_regular_runs_equal_runs_of_any_length_and_a_loop(
+    attention: str, prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gaze = _whole_gaze()
+    layout = Layout.of(PackedIds.of_whole(gaze), attention, tuple(gaze.ids.shape), prefix)
+    assert layout.regular and torch.equal(layout.runs.diff().unique(), torch.tensor([layout.longest_run]))
+    # as a block has them: views of one tensor
+    q, k, v = torch.randn(int(layout.runs[-1]), 3, 2, 8, requires_grad=True).unbind(1)
+    expected = packed_attention(q, k, v, replace(layout, regular=False))
+    monkeypatch.delattr(packing, "_masked")
+    got = packed_attention(q, k, v, layout)
+    assert got.shape == q.shape and torch.allclose(got, expected, atol=1e-6)
+    assert torch.allclose(got, _loop(q, k, v, gaze, attention, prefix), atol=1e-6)
+    grads = [torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (got, expected)]
+    assert all(torch.allclose(mine, other, atol=1e-5) for mine, other in zip(*grads, strict=True))
+    scaled = packed_attention(q * 0.2 * 8**0.5, k, v, layout)
+    assert torch.allclose(packed_attention(q, k, v, layout, 0.2), scaled, atol=1e-6)
+
+
+def test_only_a_gaze_known_to_be_whole_has_regular_runs() -> None:
+    def regular(packed: PackedIds, gaze: Gaze, attention: str = "joint") -> bool:
+        return Layout.of(packed, attention, tuple(gaze.ids.shape), 1).regular
+
+    whole, holes, none = _whole_gaze(), _gaze(), _whole_gaze(slots=0)
+    assert regular(PackedIds.of(whole), whole) and regular(PackedIds.of(whole), whole, "frame")
+    assert not regular(PackedIds.of(whole), whole, "block_causal")
+    assert not regular(PackedIds.of(whole, whole.ids.numel()), whole)  # true, but nobody asked
+    assert not regular(PackedIds.of(holes), holes) and not regular(PackedIds.of(none), none)
+    one_missing = replace(whole, chosen=whole.chosen.index_put((torch.tensor(1),) * 3, torch.tensor(False)))
+    assert not regular(PackedIds.of(one_missing), one_missing)
+
+
+def test_a_whole_gaze_packs_as_any_other() -> None:
+    gaze = _whole_gaze()
+    whole = PackedIds.of_whole(gaze)
+    for other in (PackedIds.of(gaze), PackedIds.of(gaze, gaze.ids.numel())):
+        for name in ("ids", "clip", "frame", "offsets"):
+            assert torch.equal(getattr(whole, name), getattr(other, name))
+            assert getattr(whole, name).dtype == getattr(other, name).dtype
+    assert whole.ids.data_ptr() != gaze.ids.data_ptr()
 
 
 @pytest.mark.parametrize("capacity", [42, 30])
@@ -111,6 +163,30 @@ def test_flash_equals_masked_attention_on_the_gpu(attention: str, size: int) -> 
         grads.append([x.grad.float() for x in inputs])
     for flash, masked in zip(*grads, strict=True):
         assert F.cosine_similarity(flash.flatten(), masked.flatten(), dim=0) > 0.999
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [64, 72])
+@pytest.mark.parametrize("frames", [85, 84, 16])  # a run of 596, 589 and 113 rows: the last is not a long one
+def test_regular_runs_equal_masked_attention_on_the_gpu(
+    size: int, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gaze = _whole_gaze(clips=3, frames=frames).to("cuda")
+    layout = Layout.of(PackedIds.of_whole(gaze), "joint", tuple(gaze.ids.shape), 1)
+    q, k, v = torch.randn(len(layout.patch_rows) + 3, 3, 4, size, device="cuda", dtype=torch.bfloat16).unbind(1)
+    expected = packed_attention(q.float(), k.float(), v.float(), replace(layout, regular=False))
+    calls = []
+    real = packing._regular
+    monkeypatch.setattr(packing, "_regular", lambda *args: calls.append(1) or real(*args))
+    assert (packed_attention(q, k, v, layout).float() - expected).abs().max() < 2e-2
+    assert len(calls) == int(longest_run("joint", tuple(gaze.ids.shape), 1) >= LONG_RUN)
+    grads = []
+    for form in (layout, replace(layout, regular=False)):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        packed_attention(*inputs, form).float().square().sum().backward()
+        grads.append([x.grad.float() for x in inputs])
+    for one, other in zip(*grads, strict=True):
+        assert F.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.999
 
 
 @pytest.mark.gpu

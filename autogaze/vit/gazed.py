@@ -71,12 +71,19 @@ class GazedViT(nn.Module):
             )
         return self.encode_gaze(video, gaze, capacity)
 
-    def encode_gaze(self, video: Tensor, gaze: Gaze, capacity: int | None = None) -> PackedFeatures:
-        """`forward` without its checks: with a capacity it never asks the device anything."""
-        packed = PackedIds.of(gaze, capacity)
+    def encode_gaze(
+        self, video: Tensor, gaze: Gaze, capacity: int | None = None, whole: bool = False
+    ) -> PackedFeatures:
+        """`forward` without its checks: with a capacity, or `whole`, it never asks the device anything.
+
+        Args:
+            whole: every slot is chosen, by the caller's word; there is no filler then, whatever the capacity.
+        """
+        packed = PackedIds.of_whole(gaze) if whole else PackedIds.of(gaze, capacity)
         taps = Taps.of(gaze.grid, video.shape[-2], video.shape[-1], video.device)
         clips, frames, slots = gaze.ids.shape
-        features, prefix = self.encode(video, packed, taps, gaze.grid, (clips, frames, slots), capacity is not None)
+        static = whole or capacity is not None
+        features, prefix = self.encode(video, packed, taps, gaze.grid, (clips, frames, slots), static)
         joint = self.attention == "joint"
         return PackedFeatures(
             features,

@@ -5,12 +5,16 @@ run of attention contains. Every shape is then fixed: packing is a cumulative su
 bounds from device memory, and the longest run is bounded by K. With one bucket of B * T * K rows nothing asks the
 device anything. Smaller buckets save work when slots are empty (the stop rule, tiles); choosing among them costs one
 read of the count, 8 bytes, before the replay: the call then waits until the gaze is there.
+
+Where every slot is chosen, long runs of attention have a faster kernel (`Layout.regular`). That form has a capture of
+its own, replayed when the count is B * T * K and never else.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +22,7 @@ from torch import Tensor
 from autogaze.gaze import Gaze
 from autogaze.vit.features import PackedFeatures
 from autogaze.vit.gazed import GazedViT
+from autogaze.vit.packing import LONG_RUN, longest_run
 
 HEADROOM = 1.01  # rows of the bucket that fits the example, for each of its chosen patches
 ROWS_STEP = 128  # buckets are multiples of it: matrix products work on so many rows at once, fewer are not faster
@@ -36,6 +41,13 @@ def default_buckets(count: int, slots: int) -> tuple[int, ...]:
     return (fitting, slots) if fitting < slots else (slots,)
 
 
+class Form(NamedTuple):
+    """What one capture is made for."""
+
+    rows: int  # packed rows
+    whole: bool = False  # every slot is chosen; otherwise any gaze that fits
+
+
 @dataclass(frozen=True, eq=False)
 class _Capture:
     graph: torch.cuda.CUDAGraph
@@ -49,8 +61,8 @@ class GraphedViT:
         gazed: in eval mode, on the GPU. It is compiled in place (see `GazedViT.compile`) if `compile` says so.
         video: (B, T, 3, H, W), an example of what will come: shape, dtype and device count.
         gaze: (B, T, K), an example; later gazes may have fewer slots, not more, and choose any number of them.
-        buckets: packed rows to capture for; empty: see `default_buckets`, which gazes that choose about as many
-            patches as the example pay least for. With B * T * K alone a call never asks the device anything.
+        buckets: packed rows to capture for; empty: `default_buckets` of the example. With B * T * K alone a call never
+            asks the device anything, and has no form for a gaze with every slot chosen.
 
     Raises:
         ValueError: if there is no GPU, or the ViT is in training mode.
@@ -66,15 +78,18 @@ class GraphedViT:
         slots = gaze.ids.numel()
         asked = buckets or default_buckets(int(gaze.chosen.sum()), slots)
         self.buckets = tuple(sorted({min(rows, slots) for rows in asked}))
+        asks = not buckets or len(self.buckets) > 1
+        self.whole = asks and self.buckets[-1] == slots and _whole_pays(gazed, gaze)
         with torch.inference_mode(False):  # so that calls may come from inside inference mode and from outside
             self._video = torch.empty_like(video)
             self._gaze = Gaze(torch.zeros_like(gaze.ids), torch.zeros_like(gaze.chosen), gaze.grid)
-        self._captures: dict[int, _Capture] = {}
+        self._captures: dict[Form, _Capture] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._check(video, gaze)
         self._load(video, gaze)
-        for rows in reversed(self.buckets):  # the largest first: the others fit into its memory
-            self._captures[rows] = self._capture(rows)
+        forms = {Form(rows) for rows in self.buckets} | ({Form(slots, whole=True)} if self.whole else set())
+        for form in sorted(forms, reverse=True):  # the largest first: the others fit into its memory
+            self._captures[form] = self._capture(form)
 
     @torch.no_grad()
     def __call__(self, video: Tensor, gaze: Gaze) -> PackedFeatures:
@@ -88,20 +103,26 @@ class GraphedViT:
                 bucket holds.
         """
         self._check(video, gaze)
-        rows = self._serving(gaze)  # before the copies: they run while the host starts the replay
+        capture = self._captures[self.form(gaze)]  # before the copies: they run while the host starts the replay
         self._load(video, gaze)
-        self._captures[rows].graph.replay()
-        return replace(self._captures[rows].features)
+        capture.graph.replay()
+        return replace(capture.features)
 
-    def _serving(self, gaze: Gaze) -> int:
-        """The smallest bucket that holds a gaze."""
+    def form(self, gaze: Gaze) -> Form:
+        """What serves a gaze: the smallest bucket that holds it, or the form of a gaze with every slot chosen.
+
+        Raises:
+            ValueError: if more patches were chosen than the largest bucket holds.
+        """
         rows = self.buckets[-1]
-        if len(self.buckets) > 1 or rows < gaze.ids.numel():
-            count = int(gaze.chosen.sum())
-            if count > rows:
-                raise ValueError(f"{count} patches were chosen but the largest bucket holds {rows}")
-            rows = next(bucket for bucket in self.buckets if bucket >= count)
-        return rows
+        if len(self.buckets) == 1 and rows >= gaze.ids.numel() and not self.whole:
+            return Form(rows)
+        count = int(gaze.chosen.sum())
+        if count > rows:
+            raise ValueError(f"{count} patches were chosen but the largest bucket holds {rows}")
+        if self.whole and count == self._gaze.ids.numel():
+            return Form(count, whole=True)
+        return Form(next(bucket for bucket in self.buckets if bucket >= count))
 
     def _check(self, video: Tensor, gaze: Gaze) -> None:
         fits = (
@@ -121,20 +142,20 @@ class GraphedViT:
         self._gaze.chosen[..., slots:].zero_()
 
     @torch.no_grad()
-    def _capture(self, rows: int) -> _Capture:
+    def _capture(self, form: Form) -> _Capture:
         # What is captured is the same for any gaze that fits, but the calls before it are real, and the example may
         # not fit.
         kept = self._gaze.chosen.clone()
-        self._gaze.chosen.logical_and_((kept.flatten().cumsum(0) <= rows).view_as(kept))
+        self._gaze.chosen.logical_and_((kept.flatten().cumsum(0) <= form.rows).view_as(kept))
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles, fills caches, and lets cuBLAS take its workspace before the capture
             for _ in range(3):
-                self.gazed.encode_gaze(self._video, self._gaze, rows)
+                self.gazed.encode_gaze(self._video, self._gaze, *form)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            features = self.gazed.encode_gaze(self._video, self._gaze, rows)
+            features = self.gazed.encode_gaze(self._video, self._gaze, *form)
         self._gaze.chosen.copy_(kept)
         return _Capture(graph, features)
 
@@ -144,3 +165,10 @@ def _check_capturable(gazed: GazedViT, video: Tensor) -> None:
         raise ValueError(f"CUDA graphs need a CUDA device, the video is on {video.device}; use GazedViT itself")
     if gazed.training:
         raise ValueError("CUDA graphs are for inference: call .eval() on the GazedViT first")
+
+
+def _whole_pays(gazed: GazedViT, example: Gaze) -> bool:
+    """Whether gazes like the example have every slot chosen, and a faster form for that."""
+    shape = (example.ids.shape[0], example.ids.shape[1], example.ids.shape[2])
+    long = longest_run(gazed.attention, shape, gazed.tower.prefix_tokens) >= LONG_RUN
+    return long and gazed.attention != "block_causal" and bool(example.chosen.all())

@@ -9,6 +9,9 @@ On a GPU (bf16, fp16) attention is torch's variable-length flash kernel: no padd
 
 With a capacity, shapes do not depend on the data: packed rows beyond the last chosen patch are filler that belongs to
 no run. That form has no host sync and can be captured in a CUDA graph.
+
+Where every slot of a gaze is chosen, and the host knows it, runs are *regular*: all have the same length, so packed
+rows are a plain batch of sequences, which needs neither the variable-length kernel nor a mask.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ from torch.nn import functional as F
 from autogaze.gaze import Gaze
 
 ATTENTION = ("frame", "block_causal", "joint")
+# Rows of a regular run from which `scaled_dot_product_attention` takes the place of the variable-length kernel. That is
+# FlashAttention 2, older than Hopper, for which torch prefers cuDNN. The number is a guess: only long runs are surely
+# bound by arithmetic.
+LONG_RUN = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +39,7 @@ class PackedIds:
     clip: Tensor  # (N,) int64; 0 in filler
     frame: Tensor  # (N,) int64; 0 in filler
     offsets: Tensor  # (B * T + 1,) int32: frame t of clip b is rows [offsets[b * T + t], offsets[b * T + t + 1])
+    whole: bool = False  # the host knows that every slot was chosen: K rows a frame, no filler
 
     @classmethod
     def of(cls, gaze: Gaze, capacity: int | None = None) -> PackedIds:
@@ -44,7 +52,8 @@ class PackedIds:
         """
         if capacity is None:
             packed = gaze.packed()
-            return cls(packed.ids, packed.clip, packed.frame, packed.frame_offsets)
+            whole = 0 < gaze.ids.numel() == len(packed.ids)
+            return cls(packed.ids, packed.clip, packed.frame, packed.frame_offsets, whole)
         if gaze.ids.shape[-1] == 0:  # no slot to point filler at
             gaze = replace(
                 gaze,
@@ -67,6 +76,15 @@ class PackedIds:
         offsets = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
         return cls(ids, slot // (frames * slots), slot // slots % frames, offsets)
 
+    @classmethod
+    def of_whole(cls, gaze: Gaze) -> PackedIds:
+        """Pack a gaze of which every slot is chosen, by the caller's word: `chosen` is not read. No host sync."""
+        clips, frames, slots = gaze.ids.shape
+        place = torch.arange(gaze.ids.numel(), device=gaze.device)
+        offsets = slots * torch.arange(clips * frames + 1, device=gaze.device, dtype=torch.int32)
+        ids = gaze.ids.flatten().clone()  # not a view of a buffer that the next gaze is loaded into
+        return cls(ids, place // (frames * slots), place // slots % frames, offsets, whole=True)
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:
@@ -81,6 +99,7 @@ class Layout:
     groups: Tensor  # (G + 1,) int32: what block-causal attention stays inside; equal to `runs` otherwise
     longest_run: int  # upper bounds, known without asking the device
     longest_group: int
+    regular: bool = False  # every run has `longest_run` rows and no row is filler
 
     @property
     def block_causal(self) -> bool:
@@ -95,14 +114,15 @@ class Layout:
             shape: (B, T, K) of the gaze.
             prefix: R, class and register tokens of a run: a frame's, or a clip's for "joint".
         """
-        _, frames, slots = shape
+        frames = shape[1]
         patches = packed.offsets[::frames].contiguous() if attention == "joint" else packed.offsets
         runs = patches + prefix * torch.arange(len(patches), device=patches.device, dtype=torch.int32)
-        longest = (slots * frames if attention == "joint" else slots) + prefix
+        longest = longest_run(attention, shape, prefix)
         groups = runs[::frames] if attention == "block_causal" else runs
         longest_group = longest * frames if attention == "block_causal" else longest
         order, patch_rows, prefix_rows = _interleave(patches.long(), len(packed.ids), prefix)
-        return cls(order, patch_rows, prefix_rows, runs, groups.contiguous(), longest, longest_group)
+        regular = packed.whole and attention != "block_causal"
+        return cls(order, patch_rows, prefix_rows, runs, groups.contiguous(), longest, longest_group, regular)
 
     def join(self, prefix: Tensor | None, patches: Tensor) -> Tensor:
         """(R, ...) prefix tokens of every run and (N, ...) patches -> (M, ...) packed rows."""
@@ -116,6 +136,12 @@ class Layout:
         if self.order is None:
             return rows.new_zeros(*self.prefix_rows.shape, rows.shape[-1]), rows
         return rows[self.prefix_rows], rows[self.patch_rows]
+
+
+def longest_run(attention: str, shape: tuple[int, int, int], prefix: int) -> int:
+    """Rows of a run, with its prefix tokens, if every slot of a (B, T, K) gaze is chosen."""
+    _, frames, slots = shape
+    return (slots * frames if attention == "joint" else slots) + prefix
 
 
 def _interleave(offsets: Tensor, patches: int, prefix: int) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -145,6 +171,8 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: flo
     Returns:
         (M, heads, head size); without a gradient, filler rows are undefined.
     """
+    if layout.regular and (layout.longest_run >= LONG_RUN or not has_flash(q)):
+        return _regular(q, k, v, layout.longest_run, scale)
     if not has_flash(q):
         return _masked(q, k, v, layout, scale)
     if not _differentiable(q, k, v):
@@ -192,6 +220,12 @@ def has_flash(q: Tensor) -> bool:
 
 def _differentiable(*inputs: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+def _regular(q: Tensor, k: Tensor, v: Tensor, length: int, scale: float | None) -> Tensor:
+    """Attention within every `length` rows, by the fastest kernel that torch has for a plain batch of sequences."""
+    q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)
 
 
 def _flash_runs(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
