@@ -67,13 +67,13 @@ def probe(path: str | Path) -> VideoInfo:
         FileNotFoundError: if there is no such file.
         VideoError: if it is a directory, empty, truncated, not a video, or in a codec that OpenCV lacks here.
     """
-    capture, info, _ = _open(Path(path))
+    capture, info, _ = _open(Path(path), threads=1)
     capture.release()
     return info
 
 
-def read_chunks(path: str | Path, size: int | None = None, start_s: float = 0.0,
-                stride: int = 1) -> Iterator[FrameChunk]:
+def read_chunks(path: str | Path, size: int | None = None, start_s: float = 0.0, stride: int = 1,
+                threads: int | None = None) -> Iterator[FrameChunk]:
     """Decode a video chunk by chunk in constant memory.
 
     Args:
@@ -81,6 +81,7 @@ def read_chunks(path: str | Path, size: int | None = None, start_s: float = 0.0,
         size: frames a chunk; by default 16, or fewer where 16 would need more than 128 MiB.
         start_s: seconds to skip; the first frame is the first one that is shown at that time or later.
         stride: keep every stride-th frame.
+        threads: that decode; by default as many as there are cores, which is far too many for several videos at once.
 
     Raises:
         FileNotFoundError, VideoError: as `probe`; also a VideoError if no frame is left after `start_s`, or if the
@@ -91,7 +92,7 @@ def read_chunks(path: str | Path, size: int | None = None, start_s: float = 0.0,
     info = probe(path)
     size = size or max(1, min(FRAMES_AT_ONCE, BYTES_AT_ONCE // (info.width * info.height * 3)))
     read, frames, times = 0, [], []
-    for frame, time_s in _decode(info, start_s, stride):
+    for frame, time_s in _decode(info, start_s, stride, threads):
         frames.append(frame)
         times.append(time_s)
         if len(frames) == size:
@@ -103,7 +104,8 @@ def read_chunks(path: str | Path, size: int | None = None, start_s: float = 0.0,
         raise VideoError(f"{path}: no frame at {start_s:g} s or later")
 
 
-def read_video(path: str | Path, frames: int | None = None, start_s: float = 0.0, stride: int = 1) -> FrameChunk:
+def read_video(path: str | Path, frames: int | None = None, start_s: float = 0.0, stride: int = 1,
+               threads: int | None = None) -> FrameChunk:
     """Decode (the first `frames` frames of) a video into memory; arguments and errors as `read_chunks`.
 
     A clip that ends early gives fewer frames: check `len` of the result.
@@ -111,7 +113,7 @@ def read_video(path: str | Path, frames: int | None = None, start_s: float = 0.0
     if frames is not None and frames < 1:
         raise ValueError(f"frames must be positive, got {frames}")
     chunks = []
-    for chunk in read_chunks(path, frames, start_s, stride):
+    for chunk in read_chunks(path, frames, start_s, stride, threads):
         chunks.append(chunk)
         if frames is not None:
             break
@@ -188,11 +190,12 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = 25.0) -> None
         writer.write(frames)
 
 
-def _open(path: Path) -> tuple[cv2.VideoCapture, VideoInfo, np.ndarray]:
+def _open(path: Path, threads: int | None) -> tuple[cv2.VideoCapture, VideoInfo, np.ndarray]:
     """An open capture past its first frame, what it is, and that frame (BGR)."""
+    settings = [] if threads is None else [cv2.CAP_PROP_N_THREADS, threads]
     _check_file(path)
     with _quiet():
-        capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG)
+        capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG, settings)
     if not capture.isOpened():
         raise VideoError(f"{path} is not a video that OpenCV can open: a damaged file, another format, or a codec "
                          "that is not there; try converting it to H.264 in MP4")
@@ -243,15 +246,15 @@ def _fourcc(capture: cv2.VideoCapture) -> str:
     return "".join(chr(byte) if 32 <= byte < 127 else "?" for byte in code.to_bytes(4, "little", signed=code < 0))
 
 
-def _decode(info: VideoInfo, start_s: float, stride: int) -> Iterator[tuple[np.ndarray, float]]:
+def _decode(info: VideoInfo, start_s: float, stride: int, threads: int | None) -> Iterator[tuple[np.ndarray, float]]:
     """RGB frames with their times."""
     frame: np.ndarray | None
-    capture, _, frame = _open(info.path)
+    capture, _, frame = _open(info.path, threads)
     try:
         period_s, time_s, index = 1 / info.fps, capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, 0
         if start_s > time_s + 1 and not _seek(capture, start_s - 1):
             capture.release()
-            capture, _, frame = _open(info.path)
+            capture, _, frame = _open(info.path, threads)
         good, slack_s, last_s = True, period_s / 4, -math.inf
         while good:
             time_s = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000

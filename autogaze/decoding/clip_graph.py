@@ -32,11 +32,12 @@ class ClipGraph:
     Args:
         model, space: whose encoder and whose buffers are recorded.
         steps: the most of each frame.
+        width: slots of a frame in the result.
         video: (B, T, 3, H, W), the form that all clips will have.
     """
 
-    def __init__(self, model: AutoGaze, space: Workspace, steps: list[int], video: Tensor) -> None:
-        self.space, self.steps = space, steps
+    def __init__(self, model: AutoGaze, space: Workspace, steps: list[int], width: int, video: Tensor) -> None:
+        self.space, self.steps, self.width = space, steps, width
         self.out: Column | None = None
         with torch.inference_mode(False), torch.no_grad():  # later calls may be made outside of it
             self.video = torch.zeros(video.shape, dtype=model.connector.pos_embed.dtype, device=model.device)
@@ -45,7 +46,7 @@ class ClipGraph:
     def _enqueue(self, model: AutoGaze) -> None:  # which is not kept: a workspace must not keep its model alive
         visual, _ = model.embed(self.video)
         self.space.enqueue(visual, self.steps)
-        self.out = self.space.results(len(self.steps))
+        self.out = self.space.results(len(self.steps), self.width)
 
     def decode(self, video: Tensor) -> Column:
         """Ids (B, T, K), chosen and predicted losses; the workspace must know the request."""
@@ -68,7 +69,7 @@ def decode(model: AutoGaze, engine: FusedDecoding, request: Request, video: Tens
     places = tuple(p.data_ptr() for part in (model.vision_model, model.connector) for p in part.parameters())
     autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
     steps = engine.steps(request)
-    form = (tuple(video.shape), tuple(steps), autocast, places)
+    form = (tuple(video.shape), tuple(steps), engine.width, autocast, places)
     if form not in space.recorded:
         space.recorded[form] = None
         while len(space.recorded) > FORMS:
@@ -77,7 +78,7 @@ def decode(model: AutoGaze, engine: FusedDecoding, request: Request, video: Tens
     graph = space.recorded[form]
     if graph is None:
         try:
-            graph = space.recorded[form] = ClipGraph(model, space, steps, video)
+            graph = space.recorded[form] = ClipGraph(model, space, steps, engine.width, video)
         except RuntimeError as error:
             warnings.warn(f"clips of this form are not recorded as a CUDA graph: {error}", stacklevel=2)
             space.records = False

@@ -65,7 +65,7 @@ class FrameGraph:
         visual, memory = self.model.embed(self.frame, self.memory)
         self.remember(memory)
         self.engine.space.enqueue(visual, self.steps)
-        self.out = self.engine.space.results(1)
+        self.out = self.engine.space.results(1, self.engine.width)
 
 
 def capture(model: AutoGaze, engine: object, request: Request, frame: Tensor,

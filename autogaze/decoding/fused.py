@@ -104,7 +104,7 @@ class FusedDecoding:
 
     def __init__(self, model: AutoGaze, request: Request, frames: int) -> None:
         group, window = model.gaze_decoder.group, model.config.max_num_frames
-        budget = int(request.budget.max())
+        self.width = budget = int(request.budget.max())  # no frame will hold more ids
         ring = max(2, frames) if frames <= window else window + 1
         slots = group * max(1, -(-budget // group))
         plan = Plan(len(request.budget), ring, slots, compute_dtype(model), request.requirement is not None,
@@ -137,7 +137,7 @@ class FusedDecoding:
             if space.cluster is None:  # else the steps came with the prefill
                 self._steps(most)
         self.seen += count
-        return space.results(count)
+        return space.results(count, self.width)
 
     def ask(self, request: Request) -> None:
         """Tell the device the budgets and requirements of the next frames."""

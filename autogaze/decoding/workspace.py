@@ -192,9 +192,10 @@ class Workspace:
             for _ in range(0 if self.cluster is not None else most):  # else the steps came with the prefill
                 self.launch(prefill=False)
 
-    def results(self, count: int) -> Column:
-        """Ids, chosen and predicted losses of the last `count` frames."""
-        ids, chosen, loss = (part[:count].transpose(0, 1) for part in (self.out_ids, self.out_chosen, self.out_loss))
+    def results(self, count: int, width: int) -> Column:
+        """Ids, chosen and predicted losses of the last `count` frames, in the first `width` slots of each."""
+        outs = (self.out_ids, self.out_chosen, self.out_loss)
+        ids, chosen, loss = (part[:count, :, :width].transpose(0, 1) for part in outs)
         return ids.long(), chosen.bool(), loss.clone()
 
     def launch(self, prefill: bool) -> None:

@@ -98,7 +98,7 @@ def pick_frames(count: int, frames: int, stride: int | None) -> list[int]:
 def _read(path: Path, grid: PatchGrid, resample: str, frames: int, stride: int | None) -> Tensor | str:
     """(T, H, W, 3) uint8 at the grid's size, or why there is none."""
     try:
-        clip = read_video(path).frames
+        clip = read_video(path, threads=1).frames  # many files are read side by side
     except ValueError as error:
         return str(error)
     picked = pick_frames(len(clip), frames, stride)

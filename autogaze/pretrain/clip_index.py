@@ -153,7 +153,7 @@ def _photo(path: Path) -> tuple[int, float, int, int]:
 
 def _video(path: Path) -> tuple[int, float, int, int]:
     info = probe(path)
-    frames = info.frames or sum(len(chunk) for chunk in read_chunks(path))
+    frames = info.frames or sum(len(chunk) for chunk in read_chunks(path, threads=1))
     return frames, info.fps, info.height, info.width
 
 

@@ -57,7 +57,8 @@ class Disk:
             return torch.from_numpy(kept[frame_indices(recipe, len(kept))])
         wanted = frame_indices(recipe, file.frames)
         first, last = min(wanted), max(wanted)
-        read = read_video(self.folder / file.name, (last - first) // recipe.stride + 1, first / file.fps, recipe.stride)
+        read = read_video(self.folder / file.name, (last - first) // recipe.stride + 1, first / file.fps, recipe.stride,
+                          threads=1)
         frames = torch.from_numpy(shrink(read.frames, SHORT_SIDE))
         return frames[[min((i - first) // recipe.stride, len(frames) - 1) for i in wanted]]
 
@@ -145,7 +146,7 @@ def shrink(frames: np.ndarray, side: int) -> np.ndarray:
 
 def decode_whole(path: Path) -> np.ndarray:
     """Every frame of a video, shrunk as it is read."""
-    return np.concatenate([shrink(chunk.frames, SHORT_SIDE) for chunk in read_chunks(path)])
+    return np.concatenate([shrink(chunk.frames, SHORT_SIDE) for chunk in read_chunks(path, threads=1)])
 
 
 def _load(disk: Disk, file: ClipFile) -> Tensor | str:
