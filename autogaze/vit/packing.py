@@ -26,9 +26,9 @@ from autogaze.gaze import Gaze
 
 ATTENTION = ("frame", "block_causal", "joint")
 # Rows of a regular run from which `scaled_dot_product_attention` takes the place of the variable-length kernel. That is
-# FlashAttention 2, older than Hopper, for which torch prefers cuDNN. The number is a guess: only long runs are surely
-# bound by arithmetic.
-LONG_RUN = 512
+# FlashAttention 2, older than Hopper, for which torch prefers cuDNN: on an H200 it takes 0.6 to 0.9 of the time at 64
+# rows and above, with heads of 64 and of 72; at 26 rows heads of 72 are slower (docs/log.md).
+LONG_RUN = 64
 
 
 @dataclass(frozen=True, eq=False)
