@@ -76,22 +76,16 @@ def test_the_model_is_corrected_where_it_went_itself() -> None:
 
 def test_imitation_prefers_what_is_worth_more_and_takes_what_is_worth_as_much() -> None:
     chosen, gains = torch.tensor([True]), torch.tensor([[1.0, 0.99, 0.2, NEVER]])
+    empty = imitation(torch.zeros(1, 4), torch.full((1, 4), NEVER), torch.tensor([False]), 0.1)
+    assert empty.isfinite().all()
     best, equal, bad = (torch.eye(4)[k : k + 1] * 9 for k in range(3))
-    hard = [float(imitation(logits, gains, chosen, 0.0, 0.0)[0]) for logits in (best, equal, bad)]
-    soft = [float(imitation(logits, gains, chosen, 0.1, 0.0)[0]) for logits in (best, equal, bad)]
+    hard = [float(imitation(logits, gains, chosen, 0.0)) for logits in (best, equal, bad)]
+    soft = [float(imitation(logits, gains, chosen, 0.1)) for logits in (best, equal, bad)]
     assert hard[0] < 0.01 and hard[1] > 8 and hard[2] > 8
     assert abs(soft[0] - soft[1]) < 1 and soft[2] > soft[1] + 3
     never = torch.tensor([[0.0, 0.0, 0.0, 50.0]], requires_grad=True)
-    loss, _ = imitation(never, gains, chosen, 0.1, 0.0)
-    loss.sum().backward()
+    imitation(never, gains, chosen, 0.1).sum().backward()
     assert never.grad is not None and float(never.grad[0, 3]) == 0.0 and never.grad.isfinite().all()
-
-
-def test_slots_weigh_as_what_is_at_stake() -> None:
-    chosen = torch.tensor([True, True, False])
-    gains = torch.tensor([[4.0, 0.0], [1.0, 0.5], [NEVER, NEVER]])
-    losses, weights = imitation(torch.zeros(3, 2), gains, chosen, 0.1, 0.5)
-    assert losses.isfinite().all() and weights[chosen].tolist() == pytest.approx([4 / 3, 2 / 3])
 
 
 def test_learns_to_look_at_the_only_thing_to_see(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ class OnPolicyModule(GazeModule):
     Args:
         model: trained in place.
         judge: tells the loss that each frame's gaze left, for the model's loss head.
-        recipe: `min_gazing_ratio` and `max_gazing_ratio` bound the budgets, `softness` and `gain_weight` say how the
-            worth of patches is taught.
+        recipe: `min_gazing_ratio` and `max_gazing_ratio` bound the budgets, `softness` says how the worth of patches is
+            taught.
     """
 
     recipe: PretrainRecipe
@@ -48,8 +48,8 @@ class OnPolicyModule(GazeModule):
         seed = step_seed(recipe.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
         gaze, gains = self.correct(video, torch.Generator().manual_seed(seed))
         logits, predicted = score_all(self.model, video, gaze, as_decoded=True)
-        losses, weights = imitation(logits[..., :-1], gains, gaze.chosen, recipe.softness, recipe.gain_weight)
-        ids = per_mean_count(losses * weights, gaze.chosen).mean()
+        losses = imitation(logits[..., :-1], gains, gaze.chosen, recipe.softness)
+        ids = per_mean_count(losses, gaze.chosen).mean()
         known = last_chosen(gaze.chosen)
         truth = self.judge.losses(video, gaze)[..., None].expand(known.shape)
         task = task_loss_prediction_loss(predicted, truth, known, recipe.relative_task_loss).mean()
@@ -76,25 +76,18 @@ class OnPolicyModule(GazeModule):
             return gaze, self.teacher.gains(video.float(), gaze, self.model.gaze_decoder.group)
 
 
-def imitation(logits: Tensor, gains: Tensor, chosen: Tensor, softness: float, gain_weight: float
-              ) -> tuple[Tensor, Tensor]:
-    """How far a policy is from the worth of patches.
+def imitation(logits: Tensor, gains: Tensor, chosen: Tensor, softness: float) -> Tensor:
+    """How far a policy is from the worth of patches: cross-entropy (...) in nats.
 
     Args:
         logits: (..., P) float, of the ids of patches.
         gains: (..., P) float, what each would be worth; `NEVER` where the policy cannot choose it.
         chosen: (...) bool, the slots that count; at least one of their gains is not `NEVER`.
         softness: the target is a softmax of gains over this share of the best gain; 0 teaches the best patch alone.
-        gain_weight: a slot weighs as its best gain to this power; 0 weighs all alike.
-
-    Returns:
-        cross-entropy (...) in nats, and weights (...) whose mean over the chosen slots is 1.
     """
     never = (gains == NEVER) & chosen[..., None]
     gains = gains.masked_fill(~chosen[..., None], 0.0)
     best = gains.amax(-1, keepdim=True).clamp(min=LEAST_GAIN)
     target = (gains / (best * softness)).softmax(-1) if softness else F.one_hot(gains.argmax(-1), gains.shape[-1])
     log_probs = logits.float().masked_fill(never, -torch.inf).log_softmax(-1)
-    losses = -(target * log_probs.masked_fill(never, 0.0)).sum(-1)
-    weights = best.squeeze(-1).pow(gain_weight)
-    return losses, weights / weights.where(chosen, 0.0).sum() * chosen.sum()
+    return -(target * log_probs.masked_fill(never, 0.0)).sum(-1)

@@ -118,7 +118,6 @@ class PretrainRecipe(TrainerRecipe):
     min_gazing_ratio: float = 0.02  # on policy each clip's budget is drawn log-uniformly between the two
     max_gazing_ratio: float = 0.4
     softness: float = 0.1  # on policy: patches within about this share of the best one's worth are taught too; 0: none
-    gain_weight: float = 0.0  # on policy: a slot weighs as the best worth in it to this power; 0: all alike
     task_loss_weight: float = 1.0  # weight of the loss head
     relative_task_loss: bool = False  # the loss head's errors count as shares of the true loss; published: False
     calibration_thresholds: int = 16  # tried when the stop rule is calibrated at the end
@@ -126,9 +125,8 @@ class PretrainRecipe(TrainerRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "calibration_thresholds")
-        if self.softness < 0 or self.gain_weight < 0:
-            raise ValueError("softness and gain_weight must not be negative, got "
-                             f"{self.softness} and {self.gain_weight}")
+        if self.softness < 0:
+            raise ValueError(f"softness must not be negative, got {self.softness}")
         _one_of(self, "size", ("tiny", "base"))
         _ratio_range(self)
 
