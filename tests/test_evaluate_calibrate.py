@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from autogaze import AutoGaze
+from autogaze.checkpoint import save
 from autogaze.evaluate.calibrate import main
 from autogaze.pretrain.manifest import UNKNOWN, clip_facts
 from tests.evaluate_folder import make_folder
@@ -29,6 +32,20 @@ def test_only_the_pairs_of_the_config_change(folder: Path, capsys: pytest.Captur
     assert old.pop("calibration") == [] and old == new
     assert AutoGaze.from_pretrained(folder / "model").config.calibration == tuple(map(tuple, pairs)) != ()
     assert len(capsys.readouterr().out.splitlines()) == len(pairs)
+
+
+def test_the_loss_head_is_fitted_first_and_kept_in_the_type_it_had(
+        folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(AutoGaze.from_pretrained(folder / "model"), folder / "model", torch.bfloat16)
+    before = load_file(folder / "model" / "model.safetensors")
+    assert main([str(folder / "model"), "--data", str(folder / "clips"), "--reconstructor", str(folder / "judge"),
+                 "--frames", "4", "--count", "5", "--device", "cpu", "--fit-head", str(folder / "clips")]) == 0
+    after = load_file(folder / "model" / "model.safetensors")
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(changed) == 1 and "task_loss_prediction_head" in changed[0]
+    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+    assert AutoGaze.from_pretrained(folder / "model").config.calibration != ()
+    assert "loss head: " in capsys.readouterr().err
 
 
 def test_named_thresholds_are_those_that_are_tried(folder: Path) -> None:

@@ -42,13 +42,34 @@ def score_all(model: AutoGaze, video: Tensor, gaze: Gaze, as_decoded: bool) -> t
     decoder, group = model.gaze_decoder, model.gaze_decoder.group
     hidden, visual_at, gaze_at = _hidden_states(model, video, gaze, as_decoded)
     slot = torch.arange(gaze.ids.shape[-1], device=gaze.device)
-    # Token j was predicted from the position just before its group: the frame's last visual token, or the
-    # last token of the group before.
-    before = (slot // group) * group - 1
-    source = torch.where(before >= 0, gaze_at[..., before.clamp(min=0)], visual_at[..., None])  # (B, T, K)
-    logits, predicted = _heads_at(decoder, hidden, source)
+    logits, predicted = _heads_at(decoder, hidden, _sources(visual_at, gaze_at, group))
     own = F.linear(_gather(hidden, gaze_at), decoder.task_loss_prediction_head.weight[:1]).squeeze(-1).float()
     return logits, torch.where(slot % group == group - 1, own, predicted)
+
+
+def loss_states(model: AutoGaze, video: Tensor, gaze: Gaze) -> tuple[Tensor, Tensor]:
+    """What the predicted loss after each slot of a gaze is read from while `generate` runs.
+
+    Args:
+        video, gaze: as in `AutoGaze.score`.
+
+    Returns:
+        hidden states (B, T, K, width), and which row of the loss head reads them (K,) int64: the row after the slot's
+        own, at the state that the slot's group was predicted from; at the end of a group its first, at its last token.
+    """
+    _check(model, video, gaze)
+    hidden, visual_at, gaze_at = _hidden_states(model, video, gaze, as_decoded=True)
+    group, slot = model.gaze_decoder.group, torch.arange(gaze.ids.shape[-1], device=gaze.device)
+    end = slot % group == group - 1
+    states = _gather(hidden, torch.where(end, gaze_at, _sources(visual_at, gaze_at, group)))
+    return states, torch.where(end, 0, slot % group + 1)
+
+
+def _sources(visual_at: Tensor, gaze_at: Tensor, group: int) -> Tensor:
+    """Where in the sequence stands what each token (B, T, K) was predicted from: just before its group, the frame's
+    last visual token or the last token of the group before."""
+    before = (torch.arange(gaze_at.shape[-1], device=gaze_at.device) // group) * group - 1
+    return torch.where(before >= 0, gaze_at[..., before.clamp(min=0)], visual_at[..., None])
 
 
 def _check(model: AutoGaze, video: Tensor, gaze: Gaze) -> None:

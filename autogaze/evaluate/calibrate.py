@@ -1,6 +1,7 @@
-"""Calibrate the stop rule of a model again, without a run of `autogaze train`; only its config.json is written.
+"""Calibrate the stop rule of a model again, without a run of `autogaze train`: its config.json is written.
 
     python -m autogaze.evaluate.calibrate MODEL --data VIDEOS/val
+    python -m autogaze.evaluate.calibrate MODEL --data VIDEOS/val --fit-head VIDEOS/train     its loss head first
 
 Every video is taken twice: frames spread over it, and neighbouring ones, since a stop rule has to hold for both.
 Sources are those of a `manifest.csv`; without one every video is a source of its own. Prints a pair (asked, threshold)
@@ -16,9 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from tqdm import tqdm
 
-from autogaze.checkpoint import CONFIG, find
+from autogaze.checkpoint import CONFIG, WEIGHTS, find, save
 from autogaze.evaluate.clips import load_clips
 from autogaze.evaluate.evaluation import load_reconstructor
 from autogaze.files import write_json
@@ -26,6 +28,7 @@ from autogaze.gaze_command import pick_device
 from autogaze.model import AutoGaze
 from autogaze.pretrain.calibration import Sampling, Trial, fit_calibration, predicted_range, run_trials
 from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.loss_head import fit_loss_head
 
 STRIDES = (None, 1)  # spread over the video, and neighbouring frames
 
@@ -47,7 +50,9 @@ def recalibrate(args: argparse.Namespace) -> tuple[tuple[float, float], ...]:
     device, folder = pick_device(args.device), find(args.model)
     model = AutoGaze.from_pretrained(folder, device=device).eval()
     judge = Judge(load_reconstructor(args.reconstructor)).to(device)
-    samplings = [read(args, stride, model, device) for stride in STRIDES]
+    if args.fit_head:
+        model = fit_head(args, model, judge, folder)
+    samplings = [read(args, args.data, stride, model, device) for stride in STRIDES]
     tried = args.thresholds or predicted_range(model, [video for one in samplings for video in one.clips], args.count)
     trials: list[list[Trial]] = [[] for _ in samplings]
     for threshold in tqdm(tried, unit="threshold", disable=None):
@@ -59,9 +64,21 @@ def recalibrate(args: argparse.Namespace) -> tuple[tuple[float, float], ...]:
     return pairs
 
 
-def read(args: argparse.Namespace, stride: int | None, model: AutoGaze, device: torch.device) -> Sampling:
-    """The clips of the folder, with the source of each."""
-    clips = load_clips(args.data, model.grid, model.preprocessor, args.frames, stride, args.limit)
+def fit_head(args: argparse.Namespace, model: AutoGaze, judge: Judge, folder: Path) -> AutoGaze:
+    """Fit the loss head on clips that the model may know, and write the weights; the model as it is read again."""
+    clips = [video for stride in STRIDES for video in read(args, args.fit_head, stride, model, model.device).clips]
+    fit = fit_loss_head(model, judge, clips)
+    print(f"loss head: {fit.samples} samples, mean error {fit.before:.3f} of the loss before, {fit.after:.3f} after",
+          file=sys.stderr)
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    save(model.with_calibration(()), folder, dtype)  # what was calibrated was another head
+    return AutoGaze.from_pretrained(folder, device=model.device).eval()
+
+
+def read(args: argparse.Namespace, data: Path, stride: int | None, model: AutoGaze, device: torch.device) -> Sampling:
+    """The clips of a folder, with the source of each."""
+    clips = load_clips(data, model.grid, model.preprocessor, args.frames, stride, args.limit)
     return Sampling([video for _, video in clips.batches(args.batch, device)], list(clips.groups))
 
 
@@ -74,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="a folder, a run, or a shipped name: its config.json is changed")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR",
                         help="folder of videos that the model has not learned from")
+    parser.add_argument("--fit-head", type=Path, metavar="DIR",
+                        help="first fit the loss head on the videos of this folder, which may be those of training; "
+                        "the weights are written too")
     parser.add_argument("--reconstructor", metavar="R",
                         help="folder of the reconstructor that judges (default: the shipped one)")
     parser.add_argument("--count", type=int, default=16, help="thresholds to try (default 16)")

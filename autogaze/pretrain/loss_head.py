@@ -1,0 +1,84 @@
+"""The loss head of a trained model, fitted by least squares: what is lost after any number of patches.
+
+Training teaches the head at the ends of the budgets that it draws, and GRPO moves the states that the head reads. But
+the stop rule asks it after every id, the first one too, where a wrong "enough" costs most. Here the model looks at
+clips with budgets of one patch to what a frame holds, the judge tells what each frame lost, and the head alone is
+fitted to that: a linear map, so there is one best answer and no step size. Errors count as shares of the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autogaze.decoding.scoring import loss_states
+from autogaze.model import AutoGaze
+from autogaze.pretrain.calibration import LONGEST_RATIO
+from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.module import last_chosen
+from autogaze.pretrain.ntp import LEAST_LOSS
+
+RIDGE = 5e-3  # how much the head that there was counts, as a share of what the samples say
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """What fitting did; mean errors on the samples it was fitted to, as shares of the true loss."""
+
+    samples: int
+    before: float
+    after: float
+
+
+@torch.no_grad()
+def fit_loss_head(model: AutoGaze, judge: Judge, clips: Sequence[Tensor], passes: int = 1, seed: int = 0) -> HeadFit:
+    """Fit the loss head in place; nothing else of the model changes.
+
+    Args:
+        model: trained, in float32.
+        judge: tells the true losses.
+        clips: batches (B, T, 3, H, W) float on the model's device; of at least one clip.
+        passes: budgets drawn for every frame.
+        seed: of the budgets.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found = [_samples(model, judge, video, generator) for _ in range(passes) for video in clips]
+    states, heads, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
+    weight = model.gaze_decoder.task_loss_prediction_head.weight
+    before = _error(weight, states, heads, truth)
+    for head in range(len(weight)):
+        mine = heads == head
+        weight[head] = _solve(states[mine], truth[mine], weight[head])
+    return HeadFit(len(truth), before, _error(weight, states, heads, truth))
+
+
+def _samples(model: AutoGaze, judge: Judge, video: Tensor,
+             generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """What the head reads at the end of each frame's gaze (N, width), which of its rows (N,), and true losses (N,)."""
+    patches = model.grid.patches_per_frame
+    most = math.log(model.grid.budget(LONGEST_RATIO))
+    counts = (torch.rand(video.shape[:2], generator=generator, dtype=torch.float64) * most).exp().floor()
+    gaze = model.generate(video, gazing_ratio=((counts + 0.5) / patches).clamp(max=1).to(video.device))
+    states, heads = loss_states(model, video, gaze)
+    last = last_chosen(gaze.chosen)
+    return states[last], heads.expand(last.shape)[last], judge.losses(video, gaze)[last.any(-1)]
+
+
+def _solve(states: Tensor, truth: Tensor, start: Tensor) -> Tensor:
+    """The weights (width,) that tell losses (N,) from states (N, width) with the least squared share of error."""
+    if not len(truth):
+        return start
+    weight = 1 / truth.double().clamp(min=LEAST_LOSS)
+    rows = states.double() * weight[:, None]
+    gram = rows.T @ rows
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram + ridge, rows.T @ (truth.double() * weight) + ridge @ start.double()).to(start.dtype)
+
+
+def _error(weight: Tensor, states: Tensor, heads: Tensor, truth: Tensor) -> float:
+    predicted = (states * weight[heads]).sum(-1)
+    return float(((predicted - truth).abs() / truth.clamp(min=LEAST_LOSS)).mean())

@@ -1,0 +1,53 @@
+"""The loss head, fitted: it learns what the stop rule asks, and nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from autogaze.decoding.scoring import loss_states
+from autogaze.model import AutoGaze
+from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.loss_head import fit_loss_head
+from autogaze.pretrain.reconstructor import Reconstructor
+from tests.test_rl_env import TINY, spotted_clip
+from tests.test_rl_module import CONFIG
+
+
+def make() -> tuple[AutoGaze, Judge, list[torch.Tensor]]:
+    torch.manual_seed(0)
+    clips = [torch.stack([spotted_clip(seed, frames=4) for seed in range(k, k + 6)]) for k in (0, 6)]
+    return AutoGaze(CONFIG).eval(), Judge(Reconstructor(TINY)), clips
+
+
+def test_states_and_rows_are_those_of_the_predicted_loss() -> None:
+    model, _, (video, _) = make()
+    gaze = model.generate(video, gazing_ratio=torch.tensor([[0.3, 0.1, 0.5, 0.2]]).expand(6, 4))
+    states, rows = loss_states(model, video, gaze)
+    weight = model.gaze_decoder.task_loss_prediction_head.weight
+    predicted = (states * weight[rows]).sum(-1)
+    expected = model.score(video, gaze, as_decoded=True).task_loss_prediction
+    torch.testing.assert_close(predicted[gaze.chosen], expected[gaze.chosen], atol=1e-6, rtol=1e-5)
+    assert gaze.task_loss is not None  # of which each is what is predicted before an id, that is after the one before
+    inside = gaze.chosen[..., 1:]
+    torch.testing.assert_close(predicted[..., :-1][inside], gaze.task_loss[..., 1:][inside], atol=1e-5, rtol=1e-4)
+
+
+def test_the_fitted_head_tells_losses_and_nothing_else_changes() -> None:
+    model, judge, clips = make()
+    before = copy.deepcopy(model.state_dict())
+    fit = fit_loss_head(model, judge, clips, passes=3)
+    assert fit.samples == 3 * 2 * 6 * 4
+    assert fit.after < 0.5 < 1.0 < fit.before
+    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert changed == ["gaze_decoder.task_loss_prediction_head.weight"]
+
+
+def test_the_same_seed_fits_the_same_head() -> None:
+    weights = []
+    for seed in (1, 1, 2):
+        model, judge, clips = make()
+        fit_loss_head(model, judge, clips, passes=1, seed=seed)
+        weights.append(model.gaze_decoder.task_loss_prediction_head.weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
