@@ -48,6 +48,13 @@ def test_the_loss_head_is_fitted_first_and_kept_in_the_type_it_had(
     assert "loss head: " in capsys.readouterr().err
 
 
+def test_nothing_is_written_if_what_to_calibrate_on_is_not_there(folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
+    assert main([str(folder / "model"), "--data", str(folder / "nowhere"), "--reconstructor", str(folder / "judge"),
+                 "--fit-head", str(folder / "clips"), "--device", "cpu"]) == 2
+    assert before == {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
+
+
 def test_named_thresholds_are_those_that_are_tried(folder: Path) -> None:
     assert main([str(folder / "model"), "--data", str(folder / "clips"), "--reconstructor", str(folder / "judge"),
                  "--frames", "4", "--thresholds", "9,8", "--device", "cpu"]) == 0

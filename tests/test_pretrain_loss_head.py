@@ -37,7 +37,7 @@ def test_states_and_rows_are_those_of_the_predicted_loss() -> None:
 def test_the_fitted_head_tells_losses_and_nothing_else_changes() -> None:
     model, judge, clips = make()
     before = copy.deepcopy(model.state_dict())
-    fit = fit_loss_head(model, judge, clips, passes=3)
+    fit = fit_loss_head(model, judge, clips * 3)
     assert fit.samples == 3 * 2 * 6 * 4
     assert fit.after < 0.5 < 1.0 < fit.before
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
@@ -48,6 +48,6 @@ def test_the_same_seed_fits_the_same_head() -> None:
     weights = []
     for seed in (1, 1, 2):
         model, judge, clips = make()
-        fit_loss_head(model, judge, clips, passes=1, seed=seed)
+        fit_loss_head(model, judge, clips, seed)
         weights.append(model.gaze_decoder.task_loss_prediction_head.weight)
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

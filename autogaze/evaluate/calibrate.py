@@ -21,7 +21,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from autogaze.checkpoint import CONFIG, WEIGHTS, find, save
-from autogaze.evaluate.clips import load_clips
+from autogaze.evaluate.clips import ClipSet, load_clips
 from autogaze.evaluate.evaluation import load_reconstructor
 from autogaze.files import write_json
 from autogaze.gaze_command import pick_device
@@ -50,36 +50,39 @@ def recalibrate(args: argparse.Namespace) -> tuple[tuple[float, float], ...]:
     device, folder = pick_device(args.device), find(args.model)
     model = AutoGaze.from_pretrained(folder, device=device).eval()
     judge = Judge(load_reconstructor(args.reconstructor)).to(device)
-    if args.fit_head:
-        model = fit_head(args, model, judge, folder)
-    samplings = [read(args, args.data, stride, model, device) for stride in STRIDES]
+    samplings = [Sampling([video for _, video in clips.batches(args.batch, device)], list(clips.groups))
+                 for clips in read(args, args.data, model)]
+    dtype = fit_head(args, model, judge, folder) if args.fit_head else None
     tried = args.thresholds or predicted_range(model, [video for one in samplings for video in one.clips], args.count)
     trials: list[list[Trial]] = [[] for _ in samplings]
     for threshold in tqdm(tried, unit="threshold", disable=None):
         for done, sampling in zip(trials, samplings, strict=True):
             done += run_trials(model, judge, sampling, [threshold])
     pairs = fit_calibration(trials)
+    if dtype is not None:
+        save(model.with_calibration(pairs), folder, dtype)
+        return pairs
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     write_json(folder / CONFIG, {**config, "calibration": [list(pair) for pair in pairs]})
     return pairs
 
 
-def fit_head(args: argparse.Namespace, model: AutoGaze, judge: Judge, folder: Path) -> AutoGaze:
-    """Fit the loss head on clips that the model may know, and write the weights; the model as it is read again."""
-    clips = [video for stride in STRIDES for video in read(args, args.fit_head, stride, model, model.device).clips]
-    fit = fit_loss_head(model, judge, clips)
+def fit_head(args: argparse.Namespace, model: AutoGaze, judge: Judge, folder: Path) -> torch.dtype:
+    """Fit the loss head in memory on clips that the model may know; returns the type that its weights have on disk."""
+    fit = fit_loss_head(model, judge, (video for clips in read(args, args.fit_head, model)
+                                       for _, video in clips.batches(args.batch, model.device)))
     print(f"loss head: {fit.samples} samples, mean error {fit.before:.3f} of the loss before, {fit.after:.3f} after",
           file=sys.stderr)
     with safe_open(folder / WEIGHTS, "pt") as file:
-        dtype = file.get_tensor(next(iter(file.keys()))).dtype
-    save(model.with_calibration(()), folder, dtype)  # what was calibrated was another head
-    return AutoGaze.from_pretrained(folder, device=model.device).eval()
+        dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    head = model.gaze_decoder.task_loss_prediction_head
+    head.to(dtype).float()  # what is calibrated is what will be read
+    return dtype
 
 
-def read(args: argparse.Namespace, data: Path, stride: int | None, model: AutoGaze, device: torch.device) -> Sampling:
-    """The clips of a folder, with the source of each."""
-    clips = load_clips(data, model.grid, model.preprocessor, args.frames, stride, args.limit)
-    return Sampling([video for _, video in clips.batches(args.batch, device)], list(clips.groups))
+def read(args: argparse.Namespace, data: Path, model: AutoGaze) -> list[ClipSet]:
+    """The clips of a folder, in each way of taking frames."""
+    return [load_clips(data, model.grid, model.preprocessor, args.frames, stride, args.limit) for stride in STRIDES]
 
 
 def _numbers(text: str) -> list[float]:

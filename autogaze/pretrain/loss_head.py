@@ -9,7 +9,7 @@ fitted to that: a linear map, so there is one best answer and no step size. Erro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -35,18 +35,17 @@ class HeadFit:
 
 
 @torch.no_grad()
-def fit_loss_head(model: AutoGaze, judge: Judge, clips: Sequence[Tensor], passes: int = 1, seed: int = 0) -> HeadFit:
+def fit_loss_head(model: AutoGaze, judge: Judge, clips: Iterable[Tensor], seed: int = 0) -> HeadFit:
     """Fit the loss head in place; nothing else of the model changes.
 
     Args:
         model: trained, in float32.
         judge: tells the true losses.
         clips: batches (B, T, 3, H, W) float on the model's device; of at least one clip.
-        passes: budgets drawn for every frame.
         seed: of the budgets.
     """
     generator = torch.Generator().manual_seed(seed)
-    found = [_samples(model, judge, video, generator) for _ in range(passes) for video in clips]
+    found = [_samples(model, judge, video, generator) for video in clips]
     states, heads, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
     weight = model.gaze_decoder.task_loss_prediction_head.weight
     before = _error(weight, states, heads, truth)
