@@ -40,3 +40,14 @@ def test_a_long_clip_gets_the_same_ids_with_and_without(monkeypatch: pytest.Monk
     assert torch.equal(model.generate(video, 0.1).ids, expected)
     monkeypatch.setattr(onednn, "fits", lambda weight: False)
     assert torch.equal(model.generate(video, 0.1).ids, expected)
+
+
+def test_autocast_is_left_to_torchs_operators() -> None:
+    """Of a stream that was opened outside of it, too."""
+    model, video = small_model(scales=(48, 96, 192)), random_video(1, 5, side=192)
+    model.decoding = "cached"
+    stream = model.stream(0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        steps = [stream.step(video[:, t]).ids for t in range(5)]
+        whole = model.generate(video, 0.1).ids
+    assert torch.equal(torch.cat(steps, 1), whole)

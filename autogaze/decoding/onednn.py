@@ -22,6 +22,11 @@ def fits(weight: Tensor) -> bool:
             and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
 
 
+def casts() -> bool:
+    """Whether autocast is on, which casts what PyTorch's own operators are given, and not what these are."""
+    return torch.is_autocast_enabled("cpu")
+
+
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """x (..., n) times the transpose of weight (m, n), which may be packed by `to_mkldnn`."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
@@ -34,7 +39,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         query: (B, heads, n, head_dim) float32; key, value: (B, heads, N, head_dim).
         mask: (n, N) float to add to the scores; zero but in its last n columns.
     """
-    if query.shape[2] < MANY_TOKENS or key.shape[2] < MANY_KEYS:
+    if query.shape[2] < MANY_TOKENS or key.shape[2] < MANY_KEYS or casts():
         return F.scaled_dot_product_attention(query, key, value, mask)
     new = query.shape[2]
     query, out = query * query.shape[-1] ** -0.5, torch.empty_like(query, memory_format=torch.contiguous_format)

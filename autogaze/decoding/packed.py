@@ -29,7 +29,7 @@ class Product:
         self.packed = weight.to_mkldnn() if onednn.fits(weight) else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.packed is None or x.shape[:-1].numel() < onednn.MANY_TOKENS:
+        if self.packed is None or x.shape[:-1].numel() < onednn.MANY_TOKENS or onednn.casts():
             return F.linear(x, self.weight)
         return onednn.multiply(x, self.packed)
 
