@@ -72,28 +72,38 @@ class FrameEncoder(nn.Module):
         Returns:
             (B, T, side * side, out_channels) visual tokens row by row, and the new cache.
         """
+        tokens, _, cache = self.encode(video, cache)
+        return tokens, cache
+
+    def encode(self, video: Tensor, cache: EncoderCache | None = None,
+               patches: bool = False) -> tuple[Tensor, Tensor | None, EncoderCache]:
+        """`forward` with the patch embeddings on the way: (B, T, side * side, channels), before their norm, each of its
+        own frame's pixels alone; None unless `patches` asks for them."""
         batch, frames = video.shape[:2]
         cache = self.empty_cache(batch) if cache is None else cache
         x = video.to(self.out_proj.weight.dtype)
         if x.shape[-2:] != (self.image_size, self.image_size):
             x = resize(x.flatten(0, 1), self.image_size).unflatten(0, (batch, frames))
-        x = self._patch_tokens(x).unflatten(2, (self.side, self.side))
+        x, embedded = self._patch_tokens(x, patches)
+        x = x.unflatten(2, (self.side, self.side))
         x = x.permute(0, 4, 1, 2, 3)
         new_cache = []
         for block, past in zip(self.blocks, cache, strict=True):
             x, past = block(x, past)
             new_cache.append(past)
         tokens = x.permute(0, 2, 3, 4, 1).flatten(2, 3)
-        return F.linear(tokens, self.out_proj.weight.flatten(1), self.out_proj.bias), tuple(new_cache)
+        return F.linear(tokens, self.out_proj.weight.flatten(1), self.out_proj.bias), embedded, tuple(new_cache)
 
-    def _patch_tokens(self, video: Tensor) -> Tensor:
-        """(B, T, side * side, C) normed patch embeddings of frames (B, T, 3, H, W)."""
+    def _patch_tokens(self, video: Tensor, patches: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, T, side * side, C) normed patch embeddings of frames (B, T, 3, H, W); and, if asked for, as they were
+        before the norm."""
         if video.is_cuda and video.dtype == torch.bfloat16 and not torch.is_grad_enabled():
             with contextlib.suppress(ImportError):  # Triton comes with CUDA builds of PyTorch, not with all others
                 from autogaze.patch_embedding import patch_tokens
 
-                return patch_tokens(video, self.temporal_conv, self.norm, self.side)
-        return self.norm(self._patchify(video))
+                return patch_tokens(video, self.temporal_conv, self.norm, self.side, patches)
+        embedded = self._patchify(video)
+        return self.norm(embedded), embedded if patches else None
 
     def _patchify(self, video: Tensor) -> Tensor:
         """The patch convolution as one matrix product, which is faster than Conv3d everywhere we run."""

@@ -21,6 +21,8 @@ from autogaze.encoder import FrameEncoder
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
 from autogaze.preprocess import Preprocessor
+from autogaze.salience import Salience
+from autogaze.seen import FrameTokens, SeenMemory
 
 if TYPE_CHECKING:
     from autogaze.decoding.stream import GazeStream
@@ -44,6 +46,8 @@ class AutoGazeConfig:
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = field(default_factory=RopeConfig)
     max_num_frames: int = 16  # frames that the decoder remembers
+    seen_memory: bool = False  # visual tokens know what was seen of their places (`autogaze.seen`); not as published
+    salience: bool = False  # patches are scored at their own places too (`autogaze.salience`); not as published
     gazing_ratio: float = 0.75  # default of the command line: largest share of a frame's patches
     task_loss_requirement: float | None = 0.7  # default of the command line: loss at which a frame may stop
     calibration: tuple[tuple[float, float], ...] = ()  # (requested loss, threshold on the prediction), ascending
@@ -61,8 +65,14 @@ class AutoGazeConfig:
 
     @classmethod
     def tiny(cls) -> AutoGazeConfig:
-        """The published grid with a small network, for a CPU."""
-        return cls(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, head_dim=16, intermediate_size=96)
+        """The published grid with a small network of the shipped kind, for a CPU."""
+        return cls(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, head_dim=16, intermediate_size=96,
+                   seen_memory=True, salience=True)
+
+    @classmethod
+    def base(cls) -> AutoGazeConfig:
+        """What is shipped: the published size, a memory of what was seen, and salience."""
+        return cls(seen_memory=True, salience=True)
 
     @property
     def grid(self) -> PatchGrid:
@@ -121,6 +131,8 @@ class AutoGaze(nn.Module):
         self.gaze_decoder = GazeDecoder(
             self.grid.patches_per_frame, config.hidden_size, config.num_hidden_layers, config.num_attention_heads,
             config.head_dim, config.intermediate_size, config.num_multi_token_pred, config.rms_norm_eps, config.rope)
+        self.seen = SeenMemory(self.grid, self.vision_model.side, config.hidden_size) if config.seen_memory else None
+        self.salience = Salience(self.grid, self.vision_model.side, config.hidden_size) if config.salience else None
         self.apply(_initialise)
 
     @property
@@ -234,10 +246,11 @@ class AutoGaze(nn.Module):
 
         return GazeStream(self, gazing_ratio, task_loss_requirement, batch)
 
-    def embed(self, video: Tensor, cache: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Visual tokens (B, T, N, width) with their positions, and the encoder's cache."""
-        visual, cache = self.vision_model(video, cache)
-        return self.connector(visual), cache
+    def embed(self, video: Tensor, cache: tuple[Tensor, ...] | None = None) -> tuple[FrameTokens, tuple[Tensor, ...]]:
+        """Visual tokens with their positions and, where the model remembers, traces; and the encoder's cache."""
+        visual, patches, cache = self.vision_model.encode(video, cache, patches=self.seen is not None)
+        trace = None if self.seen is None else self.seen.trace_proj(patches)
+        return FrameTokens(self.connector(visual), trace), cache
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: torch.device | str | None = None) -> AutoGaze:

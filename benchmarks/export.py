@@ -212,7 +212,7 @@ def main() -> int:
 def _sharp(tiny: bool) -> AutoGaze:
     """Random weights whose best id wins clearly, as a trained model's does."""
     torch.manual_seed(0)
-    model = AutoGaze(AutoGazeConfig.tiny() if tiny else AutoGazeConfig())
+    model = AutoGaze(AutoGazeConfig.tiny() if tiny else AutoGazeConfig.base())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" not in name and "bias" not in name:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autogaze.decoding.choice import add_salience
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
 
@@ -62,27 +63,32 @@ def generate_published(model: AutoGaze, video: Tensor, gazing_ratio: float = 1.0
         gazing_ratio: largest share of a frame's patches.
         task_loss_requirement: predicted loss at which a frame may stop.
     """
-    visual, _ = model.embed(video)
+    tokens, memory = model.embed(video)[0], model.seen
+    seen = None if memory is None else memory.open(tokens.frame(0))
     decoder, budget, eos = model.gaze_decoder, model.grid.budget(gazing_ratio), model.grid.patches_per_frame
     cache = GrowingCache(len(decoder.model.layers))
     embeds: list[Tensor] = []
     valid: list[Tensor] = []
     frames: list[Tensor] = []
     for t in range(video.shape[1]):
-        embeds.append(visual[:, t])
-        valid.append(torch.ones(visual.shape[0], visual.shape[2], dtype=torch.bool))
+        visual = tokens.visual[:, t] if memory is None or seen is None else memory.tell(tokens.frame(t), seen)
+        embeds.append(visual)
+        valid.append(torch.ones(visual.shape[:2], dtype=torch.bool))
+        salience = None if model.salience is None else model.salience(visual)  # ours too
         ids, cache = _decode_frame(model, torch.cat(embeds, 1), torch.cat(valid, 1), cache, budget,
-                                   task_loss_requirement)
+                                   task_loss_requirement, salience)
         embeds.append(decoder.model.embed_tokens(ids))
         valid.append(ids != eos)
         frames.append(ids)
+        if memory is not None and seen is not None:  # which is ours, and no part of the published loop
+            seen = memory.look(seen, tokens.frame(t), ids.where(ids != eos, 0), ids != eos)
     slots = max(ids.shape[1] for ids in frames)
     padded = torch.stack([F.pad(ids, (0, slots - ids.shape[1]), value=eos) for ids in frames], dim=1)
     return Gaze(padded.where(padded != eos, 0), padded != eos, model.grid)
 
 
 def _decode_frame(model: AutoGaze, embeds: Tensor, valid: Tensor, cache: GrowingCache, budget: int,
-                  requirement: float | None) -> tuple[Tensor, GrowingCache]:
+                  requirement: float | None, salience: Tensor | None) -> tuple[Tensor, GrowingCache]:
     """Ids (B, n) of a frame, `eos` where padded, and the cache without the last group."""
     decoder, eos, kept = model.gaze_decoder, model.grid.patches_per_frame, cache
     tokens = embeds[:, cache.length :]
@@ -93,7 +99,8 @@ def _decode_frame(model: AutoGaze, embeds: Tensor, valid: Tensor, cache: Growing
         cache.look(valid, tokens.shape[1])
         logits, losses = decoder.heads(decoder.model(tokens, positions[:, -tokens.shape[1] :], cache.attend)[:, -1])
         kept = deepcopy(cache)
-        group, ended = _choose(logits.clone(), losses, ids, unfinished, budget, requirement, eos)
+        logits = add_salience(logits, salience).clone()
+        group, ended = _choose(logits, losses, ids, unfinished, budget, requirement, eos)
         ids = torch.cat([ids, group], dim=1)
         unfinished &= ~ended & (ids.shape[1] < budget)
         tokens = decoder.model.embed_tokens(group)

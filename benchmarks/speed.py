@@ -19,6 +19,7 @@ import torch
 
 from autogaze import AutoGaze
 from autogaze.decoding.engine import chosen_way
+from autogaze.model import AutoGazeConfig
 from benchmarks.timing import machine, measure
 
 FRAMES = 16
@@ -75,7 +76,7 @@ def clips(device: torch.device, batches: list[int], ratios: list[float], dtypes:
     """Time whole clips at every batch, ratio and dtype."""
     rate, launch, rows = matrix_rate(device), launch_cost_ms(device), []
     for dtype in dtypes:
-        model = AutoGaze().to(device, dtype).eval()
+        model = AutoGaze(AutoGazeConfig.base()).to(device, dtype).eval()
         for batch in batches:
             video = torch.randn(batch, FRAMES, 3, 224, 224, device=device, dtype=dtype)
             for ratio in ratios:
@@ -115,7 +116,7 @@ def clips(device: torch.device, batches: list[int], ratios: list[float], dtypes:
 
 def stream(device: torch.device, streams: int, frames: int, ratio: float = 0.05) -> dict:
     """Time frames of streams side by side, one frame of each a call; every call is waited for."""
-    model = AutoGaze().to(device, torch.bfloat16).eval()
+    model = AutoGaze(AutoGazeConfig.base()).to(device, torch.bfloat16).eval()
     gazer = model.stream(gazing_ratio=ratio, batch=streams)
     frame = torch.randn(streams, 3, 224, 224, device=device, dtype=torch.bfloat16)
     for _ in range(40):
@@ -157,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     dtypes = [DTYPES[name] for name in args.dtypes]
     result = {
         "machine": machine(),
-        "way": chosen_way(AutoGaze().to(device)),
+        "way": chosen_way(AutoGaze(AutoGazeConfig.base()).to(device)),
         "clips": clips(device, [1, 8, 64, 256], [0.1, 0.4, 0.75], dtypes),
         "streams": [stream(device, 1, args.frames), stream(device, 64, 300)],
         "tiles_1080p": stream(device, 45, 300),

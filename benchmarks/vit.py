@@ -123,7 +123,7 @@ def run_case(case: Case, device: torch.device, runs: int, quick: bool) -> dict[s
     torch._dynamo.reset()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     vit = make_vit(case.vit, case.size, quick).to(device, dtype).eval()
-    model = AutoGaze(AutoGazeConfig.tiny() if quick else AutoGazeConfig()).to(device, dtype).eval()
+    model = AutoGaze(AutoGazeConfig.tiny() if quick else AutoGazeConfig.base()).to(device, dtype).eval()
     video = torch.randn(case.clips, case.frames, 3, case.size, case.size, device=device, dtype=dtype)
     gazed = GazedViT(vit, case.attention)
     gaze = choose(model, gazed, video, case.ratio)

@@ -62,7 +62,7 @@ def measure_parts(device: torch.device, quick: bool, runs: int) -> dict[str, Any
         }
         vits[name] = entry
         print(f"{name}: {entry}", file=sys.stderr, flush=True)
-    model = AutoGaze(AutoGazeConfig.tiny() if quick else AutoGazeConfig()).to(device, dtype).eval()
+    model = AutoGaze(AutoGazeConfig.tiny() if quick else AutoGazeConfig.base()).to(device, dtype).eval()
     gaze = {
         ratio: [
             (clips, _gaze_ms(model, clips, ratio, device, dtype, max(3, runs // 4)))

@@ -63,6 +63,8 @@ def model(window: int) -> AutoGaze:
     for parameter in made.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(2)  # so that the best id wins clearly
+    made.salience.rating.weight.data.mul_(8)
+    for parameter in made.parameters():
         parameter.data.copy_(parameter.data.bfloat16())
     return made
 

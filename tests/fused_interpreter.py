@@ -16,7 +16,7 @@ from autogaze.decoding import clip_graph, frame_graph, tuning, workspace
 from autogaze.model import AutoGazeConfig
 
 
-def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2) -> AutoGaze:
+def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2, seen: bool = True) -> AutoGaze:
     torch.manual_seed(0)
     config = replace(
         AutoGazeConfig.tiny(),
@@ -27,6 +27,8 @@ def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2) -> Au
         intermediate_size=32,
         num_multi_token_pred=group,
         max_num_frames=window,
+        seen_memory=seen,
+        salience=seen,
     )
     made = AutoGaze(config).eval()
     for parameter in made.parameters():
@@ -135,7 +137,9 @@ def main(kind: str) -> None:
         small = tuning.Tuning(wide=False, pairs=16, hidden=16, keys=16, tail=16)
         workspace.Workspace.tuning = lambda self, prefill: small
         workspace.Workspace._frames_per_split = lambda self, prefill: self.plan.ring  # as in large batches
-    gazer, video = model(window=16), torch.randn(2, 3, 3, 32, 32)
+    video = torch.randn(2, 3, 3, 32, 32)
+    compare("published", model(window=16, seen=False), video, gazing_ratio=0.8)
+    gazer = model(window=16)
     plain = compare("ratio", gazer, video, gazing_ratio=0.8)
     stop = float(plain.task_loss[~plain.task_loss.isnan()].quantile(0.4))
     requests = torch.tensor([0.3, 1.0]), torch.tensor([stop, -9.0])

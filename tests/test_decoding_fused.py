@@ -29,7 +29,7 @@ def test_kernels_choose_what_the_plain_loop_chooses(tuning: str) -> None:
     )
     assert run.returncode == 0, run.stderr[-2000:]
     cases = [json.loads(line) for line in run.stdout.splitlines()]
-    names = ["ratio", "per clip", "stop", "in step", "nothing", "window", "blocks", "stream", "clips"]
+    names = ["published", "ratio", "per clip", "stop", "in step", "nothing", "window", "blocks", "stream", "clips"]
     assert list(dict.fromkeys(case["case"] for case in cases)) == names
     for case in cases:
         assert case["equal_ids"] == 1 and case["equal_chosen"] and case["loss_difference"] < 1e-4, case
@@ -62,11 +62,11 @@ def test_packed_weights_follow_training_in_place() -> None:
 def models() -> tuple[AutoGaze, AutoGaze]:
     """The base model with weights that choose clearly, in float32 and bfloat16 on the GPU."""
     torch.manual_seed(0)
-    model = AutoGaze().cuda().eval()
+    model = AutoGaze(AutoGazeConfig.base()).cuda().eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(2.5)
-    half = AutoGaze().cuda().eval()
+    half = AutoGaze(AutoGazeConfig.base()).cuda().eval()
     half.load_state_dict(model.state_dict())
     return model, half.bfloat16()
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,14 @@ def test_the_unit_tests_pass(build: Path) -> None:
     assert "100% tests passed" in done.stdout
 
 
-def test_cpp_reads_the_engine_files_that_python_writes(build: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("remembers", [False, True])
+def test_cpp_reads_the_engine_files_that_python_writes(remembers: bool, build: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="needs the export extra: onnx")
     from autogaze.export.engine_file import EngineFacts, write_engine
     from autogaze.export.forms import input_specs, output_specs
     from autogaze.export.onnx import ExportOptions
 
-    model = AutoGaze(AutoGazeConfig.tiny())
+    model = AutoGaze(replace(AutoGazeConfig.tiny(), seen_memory=remembers, salience=remembers))
     metadata = ExportOptions(gazing_ratio=0.1, batch=(1, 3), input_size=(90, 131)).metadata(model)
     built = EngineFacts("tensorrt", "0.0", "sm_00", False, input_specs(model, metadata), output_specs(model, metadata))
     path = tmp_path / "gaze.engine"
@@ -56,7 +58,8 @@ def test_cpp_reads_the_engine_files_that_python_writes(build: Path, tmp_path: Pa
         [str(build / "autogaze_tests")], env=os.environ | {"AUTOGAZE_ENGINE_FILE": str(path)}, cwd=tmp_path,
         capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    facts = "265 patches, budget 26, batch 1 to 3, uint8 90 x 131, 9 inputs, 9 outputs"
+    tensors = 10 if remembers else 9
+    facts = f"265 patches, budget 26, batch 1 to 3, uint8 90 x 131, {tensors} inputs, {tensors} outputs"
     assert f"gaze.engine: plan 768, {facts}" in done.stdout
 
 

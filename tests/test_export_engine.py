@@ -6,6 +6,7 @@ import json
 import sys
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,10 +31,11 @@ SMALL = AutoGazeConfig(
 OPTIONS = ExportOptions(gazing_ratio=0.3, batch=(1, 2), precision="fp16")
 
 
-@pytest.fixture(scope="module")
-def model() -> AutoGaze:
+@pytest.fixture(scope="module", params=[False, True], ids=["published", "remembers"])
+def model(request: pytest.FixtureRequest) -> AutoGaze:
+    """As published, and with a memory of what was seen and salience."""
     torch.manual_seed(0)
-    return AutoGaze(SMALL).eval()
+    return AutoGaze(replace(SMALL, seen_memory=request.param, salience=request.param)).eval()
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_metadata_reads_back(model: AutoGaze, fake: Path) -> None:
     assert file.metadata == OPTIONS.metadata(model)
     assert file.plan == b"plan" * 100
     assert file.facts.inputs == input_specs(model, file.metadata)
-    calibrated = AutoGaze(SMALL).with_calibration(((0.5, 0.25), (0.7, 0.6)))
+    calibrated = AutoGaze(model.config).with_calibration(((0.5, 0.25), (0.7, 0.6)))
     metadata = OPTIONS.metadata(calibrated)
     assert Metadata.from_properties(metadata.to_properties(), "x") == metadata
 
@@ -180,7 +182,10 @@ def test_the_log_keeps_what_tells_of_fallbacks() -> None:
         assert_nothing_fell_back(builder.log)
 
 
-def test_a_tiny_engine_builds_and_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("remembers", [False, True])
+def test_a_tiny_engine_builds_and_reads_back(
+    remembers: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from autogaze.cli import main
 
     try:
@@ -190,7 +195,8 @@ def test_a_tiny_engine_builds_and_reads_back(tmp_path: Path, capsys: pytest.Capt
     if trt.__name__ == "tensorrt" and not torch.cuda.is_available():
         pytest.skip("the tensorrt package builds on a GPU only")
     phases: list[str] = []
-    model, path = AutoGaze(AutoGazeConfig.tiny()), tmp_path / "gaze.engine"
+    config = replace(AutoGazeConfig.tiny(), seen_memory=remembers, salience=remembers)
+    model, path = AutoGaze(config), tmp_path / "gaze.engine"
     report = export_tensorrt(model, path, OPTIONS, BuildOptions(workspace_mib=512), phases.append)
     assert phases and report.layers > 500
     assert_nothing_fell_back(report.log)
@@ -216,7 +222,7 @@ def test_a_tiny_engine_builds_and_reads_back(tmp_path: Path, capsys: pytest.Capt
 )
 def test_an_engine_of_base_size_builds(precision: str, tmp_path: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx")
-    model = AutoGaze(AutoGazeConfig())
+    model = AutoGaze(AutoGazeConfig.base())
     metadata = ExportOptions(precision=precision, gazing_ratio=0.1, batch=(1, 4)).metadata(model)
     builder = EngineBuilder(trt, BuildOptions())
     plan, layers = builder.build(write_graph(model, metadata).SerializeToString(), metadata)

@@ -18,10 +18,11 @@ from autogaze.preprocess import Preprocessor
 onnx = pytest.importorskip("onnx", reason="needs the export extra: onnx")
 pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
 
-from autogaze.export.forms import write_graph  # noqa: E402
+from autogaze.export.forms import input_specs, write_graph  # noqa: E402
 from autogaze.export.onnx import ExportOptions, check_graph, export_onnx, float32_twin  # noqa: E402
 from autogaze.export.parity import ParityError, compare, scenes  # noqa: E402
 from autogaze.export.runner import Engine  # noqa: E402
+from autogaze.export.tensors import STATE  # noqa: E402
 from autogaze.gaze import Gaze  # noqa: E402
 
 SMALL = AutoGazeConfig(
@@ -30,19 +31,20 @@ SMALL = AutoGazeConfig(
 
 
 def sharp(config: AutoGazeConfig, factor: float = 3.0) -> AutoGaze:
-    """A random model whose best id wins clearly."""
+    """A random model whose best id wins clearly, and to which what it saw and its salience matter if it has them."""
     torch.manual_seed(0)
     model = AutoGaze(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" not in name and "bias" not in name:
-                parameter *= factor
+            if name.startswith("salience.") or ("norm" not in name and "bias" not in name):
+                parameter *= factor * (5 if name.startswith("seen.") else 1)
     return model
 
 
-@pytest.fixture(scope="module")
-def small() -> AutoGaze:
-    return sharp(SMALL)
+@pytest.fixture(scope="module", params=[False, True], ids=["published", "remembers"])
+def small(request: pytest.FixtureRequest) -> AutoGaze:
+    """As published, and with a memory of what was seen and salience."""
+    return sharp(replace(SMALL, seen_memory=request.param, salience=request.param))
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,37 @@ def test_stop_rule_and_budgets_equal_generate(small: AutoGaze, frame_file: Path,
     assert_same(expected, Engine.load(frame_file, "cpu", threads=1).generate(video, ratio, needed))
 
 
+def test_what_was_seen_and_salience_matter_to_these_models() -> None:
+    """Otherwise the tests here would say nothing of them."""
+    model, video = sharp(replace(SMALL, seen_memory=True, salience=True)), torch.randn(2, 5, 3, 64, 64)
+    assert model.seen is not None and model.salience is not None
+    gaze = model.generate(video, 0.3)
+    weights = [model.seen.trace_proj.weight, model.seen.level_embed.weight, *model.salience.parameters()]
+    for weight in weights:
+        with torch.no_grad():
+            kept = weight.clone()
+            weight.zero_()
+            assert not torch.equal(model.generate(video, 0.3).ids, gaze.ids)
+            weight.copy_(kept)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_salience_alone_equals_generate(clip: bool, tmp_path: Path) -> None:
+    """It needs no memory of what was seen."""
+    model, video = sharp(replace(SMALL, salience=True)), torch.randn(2, 5, 3, 64, 64)
+    export_onnx(model, tmp_path / "gaze.onnx", ExportOptions(clip=clip, gazing_ratio=0.9))
+    assert_same(model.generate(video, 0.9), Engine.load(tmp_path / "gaze.onnx", "cpu", threads=1).generate(video, 0.9))
+
+
+def test_only_streams_that_remember_what_they_saw_are_of_the_newer_format(small: AutoGaze, tmp_path: Path) -> None:
+    remembers = small.config.seen_memory
+    for clip, version in ((False, 2 if remembers else 1), (True, 1)):
+        metadata = ExportOptions(clip=clip, gazing_ratio=0.3).metadata(small)
+        assert metadata.format == version
+        state = {spec.name for spec in input_specs(small, metadata)} & set(STATE)
+        assert state == (set() if clip else set(STATE) - (set() if remembers else {"seen"}))
+
+
 def test_a_clip_file_equals_generate(small: AutoGaze, clip_file: Path) -> None:
     engine = Engine.load(clip_file, "cpu", threads=1)
     video = torch.randn(2, 5, 3, 64, 64)
@@ -119,7 +152,7 @@ def test_streaming_equals_the_models_stream(small: AutoGaze, frame_file: Path) -
 def test_a_calibrated_requirement_is_applied_inside(small: AutoGaze, tmp_path: Path) -> None:
     video = torch.randn(2, 3, 3, 64, 64)
     threshold = requirement(small, video)
-    model = sharp(SMALL).with_calibration(
+    model = sharp(small.config).with_calibration(
         ((0.1, threshold - 1.0), (0.2, threshold - 1.0), (0.6, threshold), (0.9, threshold + 0.5))
     )
     export_onnx(model, tmp_path / "gaze.onnx", ExportOptions(gazing_ratio=0.9, batch=(1, 2)))
@@ -130,7 +163,7 @@ def test_a_calibrated_requirement_is_applied_inside(small: AutoGaze, tmp_path: P
 
 
 def test_uint8_frames_are_resized_and_normalised_inside(small: AutoGaze, tmp_path: Path) -> None:
-    model = sharp(SMALL)
+    model = sharp(small.config)
     model.preprocessor = Preprocessor((64, 64), (0.1, 0.0, -0.1), (0.9, 1.0, 1.1))
     export_onnx(model, tmp_path / "gaze.onnx", ExportOptions(gazing_ratio=0.3, batch=(2, 2), input_size=(90, 131)))
     engine = Engine.load(tmp_path / "gaze.onnx", "cpu", threads=1)
@@ -248,7 +281,7 @@ def test_batches_are_split_and_padded_to_what_the_file_takes(small: AutoGaze, tm
 
 
 def test_the_graph_is_lean_and_has_no_control_flow(tmp_path: Path) -> None:
-    model = AutoGaze(AutoGazeConfig())
+    model = AutoGaze(AutoGazeConfig.base())
     options = ExportOptions(gazing_ratio=0.1)  # 26 ids: 3 groups
     graph = write_graph(model, options.metadata(model))
     assert len(graph.graph.node) < 900
@@ -259,7 +292,7 @@ def test_the_graph_is_lean_and_has_no_control_flow(tmp_path: Path) -> None:
 def test_a_file_that_chooses_otherwise_is_not_kept(
     small: AutoGaze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = sharp(replace(SMALL), 2.5)
+    other = sharp(small.config, 2.5)
     engine = Engine.load(_export(small, tmp_path / "good.onnx"), "cpu", threads=1)
     with pytest.raises(ParityError, match="part at frame|predicted-loss"):
         compare(other, engine, scenes(engine.metadata, 2, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,15 @@ CONFIG = AutoGazeConfig(
     num_multi_token_pred=4, max_num_frames=3, gazing_ratio=0.5, task_loss_requirement=0.7)  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model() -> AutoGaze:
+@pytest.fixture(scope="module", params=[False, True], ids=["published", "remembers"])
+def model(request: pytest.FixtureRequest) -> AutoGaze:
+    """As published, and with a memory of what was seen and salience."""
     torch.manual_seed(0)
-    return AutoGaze(CONFIG).eval()
+    model = AutoGaze(replace(CONFIG, seen_memory=request.param, salience=request.param)).eval()
+    if model.seen is not None:
+        for weight in model.seen.parameters():
+            weight.data *= 50  # so that it matters; salience does as it is
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,7 @@ def test_a_frame_file_is_served_as_sequences_with_implicit_state(exported: Path,
     assert (config.name, config.platform, config.max_batch_size) == ("autogaze", "onnxruntime_onnx", 4)
     assert (folder / "1" / "model.onnx").read_bytes() == exported.read_bytes()
     state = {entry.input_name: entry for entry in config.sequence_batching.state}
-    assert tuple(state) == STATE
+    assert tuple(state) == tuple(spec.name for spec in session.inputs if spec.name in STATE)
     shapes = {spec.name: spec.shape for spec in session.inputs}
     for name, entry in state.items():
         assert entry.output_name == f"next_{name}"
@@ -115,7 +121,7 @@ class FakeServer:
             tensors[spec.name] = torch.from_numpy(raw.copy()).reshape(1, *spec.shape)
         results = allocate(session, session.outputs, 1)
         session.bind(tensors, results)()
-        self.memory[sequence_id] = {key: results[f"next_{key}"] for key in STATE}
+        self.memory[sequence_id] = {key: results[f"next_{key}"] for key in self.memory[sequence_id]}
         if sequence_end:
             del self.memory[sequence_id]
 

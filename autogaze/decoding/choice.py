@@ -14,6 +14,11 @@ from torch.nn import functional as F
 Column = tuple[Tensor, Tensor, Tensor]  # ids int64, chosen bool, predicted loss float32: slots last
 
 
+def add_salience(logits: Tensor, salience: Tensor | None) -> Tensor:
+    """Logits (..., K, vocabulary) plus scores of patches at their places (..., vocabulary - 1), if there are any."""
+    return logits if salience is None else logits + F.pad(salience, (0, 1))[..., None, :]
+
+
 def choose_group(logits: Tensor, taken: Tensor, temperature: float | None = None,
                  generator: torch.Generator | None = None) -> Tensor:
     """Take one id a head, head by head; no id twice in a frame, never `eos` (the last entry of the vocabulary).

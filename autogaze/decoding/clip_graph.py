@@ -44,8 +44,8 @@ class ClipGraph:
             self.replay = frame_graph.record(partial(self._enqueue, model))
 
     def _enqueue(self, model: AutoGaze) -> None:  # which is not kept: a workspace must not keep its model alive
-        visual, _ = model.embed(self.video)
-        self.space.enqueue(visual, self.steps)
+        tokens, _ = model.embed(self.video)
+        self.space.enqueue(tokens, self.steps)
         self.out = self.space.results(len(self.steps), self.width)
 
     def decode(self, video: Tensor) -> Column:
@@ -66,7 +66,8 @@ def decode(model: AutoGaze, engine: FusedDecoding, request: Request, video: Tens
     if video.shape[0] * video.shape[1] > IMAGES or not space.records or not frame_graph.can_record(engine):
         return None
     # Recorded kernels read parameters where they were: a model that was moved since is another one.
-    places = tuple(p.data_ptr() for part in (model.vision_model, model.connector) for p in part.parameters())
+    places = tuple(p.data_ptr() for name, p in model.named_parameters()
+                   if not name.startswith("gaze_decoder."))
     autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
     steps = engine.steps(request)
     form = (tuple(video.shape), tuple(steps), engine.width, autocast, places)

@@ -68,8 +68,8 @@ class Arguments(ctypes.Structure):
 
     _fields_ = [*((name, ctypes.c_void_p) for name in (
         "embedding", "qkv", "mix", "gate_up", "down", "heads", "loss_head", "frequencies", "keys", "values", "state",
-        "frame_len", "clock", "requirements", "ids", "pend_ids", "pend_slots", "taken", "out_ids", "out_chosen",
-        "out_loss", "running")),
+        "frame_len", "clock", "requirements", "salience", "ids", "pend_ids", "pend_slots", "taken", "out_ids",
+        "out_chosen", "out_loss", "running")),
         *((name, ctypes.c_float) for name in ("eps", "scale")),
         *((name, ctypes.c_int) for name in ("batch", "ring", "tokens", "window", "chunk", "slots", "stops"))]
 
@@ -85,8 +85,8 @@ class ClusterSteps:
         held: dict[str, Tensor] = packed | {
             "embedding": weights["embedding"], "loss_head": weights["wt"], "frequencies": weights["frequencies"],
             **{name: getattr(space, name) for name in (
-                "keys", "values", "state", "frame_len", "clock", "requirements", "ids", "pend_ids", "pend_slots",
-                "taken", "out_ids", "out_chosen", "out_loss", "running")}}
+                "keys", "values", "state", "frame_len", "clock", "requirements", "salience", "ids", "pend_ids",
+                "pend_slots", "taken", "out_ids", "out_chosen", "out_loss", "running")}}
         scale = config.head_dim**-0.5 * 1.4426950408889634  # log2(e): the kernel takes powers of two
         self.arguments = Arguments(**{name: tensor.data_ptr() for name, tensor in held.items()},
                                    eps=config.rms_norm_eps, scale=scale, batch=plan.batch, ring=plan.ring,
@@ -223,7 +223,7 @@ def shared_bytes(shape: Shape) -> int:
     """An upper bound of `sizeof(Shared)` in `shape.cuh`, without its table."""
     rows, c, k = 16, shape.C, shape.K
     floats = rows * c + shape.blocks * k * (shape.D + 4) + -(-k * shape.VOCABULARY // 8) * 8 + 6144
-    floats += 2 * WARPS * rows + k * shape.D + k
+    floats += 2 * WARPS * rows + k * shape.D + k + -(-shape.VOCABULARY // 32) * 32
     halves = rows * (2 * (c + 32) + shape.HIDDEN + 32 + shape.D + 64) + 2 * KEYS * shape.D
     return 4 * floats + 2 * halves + 4 * 32 + 16 * 12
 

@@ -7,13 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
 
 from autogaze.decoding import native_pass
 from autogaze.decoding.cached import CachedDecoding
 from autogaze.decoding.choice import Column, pad_columns
 from autogaze.decoding.plain import PlainDecoding
 from autogaze.decoding.request import Request
+from autogaze.seen import FrameTokens, Seen
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
@@ -25,11 +25,11 @@ NAMES = {"fused": "fused kernels", "native": "native library"}
 class Decoding(Protocol):
     """State of a batch of clips that are decoded frame by frame."""
 
-    def frames(self, visual: Tensor, request: Request) -> Column:
+    def frames(self, tokens: FrameTokens, request: Request) -> Column:
         """Choose the ids of the next T frames.
 
         Args:
-            visual: (B, T, N, width) visual tokens.
+            tokens: (B, T, N, width).
             request: of these frames, (B, T).
 
         Returns:
@@ -40,14 +40,26 @@ class Decoding(Protocol):
 
 
 class FrameByFrame:
-    """A way that knows one frame at a time, as a `Decoding`."""
+    """A way that knows one frame at a time, as a `Decoding`; and around it, in models that have them, what was seen so
+    far and the scores of patches at their places."""
 
-    def __init__(self, way: PlainDecoding | CachedDecoding) -> None:
-        self.way = way
+    def __init__(self, way: PlainDecoding | CachedDecoding, model: AutoGaze) -> None:
+        self.way, self.memory, self.salience = way, model.seen, model.salience
+        self.seen: Seen | None = None
 
-    def frames(self, visual: Tensor, request: Request) -> Column:
-        columns = [self.way.step(visual[:, t], request.frames(t, t + 1)) for t in range(visual.shape[1])]
+    def frames(self, tokens: FrameTokens, request: Request) -> Column:
+        columns = [self._frame(tokens.frame(t), request.frames(t, t + 1)) for t in range(tokens.visual.shape[1])]
         return pad_columns(columns, partial(torch.stack, dim=1))
+
+    def _frame(self, tokens: FrameTokens, request: Request) -> Column:
+        visual, memory = tokens.visual, self.memory
+        if memory is not None:
+            self.seen = memory.open(tokens) if self.seen is None else self.seen
+            visual = memory.tell(tokens, self.seen)
+        column = self.way.step(visual, request, None if self.salience is None else self.salience(visual))
+        if memory is not None and self.seen is not None:
+            self.seen = memory.look(self.seen, tokens, column[0], column[1])
+        return column
 
 
 def chosen_way(model: AutoGaze) -> tuple[str, str]:
@@ -105,6 +117,7 @@ def begin(model: AutoGaze, request: Request, frames: int) -> Decoding:
 
         return FusedDecoding(model, request, frames)
     if way == "plain":
-        return FrameByFrame(PlainDecoding(model.gaze_decoder, batch, window))
-    return FrameByFrame(CachedDecoding(model.gaze_decoder, batch, min(window, frames), model.visual_tokens, budget,
-                                       request.uniform, native=way == "native"))
+        return FrameByFrame(PlainDecoding(model.gaze_decoder, batch, window), model)
+    cached = CachedDecoding(model.gaze_decoder, batch, min(window, frames), model.visual_tokens, budget,
+                            request.uniform, native=way == "native")
+    return FrameByFrame(cached, model)

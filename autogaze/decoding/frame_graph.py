@@ -62,9 +62,9 @@ class FrameGraph:
             held.copy_(new)
 
     def _enqueue(self) -> None:
-        visual, memory = self.model.embed(self.frame, self.memory)
+        tokens, memory = self.model.embed(self.frame, self.memory)
         self.remember(memory)
-        self.engine.space.enqueue(visual, self.steps)
+        self.engine.space.enqueue(tokens, self.steps)
         self.out = self.engine.space.results(1, self.engine.width)
 
 

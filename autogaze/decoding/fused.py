@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
 from autogaze.decoder import rotate, rotation
 from autogaze.decoding import cluster
 from autogaze.decoding.choice import Column
 from autogaze.decoding.request import Request
-from autogaze.decoding.workspace import PackedWeights, Plan, Workspace
+from autogaze.decoding.workspace import RATED, PackedWeights, Plan, Workspace
+from autogaze.seen import FrameTokens
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
@@ -43,6 +43,8 @@ def why_not(model: AutoGaze) -> str:
         return f"the kernels handle a head_dim of 16, 32 or 64, this model has {config.head_dim}"
     if config.num_attention_heads * config.head_dim != config.hidden_size:
         return "the kernels need heads as wide as the model"
+    if len(config.scales) > RATED:
+        return f"the kernels handle up to {RATED} scales, this model has {len(config.scales)}"
     if config.grid.patches_per_frame > 4096 or config.num_multi_token_pred > model.visual_tokens:
         return "the kernels handle up to 4096 patches a frame, and groups no larger than a frame's visual tokens"
     return ""
@@ -77,7 +79,7 @@ class Pool:
     def take(self, model: AutoGaze, plan: Plan) -> Workspace:
         with self.lock:
             if plan.dtype not in self.weights:
-                self.weights[plan.dtype] = PackedWeights(model.gaze_decoder, plan.dtype)
+                self.weights[plan.dtype] = PackedWeights(model.gaze_decoder, plan.dtype, model.seen, model.salience)
             self.weights[plan.dtype].refresh()
             for i, (held, workspace) in enumerate(self.idle):
                 if held == plan and workspace.device == model.device:
@@ -126,16 +128,17 @@ class FusedDecoding:
         if space is not None:
             self.pool.give_back(space)
 
-    def frames(self, visual: Tensor, request: Request) -> Column:
+    def frames(self, tokens: FrameTokens, request: Request) -> Column:
         """Choose the ids of up to CHUNK frames; see `Decoding.frames`."""
-        space, count = self.space, visual.shape[1]
+        space, count = self.space, tokens.visual.shape[1]
         self.rebase()
         self.ask(request)
-        space.begin(visual)
+        space.begin(tokens)
         for most in self.steps(request):
             space.run(prefill=True)
             if space.cluster is None:  # else the steps came with the prefill
                 self._steps(most)
+            space.look()
         self.seen += count
         return space.results(count, self.width)
 

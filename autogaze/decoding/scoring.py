@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autogaze.decoder import GazeDecoder
+from autogaze.decoding.choice import add_salience
 from autogaze.gaze import Gaze
 
 if TYPE_CHECKING:
@@ -40,9 +41,11 @@ def score_all(model: AutoGaze, video: Tensor, gaze: Gaze, as_decoded: bool) -> t
     """
     _check(model, video, gaze)
     decoder, group = model.gaze_decoder, model.gaze_decoder.group
-    hidden, visual_at, gaze_at = _hidden_states(model, video, gaze, as_decoded)
+    visual = _visual(model, video, gaze)
+    hidden, visual_at, gaze_at = _hidden_states(model, visual, gaze, as_decoded)
     slot = torch.arange(gaze.ids.shape[-1], device=gaze.device)
     logits, predicted = _heads_at(decoder, hidden, _sources(visual_at, gaze_at, group))
+    logits = add_salience(logits, None if model.salience is None else model.salience(visual))
     own = F.linear(_gather(hidden, gaze_at), decoder.task_loss_prediction_head.weight[:1]).squeeze(-1).float()
     return logits, torch.where(slot % group == group - 1, own, predicted)
 
@@ -58,7 +61,7 @@ def loss_states(model: AutoGaze, video: Tensor, gaze: Gaze) -> tuple[Tensor, Ten
         own, at the state that the slot's group was predicted from; at the end of a group its first, at its last token.
     """
     _check(model, video, gaze)
-    hidden, visual_at, gaze_at = _hidden_states(model, video, gaze, as_decoded=True)
+    hidden, visual_at, gaze_at = _hidden_states(model, _visual(model, video, gaze), gaze, as_decoded=True)
     group, slot = model.gaze_decoder.group, torch.arange(gaze.ids.shape[-1], device=gaze.device)
     end = slot % group == group - 1
     states = _gather(hidden, torch.where(end, gaze_at, _sources(visual_at, gaze_at, group)))
@@ -83,10 +86,15 @@ def _check(model: AutoGaze, video: Tensor, gaze: Gaze) -> None:
                          "cut the clip")
 
 
-def _hidden_states(model: AutoGaze, video: Tensor, gaze: Gaze, as_decoded: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _visual(model: AutoGaze, video: Tensor, gaze: Gaze) -> Tensor:
+    """Visual tokens (B, T, N, width) as they are decoded when the gaze is what was seen."""
+    tokens, _ = model.embed(video)
+    return tokens.visual if model.seen is None else model.seen.along(tokens, gaze.ids, gaze.chosen)
+
+
+def _hidden_states(model: AutoGaze, visual: Tensor, gaze: Gaze, as_decoded: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states (B, N, width) of the packed sequence, and where in it the last visual token of each frame (B, T)
     and each gaze token (B, T, K) stand (a token that was not chosen: anywhere)."""
-    visual, _ = model.embed(video)
     tokens = model.gaze_decoder.model.embed_tokens(gaze.ids.where(gaze.chosen, 0))
     frames = torch.cat([visual, tokens.to(visual.dtype)], dim=2)  # (B, T, V + K, width)
     valid = torch.cat([gaze.chosen.new_ones(visual.shape[:3]), gaze.chosen], dim=2)

@@ -57,7 +57,7 @@ class GazeStream:
         if self._graph is not None and self._graph.takes(frame):
             return join_frames([self._graph.step(frame)], self.model)
         past = self._cache if self._graph is None else self._graph.memory
-        visual, self._cache = self.model.embed(frame[:, None].to(self.model.device), past)
+        tokens, self._cache = self.model.embed(frame[:, None].to(self.model.device), past)
         if self._graph is not None:
             self._graph.remember(self._cache)
-        return join_frames([self._engine.frames(visual, self.request)], self.model)
+        return join_frames([self._engine.frames(tokens, self.request)], self.model)

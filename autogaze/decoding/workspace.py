@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from autogaze.decoder import GazeDecoder
 from autogaze.decoding import cluster
 from autogaze.decoding.choice import Column
 from autogaze.decoding.tuning import Tuning, tune
+from autogaze.salience import Salience
+from autogaze.seen import FrameTokens, SeenMemory
 
 if TYPE_CHECKING:
     from autogaze.decoding.clip_graph import ClipGraph
     from autogaze.model import AutoGaze
 
 CHUNK = 16  # frames whose visual tokens, budgets and results are on the device at once
+RATED = 16  # scales by which the kernels rate a place, those that a model has not left zero: a matrix's least width
 
 
 class PackedWeights:
     """The decoder's matrices as the kernels read them: input-major, norm weights folded in, in one dtype; in bfloat16
     output-major besides, for the cluster kernel."""
 
-    def __init__(self, decoder: GazeDecoder, dtype: torch.dtype) -> None:
-        self.decoder, self.dtype = decoder, dtype
+    def __init__(self, decoder: GazeDecoder, dtype: torch.dtype, seen: SeenMemory | None = None,
+                 salience: Salience | None = None) -> None:
+        self.decoder, self.dtype, self.seen, self.salience = decoder, dtype, seen, salience
         self.version = -1
         self.tensors = self._pack()
 
     def refresh(self) -> None:
         """Follow the parameters if training has changed them; the addresses stay, since graphs hold them."""
-        version = sum(p._version for p in self.decoder.parameters() if not p.is_inference())
+        modules = [part for part in (self.decoder, self.seen, self.salience) if part is not None]
+        version = sum(p._version for part in modules for p in part.parameters() if not p.is_inference())
         if version != self.version:
             for name, fresh in self._pack().items():
                 self.tensors[name].copy_(fresh)
@@ -43,6 +49,13 @@ class PackedWeights:
     def _pack(self) -> dict[str, Tensor]:
         trunk, dtype = self.decoder.model, self.dtype
         packed = {"embedding": trunk.embed_tokens.weight.to(dtype).clone(), "frequencies": trunk.frequencies.clone()}
+        if self.seen is not None:
+            packed["levels"] = self.seen.level_embed.weight.to(dtype).clone()
+        if self.salience is not None:
+            hidden, rating = self.salience.hidden, self.salience.rating
+            packed |= {"wh": hidden.weight.t().to(dtype).contiguous(), "bh": hidden.bias.float().clone(),
+                       "wr": F.pad(rating.weight.t().to(dtype), (0, RATED - rating.out_features)).contiguous(),
+                       "br": F.pad(rating.bias.float(), (0, RATED - rating.out_features))}
         for i, layer in enumerate(trunk.layers):
             attention, before = layer.self_attn, layer.input_layernorm.weight.float()
             after, mlp = layer.post_attention_layernorm.weight.float(), layer.mlp
@@ -82,6 +95,11 @@ class Workspace:
     def __init__(self, model: AutoGaze, weights: PackedWeights, plan: Plan) -> None:
         self.config, self.plan, self.weights, self.device = model.config, plan, weights, model.device
         config, decoder = model.config, model.gaze_decoder
+        self.remembers, self.rates = model.seen is not None, model.salience is not None
+        if model.seen is not None:
+            self.patch_at = model.seen.patch_at.to(torch.int32)
+        if model.salience is not None:
+            self.places, self.scales = _covered(model.salience.patch_at, decoder.vocabulary - 1)
         self.group, self.visual_tokens, self.patches = decoder.group, model.visual_tokens, decoder.vocabulary - 1
         self.layers, self.heads, self.head_dim = config.num_hidden_layers, config.num_attention_heads, config.head_dim
         self.rows = self.group + self.visual_tokens
@@ -142,6 +160,12 @@ class Workspace:
         self.losses = empty(batch, self.group)
         self.taken = empty(batch, self.patches, dtype=torch.int8)
         self.visual = empty(batch, CHUNK, self.visual_tokens, width, dtype=plan.dtype)
+        self.ratings = empty(self._shares(), batch, self.visual_tokens if self.rates else 0, RATED)
+        self.salience = empty(batch, self.patches)  # stays zero unless places are rated
+        places = self.visual_tokens if self.remembers else 0
+        self.trace = empty(batch, CHUNK, places, width, dtype=plan.dtype)
+        self.held = empty(batch, places, width, dtype=plan.dtype)
+        self.level = empty(batch, places, dtype=torch.int32)
         self.budgets = empty(batch, CHUNK, dtype=torch.int32)
         self.requirements = empty(batch, CHUNK)
         self.out_ids = empty(CHUNK, batch, plan.slots, dtype=torch.int32)
@@ -170,27 +194,42 @@ class Workspace:
 
     def reset(self) -> None:
         """Begin new clips."""
-        for tensor in (self.state, self.frame_len, self.in_step):
+        for tensor in (self.state, self.frame_len, self.in_step, self.held, self.level):
             tensor.zero_()
         self.clock.fill_(-1)
 
-    def begin(self, visual: Tensor) -> None:
-        """Put the visual tokens (B, T, N, width) of the next frames, up to CHUNK, where the kernels look."""
-        self.visual[:, : visual.shape[1]] = visual
+    def begin(self, tokens: FrameTokens) -> None:
+        """Put the tokens (B, T, N, width) of the next frames, up to CHUNK, where the kernels look."""
+        self.visual[:, : tokens.visual.shape[1]] = tokens.visual
+        if tokens.trace is not None:
+            self.trace[:, : tokens.trace.shape[1]] = tokens.trace
         self.clock[:1].fill_(-1)
 
-    def enqueue(self, visual: Tensor, steps: list[int]) -> None:
+    def enqueue(self, tokens: FrameTokens, steps: list[int]) -> None:
         """All of some frames without any decision of the host: kernels of clips that are done do nothing.
 
         Args:
-            visual: as in `begin`.
+            tokens: as in `begin`.
             steps: the most that each frame can take.
         """
-        self.begin(visual)
+        self.begin(tokens)
         for most in steps:
             self.launch(prefill=True)
             for _ in range(0 if self.cluster is not None else most):  # else the steps came with the prefill
                 self.launch(prefill=False)
+            self.look()
+
+    def look(self) -> None:
+        """Remember what the frame's ids have seen; once all of them are chosen."""
+        if not self.remembers:
+            return
+        from autogaze.decoding import kernels
+
+        scales, places = self.patch_at.shape
+        kernels.look[(self.plan.batch, _ceil(places, 16))](
+            self.trace, self.held, self.level, self.out_ids, self.out_chosen, self.patch_at, self.clock,
+            self.plan.batch, V=places, SCALES=scales, SLOTS=self.plan.slots, SB=_power(self.plan.slots), CHUNK=CHUNK,
+            BN=16, **_widths(self.config.hidden_size))
 
     def results(self, count: int, width: int) -> Column:
         """Ids, chosen and predicted losses of the last `count` frames, in the first `width` slots of each."""
@@ -222,9 +261,12 @@ class Workspace:
         x, spare = self.x, self.x_spare
         kernels.open_rows[(_ceil(batch * rows, tuning.rows), shares)](
             x, self.query, self.keys[0], self.values[0], weights["wqk0"], weights["wv0"], weights["frequencies"],
-            weights["embedding"], self.visual, self.pend_ids if prefill else self.ids, *where, eps, batch, rows,
-            V=self.visual_tokens, CHUNK=CHUNK, BM=tuning.rows, SHARED=tuning.wide, num_warps=tuning.warps, **ring,
+            weights["embedding"], self.visual, self.trace, self.held, self.level, weights.get("levels"),
+            self.pend_ids if prefill else self.ids, *where, eps, batch, rows, V=self.visual_tokens, CHUNK=CHUNK,
+            SEEN=self.remembers, BM=tuning.rows, SHARED=tuning.wide, num_warps=tuning.warps, **ring,
             **heads, **dims, **columns, **mode)
+        if prefill and self.rates:
+            self._launch_salience(mode)
         for layer in range(self.layers):
             last = layer == self.layers - 1
             first, count = (rows - 1, 1) if last else (0, rows)
@@ -260,6 +302,29 @@ class Workspace:
         if prefill and self.cluster is not None:
             self.cluster.launch()
 
+    def _units(self) -> int:
+        """Hidden units of salience that are computed at once."""
+        return 64 if self.config.hidden_size % 64 == 0 else 16
+
+    def _shares(self) -> int:
+        """Parts in which the ratings of places come."""
+        return self.config.hidden_size // self._units() if self.tuning(prefill=True).wide else 1
+
+    def _launch_salience(self, mode: dict[str, Any]) -> None:
+        """Enqueue the scores of patches at their places, of the rows that a prefill begins with."""
+        from autogaze.decoding import kernels
+
+        weights, batch, places, shares = self.weights.tensors, self.plan.batch, self.visual_tokens, self._shares()
+        early = {name: value for name, value in mode.items() if name not in ("PREFILL", "PRECISION")}
+        block = 16 if shares > 1 else 64
+        kernels.rate_places[(_ceil(batch * places, block), shares)](
+            self.x, self.ratings, weights["wh"], weights["bh"], weights["wr"], batch, self.rows, V=places,
+            K=self.group, HB=self._units(), SP=RATED, BM=block, SHARED=shares > 1, PRECISION=mode["PRECISION"],
+            **_widths(self.config.hidden_size), **early)
+        kernels.score_patches[(batch, _ceil(self.patches, 16))](
+            self.ratings, self.salience, self.places, self.scales, weights["br"], batch, V=places,
+            MOST=self.places.shape[1], SP=RATED, PATCHES=self.patches, BP=16, SHARES=shares, **early)
+
     def _launch_choice(self, prefill: bool, precision: object, early: dict[str, bool]) -> None:
         """Enqueue the heads and the choice of a group."""
         from autogaze.decoding import kernels
@@ -271,11 +336,12 @@ class Workspace:
             batch, VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=16, NB=columns,
             PRECISION=precision, **_widths(width), **early)
         kernels.choose[(batch,)](
-            self.logits, self.losses, self.taken, self.state, self.frame_len, self.clock, self.requirements, self.ids,
-            self.pend_ids, self.pend_slots, self.out_ids, self.out_chosen, self.out_loss, self.running, self.seed,
-            self.temperature, batch, PATCHES=self.patches, PB=_power(self.patches), K=self.group,
-            KP=_power(self.group), SLOTS_OUT=plan.slots, SB=_power(plan.slots), RING=plan.ring, CHUNK=CHUNK,
-            COLS=kernels.COLUMNS, PREFILL=prefill, STOPS=plan.stops, SAMPLES=plan.samples, num_warps=1, **early)
+            self.logits, self.salience, self.losses, self.taken, self.state, self.frame_len, self.clock,
+            self.requirements, self.ids, self.pend_ids, self.pend_slots, self.out_ids, self.out_chosen, self.out_loss,
+            self.running, self.seed, self.temperature, batch, PATCHES=self.patches, PB=_power(self.patches),
+            K=self.group, KP=_power(self.group), SLOTS_OUT=plan.slots, SB=_power(plan.slots), RING=plan.ring,
+            CHUNK=CHUNK, COLS=kernels.COLUMNS, PREFILL=prefill, STOPS=plan.stops, SAMPLES=plan.samples, num_warps=1,
+            **early)
 
     def tuning(self, prefill: bool) -> Tuning:
         """Block sizes for a pass."""
@@ -311,6 +377,18 @@ def _tiles(first: int, count: int, rows: int) -> list[tuple[int, int, int]]:
     if not whole or not rest or _power(rest) == rows:
         return [(first, count, rows)]
     return [(first, whole, rows), (first + whole, rest, _power(rest))]
+
+
+def _covered(patch_at: Tensor, patches: int) -> tuple[Tensor, Tensor]:
+    """Of a table of the patch (scales, N) that each place lies in: the places (patches, most) of every patch, -1 past
+    the last, and its scale (patches,); int32."""
+    within = patch_at.flatten() == torch.arange(patches, device=patch_at.device)[:, None]
+    within = within.unflatten(1, patch_at.shape)  # (patches, scales, N)
+    scales, inside = within.any(2).int().argmax(1).int(), within.any(1)
+    most = _power(int(inside.sum(1).max()))
+    first = inside.int().sort(dim=1, descending=True, stable=True)
+    places = first.indices.where(first.values > 0, -1)[:, :most]
+    return F.pad(places, (0, most - places.shape[1]), value=-1).int().contiguous(), scales.contiguous()
 
 
 def _widths(width: int) -> dict[str, int]:

@@ -12,6 +12,7 @@ from autogaze.export.graph import FrameDecoder
 from autogaze.export.metadata import Metadata
 from autogaze.export.nodes import Nodes, Value
 from autogaze.export.pixels import normalised, resized
+from autogaze.export.seen import SeenState
 from autogaze.export.sizes import Asked, FrameValues, GraphSizes, Past
 from autogaze.export.tensors import GAZE, TensorSpec
 from autogaze.export.weights import GraphWeights, encoder_dtype, graph_weights
@@ -35,12 +36,14 @@ def state_specs(model: AutoGaze, metadata: Metadata) -> tuple[TensorSpec, ...]:
     config, sizes, dtype = model.config, graph_sizes(model, metadata), PRECISIONS[metadata.precision]
     side, past = model.vision_model.side, model.vision_model.past_frames
     cache = (config.num_hidden_layers * config.num_attention_heads, sizes.memory, config.head_dim)
+    seen = () if model.seen is None else (TensorSpec("seen", torch.float32, (sizes.visual, config.hidden_size)),)
     return (
         TensorSpec("conv", encoder_dtype(dtype), (config.encoder_depth * past * config.hidden_size, side, side)),
         TensorSpec("keys", dtype, cache),
         TensorSpec("values", dtype, cache),
         TensorSpec("places", torch.int32, (sizes.window * sizes.block,)),
         TensorSpec("last_ids", torch.int64, (sizes.group,)),
+        *seen,
     )
 
 
@@ -95,6 +98,7 @@ class _Writer:
         self.nodes, self.weights, self.sizes, self.metadata = nodes, weights, sizes, metadata
         self.encoder = Encoder(nodes, weights, encoder_dtype(dtype))
         self.decoder = FrameDecoder(nodes, weights, sizes, dtype)
+        self.seen = None if weights.seen is None else SeenState(nodes, weights.seen)
         self.rotary = Rotary(nodes, weights.frequencies, sizes.window * sizes.block + sizes.visual + sizes.fed, dtype)
 
     def frame(
@@ -108,11 +112,12 @@ class _Writer:
         values: Value,
         places: Value,
         last_ids: Value,
+        seen: Value | None = None,
     ) -> list[Value]:
-        """One frame and the memory to its gaze and the new memory."""
+        """One frame and the memory to its gaze and the new memory; `seen` of models that remember what they saw."""
         nodes, sizes, window = self.nodes, self.sizes, self.sizes.window
         with nodes.scope("encoder"):
-            visual, next_conv = self.encoder.frame(self._pixels(frame), conv)
+            visual, trace, next_conv = self.encoder.frame(self._pixels(frame), conv)
         with nodes.scope("memory"):
             held = places.to(torch.float32) - 1.0  # the file's places begin at 1, so that a memory of zeros is empty
             count, new_places = self.decoder.new_places(held)
@@ -129,7 +134,8 @@ class _Writer:
                 last_ids,
             )
         asked = Asked(budget, self._threshold(requirement), in_step)
-        new = self.decoder.write(visual, past, count, new_places, rotations, True, asked)
+        new = self.decoder.write(self._told(visual, seen), past, count, new_places, rotations, True, asked)
+        next_seen = self._look(seen, trace, new)
         with nodes.scope("memory"):
             next_keys, next_values = (
                 nodes.concat([old.cut(2, sizes.block), nodes.concat(blocks, axis=1)], axis=2)
@@ -146,7 +152,19 @@ class _Writer:
             next_values,
             next_places,
             new.last_ids,
+            *([] if next_seen is None else [next_seen]),
         ]
+
+    def _told(self, visual: Value, seen: Value | None) -> Value:
+        """Visual tokens (B, N, width) that know what was seen of their places; nothing yet at a clip's first frame."""
+        return visual if seen is None else visual + seen
+
+    def _look(self, seen: Value | None, trace: Value | None, frame: FrameValues) -> Value | None:
+        """What is known after a frame; None: the model does not remember what it saw."""
+        if self.seen is None or trace is None:
+            return None
+        with self.nodes.scope("seen"):
+            return self.seen.look(seen, trace, frame.ids, frame.chosen)
 
     def _forget(self, held: Value, new: Value) -> Value:
         """The window's positions without its oldest frame, counted from what is now its first token; from 1."""
@@ -160,8 +178,8 @@ class _Writer:
         nodes, count = self.nodes, self.metadata.frames
         with nodes.scope("encoder"):
             shape = frames_shape(self.metadata)
-            visual = self.encoder.clip(self._pixels(frames.reshape(-1, *shape)), count)
-        threshold, past, gazes = self._threshold(requirement), None, []
+            visual, traces = self.encoder.clip(self._pixels(frames.reshape(-1, *shape)), count)
+        threshold, past, seen, gazes = self._threshold(requirement), None, None, []
         for t in range(count):
             index = torch.tensor(t)
             with nodes.scope(f"frame{t}"):
@@ -169,10 +187,10 @@ class _Writer:
                     budget.gather(index, axis=1), threshold.gather(index, axis=1), in_step.gather(index, axis=1)
                 )
                 tokens, places = self.decoder.new_places(past.places if past else None)
-                new = self.decoder.write(
-                    visual.gather(index, axis=1), past, tokens, places, self._rotations(past, places), False, asked
-                )
+                told = self._told(visual.gather(index, axis=1), seen)
+                new = self.decoder.write(told, past, tokens, places, self._rotations(past, places), False, asked)
                 past = self._extend(past, new)
+                seen = self._look(seen, None if traces is None else traces.gather(index, axis=1), new)
             gazes.append((new.ids, new.chosen, new.task_loss, new.count))
         return [nodes.concat([value.unsqueeze(1) for value in values], axis=1) for values in zip(*gazes, strict=True)]
 

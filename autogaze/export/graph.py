@@ -17,11 +17,12 @@ import torch
 
 from autogaze.export.attention import Attention
 from autogaze.export.nodes import Nodes, Value
+from autogaze.export.salience import salience
 from autogaze.export.sizes import Asked, FrameValues, GraphSizes, LastGroup, Past
 from autogaze.export.stop import stop_rule
 from autogaze.export.weights import GraphWeights, LayerWeights, NormWeights
 
-TAKEN = -1e30  # added to the logit of an id that the frame has already
+TAKEN = -1e30  # score of an id that the frame has already: added to its logits
 
 
 class FrameDecoder:
@@ -86,10 +87,10 @@ class FrameDecoder:
             if past is not None:
                 x = nodes.concat([nodes.constant(self.weights.embeddings).gather(past.last_ids, axis=0), x], axis=1)
             hidden = self._pass(x, rotations[0], attention, attention.prefill)
-        ids, losses, taken = [], [], nodes.constant(0.0, torch.float32)
+        ids, losses, scores = [], [], self._scores(visual)
         for step in range(sizes.steps):
             with nodes.scope(f"group{step}"):
-                group, loss, taken = self._choose(hidden, taken)
+                group, loss, scores = self._choose(hidden, scores)
                 ids.append(group)
                 losses.append(loss)
                 if step + 1 < sizes.steps:
@@ -104,6 +105,13 @@ class FrameDecoder:
             block = self._block_places(count, places, groups, last, others_go_on)
             last_ids = nodes.where(others_go_on & (last.kept < last.decoded), sizes.patches, last.ids)
         return FrameValues(*gaze, block, last_ids, *attention.blocks(straight=forget))
+
+    def _scores(self, visual: Value) -> Value:
+        """What a frame begins to add to its logits, () or (B, patches): the scores of patches at their places."""
+        if self.weights.salience is None:
+            return self.nodes.constant(0.0, torch.float32)
+        with self.nodes.scope("salience"):
+            return salience(self.nodes, self.weights.salience, visual)
 
     def _block_places(self, count: Value, places: Value, groups: Value, last: LastGroup, others_go_on: Value) -> Value:
         """Positions of everything that the frame adds (B, block), -1 where nothing is.
@@ -157,14 +165,14 @@ class FrameDecoder:
         mean = self.nodes.op("ReduceMean", self.nodes.op("Pow", x, 2.0), torch.tensor([-1]), keepdims=1)
         return (x / self.nodes.op("Sqrt", mean + norm.eps) * norm.weight).to(self.dtype)
 
-    def _choose(self, hidden: Value, taken: Value) -> tuple[Value, Value, Value]:
-        """K ids (B, K) head by head, none twice; predicted losses (B, K); the new penalties of taken ids."""
+    def _choose(self, hidden: Value, scores: Value) -> tuple[Value, Value, Value]:
+        """K ids (B, K) head by head, none twice; predicted losses (B, K); the scores with those ids taken."""
         sizes, nodes = self.sizes, self.nodes
-        scores = (hidden @ self.weights.head).to(torch.float32)
-        *logits, losses = scores.split([sizes.patches] * sizes.group + [sizes.group], axis=-1)
+        said = (hidden @ self.weights.head).to(torch.float32)
+        *logits, losses = said.split([sizes.patches] * sizes.group + [sizes.group], axis=-1)
         everyone, ids = torch.arange(sizes.patches), []
         for head in logits:
-            choice = nodes.argmax(head + taken)
-            taken = nodes.where(choice.equals(everyone), TAKEN, taken)
+            choice = nodes.argmax(head + scores)
+            scores = nodes.where(choice.equals(everyone), TAKEN, scores)
             ids.append(choice)
-        return nodes.concat(ids, axis=1), losses, taken
+        return nodes.concat(ids, axis=1), losses, scores

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-STATE = ("conv", "keys", "values", "places", "last_ids")  # a stream's memory; outputs are called next_conv, ...
+# A stream's memory; outputs are called next_conv, ... Only files of models that remember what they saw have `seen`.
+STATE = ("conv", "keys", "values", "places", "last_ids", "seen")
 GAZE = ("ids", "chosen", "task_loss", "count")
 
 

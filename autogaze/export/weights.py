@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from autogaze.decoder import DecoderLayer
 from autogaze.model import AutoGaze
+from autogaze.salience import Salience
+from autogaze.seen import NEVER, SeenMemory
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +45,32 @@ class EncoderWeights:
     norm: tuple[Tensor, Tensor, float]  # (C,), (C,), eps
     blocks: tuple[tuple[Tensor, Tensor], ...]  # (C, (past + 1) * C, k, k), (C,)
     project: Tensor  # (C, width)
-    position: Tensor  # (side * side, width) float32, with the projection's bias
+    position: Tensor  # (side * side, width) float32, with the projection's bias and the embedding of "never seen"
+    trace: Tensor | None  # (C, width): patch embeddings before their norm to traces; None: as in `GraphWeights.seen`
 
     @property
     def channels(self) -> int:
         return len(self.patch[1])
+
+
+@dataclass(frozen=True, eq=False)
+class SeenWeights:
+    """What a model knows of places that it looked at."""
+
+    levels: Tensor  # (scales + 1, width) float32 embeddings, less that of "never", which is part of the positions
+    patch_at: Tensor  # (scales, side * side) int64: the patch of each scale at each place
+    patches: int  # ids a frame
+
+
+@dataclass(frozen=True, eq=False)
+class SalienceWeights:
+    """Ratings of places, and how a patch is scored by them; float32 after the hidden layer."""
+
+    hidden: tuple[Tensor, Tensor]  # (width, width), (width,)
+    rating: Tensor  # (width, scales)
+    pool: Tensor  # (side * side, patches): the mean over the places of each patch
+    own: Tensor  # (scales, patches): 1 at the scale of each patch
+    bias: Tensor  # (patches,): of the rating at the scale of each patch
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +83,8 @@ class GraphWeights:
     head: Tensor  # (width, K * patches + K): logits without eos head by head, then predicted losses
     embeddings: Tensor  # (patches + 1, width) float32, `eos` last
     frequencies: Tensor  # (head_dim / 2,) float32 angles per position
+    seen: SeenWeights | None  # None: the model does not remember what it saw
+    salience: SalienceWeights | None  # None: only the heads score patches
 
 
 def graph_weights(model: AutoGaze, dtype: torch.dtype) -> GraphWeights:
@@ -80,6 +105,8 @@ def graph_weights(model: AutoGaze, dtype: torch.dtype) -> GraphWeights:
         head=_plain(head, dtype),
         embeddings=_plain(decoder.model.embed_tokens.weight, torch.float32),
         frequencies=_plain(decoder.model.frequencies, torch.float32),
+        seen=None if model.seen is None else _seen(model.seen),
+        salience=None if model.salience is None else _salience(model.salience, dtype),
     )
 
 
@@ -110,7 +137,10 @@ def _layer(layer: DecoderLayer, dtype: torch.dtype) -> LayerWeights:
 
 
 def _encoder(model: AutoGaze, dtype: torch.dtype) -> EncoderWeights:
-    vision = model.vision_model
+    vision, seen = model.vision_model, model.seen
+    position = vision.out_proj.bias + model.connector.pos_embed
+    if seen is not None:
+        position = position.float() + seen.level_embed.weight[NEVER]
     return EncoderWeights(
         side=vision.side,
         past=vision.past_frames,
@@ -121,7 +151,26 @@ def _encoder(model: AutoGaze, dtype: torch.dtype) -> EncoderWeights:
             for block in vision.blocks
         ),
         project=_plain(vision.out_proj.weight.flatten(1).T, dtype),
-        position=_plain(vision.out_proj.bias + model.connector.pos_embed, torch.float32),
+        position=_plain(position, torch.float32),
+        trace=None if seen is None else _plain(seen.trace_proj.weight.T, dtype),
+    )
+
+
+def _seen(seen: SeenMemory) -> SeenWeights:
+    levels = _plain(seen.level_embed.weight, torch.float32)
+    return SeenWeights(levels - levels[NEVER], _plain(seen.patch_at, torch.int64), seen.patches)
+
+
+def _salience(salience: Salience, dtype: torch.dtype) -> SalienceWeights:
+    hidden, rating, scales = salience.hidden, salience.rating, len(salience.patch_at)
+    pool = _plain(salience.pool, torch.float32).unflatten(0, (scales, -1))  # no patch has places at two scales
+    own = (pool > 0).any(1).float()
+    return SalienceWeights(
+        (_plain(hidden.weight.T, dtype), _plain(hidden.bias, dtype)),
+        _plain(rating.weight.T, torch.float32),
+        pool.sum(0),
+        own,
+        _plain(rating.bias, torch.float32) @ own,
     )
 
 

@@ -173,7 +173,8 @@ def _labels_of(file: Path, model: AutoGaze) -> list[Label]:
 def untrained(recipe: PretrainRecipe) -> AutoGaze:
     """The model that pretraining starts from."""
     torch.manual_seed(recipe.seed)
-    return AutoGaze(AutoGazeConfig.tiny() if recipe.size == "tiny" else AutoGazeConfig())
+    config = AutoGazeConfig.tiny() if recipe.size == "tiny" else AutoGazeConfig.base()
+    return AutoGaze(replace(config, seen_memory=recipe.seen_memory, salience=recipe.salience))
 
 
 def train_rl(run: Run) -> Any:

@@ -47,6 +47,7 @@ struct Arguments {
     int *frame_len;           // (B, ring)
     const int *clock;         // (2): frame of the chunk, frame of the clip
     const float *requirements;  // (B, chunk)
+    const float *salience;    // (B, PATCHES), added to the logits of every head
     int *ids, *pend_ids, *pend_slots;  // (B, K)
     signed char *taken;       // (B, PATCHES)
     int *out_ids;             // (chunk, B, slots)
@@ -66,6 +67,7 @@ struct Shared {
     float peak[WARPS][ROWS], mass[WARPS][ROWS];
     float cosine[K][D / 2], sine[K][D / 2];
     float losses[K];
+    float salience[32 * LANE_PATCHES];
     alignas(16) bf16 normed[ROWS][WIDE];                // operand of a product
     alignas(16) bf16 attended[ROWS][WIDE];
     alignas(16) bf16 hidden[ROWS][DEEP];

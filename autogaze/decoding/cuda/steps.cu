@@ -271,7 +271,8 @@ struct Step {
             for (int n = 0; n < LANE_PATCHES; ++n) {  // 0 is below every score
                 const int patch = lane + 32 * n;
                 const bool free = patch < PATCHES && !(taken >> n & 1);
-                scores[n] = ordered(s.logits[i * VOCABULARY + (patch < PATCHES ? patch : 0)]) & (free ? ~0u : 0u);
+                const float logit = s.logits[i * VOCABULARY + (patch < PATCHES ? patch : 0)] + s.salience[patch];
+                scores[n] = ordered(logit) & (free ? ~0u : 0u);
                 best = scores[n] > best ? scores[n] : best;
             }
             const unsigned top = warp_max(best);
@@ -326,6 +327,7 @@ extern "C" GLOBAL CLUSTER(BLOCKS) LAUNCH_BOUNDS(THREADS) void steps(const PARAME
     for (int i = thread; i < ROWS * DEEP; i += THREADS) (&s.hidden[0][0])[i] = to_bf16(0);
     for (int i = thread; i < ROWS * NARROW; i += THREADS) (&s.query[0][0])[i] = to_bf16(0);
     for (int i = thread; i < BN * D; i += THREADS) (&s.new_keys[0][0])[i] = (&s.new_values[0][0])[i] = to_bf16(0);
+    for (int i = thread; i < PATCHES; i += THREADS) s.salience[i] = a.salience[(size_t)clip * PATCHES + i];
     unsigned taken = 0;
     for (int n = 0; n < LANE_PATCHES; ++n) {
         const int patch = lane + 32 * n;

@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from autogaze.decoding.kernels.rows import load_pair, normed, project
+from autogaze.decoding.kernels.pairs import load_pair
+from autogaze.decoding.kernels.rows import normed, project
 from autogaze.decoding.kernels.state import ACTIVE, GROUPS, PEND_N, ROOM, SLOTS, STEP_OFFSET, TOTAL, follow, overlap
 
 
@@ -46,8 +47,8 @@ def first_best(scores, index):
 
 
 @triton.jit
-def choose(logits, losses, taken, state, frame_len, clock, requirements, ids, pend_ids, pend_slots, out_ids, out_chosen,
-           out_loss, running, seed, temperature, B, PATCHES: tl.constexpr, PB: tl.constexpr,
+def choose(logits, salience, losses, taken, state, frame_len, clock, requirements, ids, pend_ids, pend_slots, out_ids,
+           out_chosen, out_loss, running, seed, temperature, B, PATCHES: tl.constexpr, PB: tl.constexpr,
            K: tl.constexpr, KP: tl.constexpr, SLOTS_OUT: tl.constexpr, SB: tl.constexpr, RING: tl.constexpr,
            CHUNK: tl.constexpr, COLS: tl.constexpr, PREFILL: tl.constexpr, STOPS: tl.constexpr, SAMPLES: tl.constexpr,
            PDL: tl.constexpr):
@@ -77,8 +78,10 @@ def choose(logits, losses, taken, state, frame_len, clock, requirements, ids, pe
     need = tl.load(requirements + b * CHUNK + t)
     slot = tl.arange(0, KP)
     group = tl.zeros((KP,), tl.int32)
+    own = tl.load(salience + b * PATCHES + patch, mask=patch < PATCHES, other=0.0)
     for i in tl.static_range(K):
         scores = tl.load(logits + (b * K + i) * (PATCHES + 1) + patch, mask=patch < PATCHES, other=float("-inf"))
+        scores += own
         if SAMPLES:
             number = ((frame * 1024 + used + i) * B + b) * PB + patch
             uniform = tl.maximum(tl.rand(tl.load(seed), number), 1e-7)

@@ -1,7 +1,6 @@
 """Rows of a pass: embeddings, norms, matrices, and queries, keys and values into the ring.
 
-The sides of a tile are powers of two, and a model's width need not be one: rows are held as two tiles, of CA and CB
-columns (192 = 128 + 64), `a` and `b` below; `ca` and `cb` are their columns, and those from C on are zero.
+Rows are held as two tiles, `a` and `b`; see `pairs`.
 """
 
 from __future__ import annotations
@@ -9,22 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from autogaze.decoding.kernels.pairs import load_pair, store_pair
+from autogaze.decoding.kernels.seen import tell
 from autogaze.decoding.kernels.state import follow, overlap, place_rows
-
-
-@triton.jit
-def load_pair(source, at, valid, ca, cb, C: tl.constexpr):
-    """Rows of C columns as two tiles, from place `at` of each on."""
-    a = tl.load(source + at[:, None] + ca[None, :], mask=valid[:, None], other=0.0)
-    b = tl.load(source + at[:, None] + cb[None, :], mask=valid[:, None] & (cb < C)[None, :], other=0.0)
-    return a, b
-
-
-@triton.jit
-def store_pair(to, at, a, b, valid, ca, cb, C: tl.constexpr):
-    """Rows of C columns to place `at` of each."""
-    tl.store(to + at[:, None] + ca[None, :], a, mask=valid[:, None])
-    tl.store(to + at[:, None] + cb[None, :], b, mask=valid[:, None] & (cb < C)[None, :])
 
 
 @triton.jit
@@ -161,11 +147,11 @@ def store_qkv(xa, xb, wqk, wv, frequencies, q, keys, values, b, r, slot, offset,
 
 
 @triton.jit
-def open_rows(x, q, keys, values, wqk, wv, frequencies, embedding, visual, ids, pend_slots, state, clock, eps, B, ROWS,
-              V: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr,
-              CHUNK: tl.constexpr, COLS: tl.constexpr, C: tl.constexpr, CA: tl.constexpr, CB: tl.constexpr,
-              D: tl.constexpr, BM: tl.constexpr, NB: tl.constexpr, SHARED: tl.constexpr, PREFILL: tl.constexpr,
-              PRECISION: tl.constexpr, PDL: tl.constexpr):
+def open_rows(x, q, keys, values, wqk, wv, frequencies, embedding, visual, trace, held, level, levels, ids, pend_slots,
+              state, clock, eps, B, ROWS, V: tl.constexpr, SEEN: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr,
+              RING: tl.constexpr, TOKENS: tl.constexpr, CHUNK: tl.constexpr, COLS: tl.constexpr, C: tl.constexpr,
+              CA: tl.constexpr, CB: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, NB: tl.constexpr,
+              SHARED: tl.constexpr, PREFILL: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):
     """Embed the rows of a pass, and their q/k/v of the first layer."""
     overlap(PDL)
     ca, cb = tl.arange(0, CA), CA + tl.arange(0, CB)
@@ -185,6 +171,9 @@ def open_rows(x, q, keys, values, wqk, wv, frequencies, embedding, visual, ids, 
         at = ((b.to(tl.int64) * CHUNK + tl.load(clock)) * V + r - K) * C
         visual_a, visual_b = load_pair(visual, at, valid & (r >= K), ca, cb, C)
         rows_a, rows_b = rows_a + visual_a.to(tl.float32), rows_b + visual_b.to(tl.float32)
+        if SEEN:
+            told_a, told_b = tell(trace, held, level, levels, at, b, r - K, valid & (r >= K), ca, cb, V, C)
+            rows_a, rows_b = rows_a + told_a, rows_b + told_b
     if tl.program_id(1) == 0:
         store_pair(x, m.to(tl.int64) * C, rows_a, rows_b, valid, ca, cb, C)
     xa, xb = normed(rows_a, rows_b, q.dtype.element_ty, eps, C)

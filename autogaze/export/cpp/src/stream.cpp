@@ -9,10 +9,15 @@ namespace autogaze::detail {
 namespace {
 
 const std::vector<std::string> kState = {"conv", "keys", "values", "places", "last_ids"};
+const std::string kSeen = "seen";  // state of models that remember what they saw; files of others lack it
 const std::vector<std::string> kResults = {"ids", "chosen", "task_loss", "count"};
 
+std::vector<TensorSpec>::const_iterator search(const std::vector<TensorSpec>& specs, const std::string& name) {
+  return std::find_if(specs.begin(), specs.end(), [&](const TensorSpec& spec) { return spec.name == name; });
+}
+
 const TensorSpec& find(const std::vector<TensorSpec>& specs, const std::string& name) {
-  const auto found = std::find_if(specs.begin(), specs.end(), [&](const TensorSpec& spec) { return spec.name == name; });
+  const auto found = search(specs, name);
   if (found == specs.end()) throw Failure(AUTOGAZE_BAD_FILE, "the file has no tensor " + name + "; export it again");
   return *found;
 }
@@ -22,9 +27,15 @@ const TensorSpec& find(const std::vector<TensorSpec>& specs, const std::string& 
 Model::Model(std::unique_ptr<Runtime> opened, const std::string& file)
     : runtime(std::move(opened)),
       metadata(read_metadata(runtime->properties, file)),
-      grid(metadata.scales, metadata.patch_size) {
+      grid(metadata.scales, metadata.patch_size),
+      state(kState) {
   if (metadata.kind != "frame") {
     throw Failure(AUTOGAZE_BAD_FILE, file + ": a " + metadata.kind + " file; streams need one exported without --clip");
+  }
+  if (search(runtime->inputs, kSeen) != runtime->inputs.end()) state.push_back(kSeen);
+  for (const auto& name : state) {
+    input(name);
+    output("next_" + name);
   }
 }
 
@@ -49,7 +60,7 @@ FrameStream::FrameStream(Model& model, int batch, void* cuda_stream)
   for (const char* name : {"frame", "budget", "requirement", "in_step"}) {
     inputs_[name] = std::make_unique<Buffer>(runtime, model.input(name).bytes(batch));
   }
-  for (const auto& name : kState) {
+  for (const auto& name : model.state) {
     for (auto& memory : memory_) memory[name] = std::make_unique<Buffer>(runtime, model.input(name).bytes(batch));
   }
   for (const auto& name : kResults) results_[name] = std::make_unique<Buffer>(runtime, model.output(name).bytes(batch));
@@ -83,7 +94,7 @@ void FrameStream::push(const void* frames, bool on_device, const autogaze_reques
   std::map<std::string, void*> tensors;
   for (const auto& [name, buffer] : inputs_) tensors[name] = buffer->get();
   for (const auto& [name, buffer] : results_) tensors[name] = buffer->get();
-  for (const auto& name : kState) {
+  for (const auto& name : model_.state) {
     tensors[name] = memory_[turn_].at(name)->get();
     tensors["next_" + name] = memory_[1 - turn_].at(name)->get();
   }

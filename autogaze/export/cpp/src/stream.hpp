@@ -24,6 +24,7 @@ class Model {
   std::unique_ptr<Runtime> runtime;
   Metadata metadata;
   Grid grid;
+  std::vector<std::string> state;  // tensors that a stream hands on: X goes in, next_X comes out
 };
 
 // Device memory that frees itself.

@@ -26,6 +26,14 @@ TEST(metadata_reads_every_kind_of_value) {
   TRUE(std::isinf(metadata.task_loss_requirement) && metadata.task_loss_requirement < 0);
 }
 
+TEST(every_format_up_to_the_newest_is_read) {
+  Properties properties = parse_properties(samples::text());
+  for (int format = 1; format <= kFormat; ++format) {
+    properties["autogaze.format"] = std::to_string(format);
+    EQUAL(read_metadata(properties, "gaze.engine").budget, 26);
+  }
+}
+
 TEST(newer_foreign_and_damaged_metadata_is_refused) {
   Properties properties = parse_properties(samples::text());
   properties["autogaze.format"] = "99";

@@ -42,17 +42,19 @@ inline void write(const std::string& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
-// A runtime whose "model" chooses `budget` ids from (frames seen so far), one for every ten of the first pixel.
+// A runtime whose "model" chooses `budget` ids from (frames seen so far), one for every ten of the first pixel. One that
+// remembers what it saw begins ten ids later for every frame that it was told of.
 class FakeRuntime : public Runtime {
  public:
-  FakeRuntime() {
+  explicit FakeRuntime(bool remembers = false) {
     properties = autogaze::detail::parse_properties(text());
     inputs = {{"frame", Type::kUint8, {240, 320, 3}}, {"budget", Type::kInt32, {}}, {"requirement", Type::kFloat32, {}},
               {"in_step", Type::kBool, {}},           {"conv", Type::kFloat16, {4}}, {"keys", Type::kFloat16, {4}},
               {"values", Type::kFloat16, {4}},        {"places", Type::kInt32, {1}}, {"last_ids", Type::kInt64, {10}}};
+    if (remembers) inputs.push_back({"seen", Type::kFloat32, {196, 8}});
     outputs = {{"ids", Type::kInt64, {26}}, {"chosen", Type::kBool, {26}}, {"task_loss", Type::kFloat32, {26}},
                {"count", Type::kInt32, {}}};
-    for (const char* name : {"conv", "keys", "values", "places", "last_ids"}) {
+    for (const char* name : {"conv", "keys", "values", "places", "last_ids", "seen"}) {
       for (const auto& spec : inputs) {
         if (spec.name == name) outputs.push_back({std::string("next_") + name, spec.type, spec.shape});
       }
@@ -77,12 +79,20 @@ class FakeRuntime : public Runtime {
     void run(const std::map<std::string, void*>& at, int batch, void*) override {
       const auto* frame = static_cast<const uint8_t*>(at.at("frame"));
       const auto* budget = static_cast<const int32_t*>(at.at("budget"));
-      const auto* seen = static_cast<const int32_t*>(at.at("places"));
+      const auto* places = static_cast<const int32_t*>(at.at("places"));
+      const bool remembers = at.count("seen") != 0;
       for (int b = 0; b < batch; ++b) {
-        static_cast<int32_t*>(at.at("next_places"))[b] = seen[b] + 1;
+        static_cast<int32_t*>(at.at("next_places"))[b] = places[b] + 1;
+        int first = places[b];
+        if (remembers) {
+          const int last = b * 196 * 8 + 196 * 8 - 1;  // of the sample's tensor, all of which must be there
+          const float told = static_cast<const float*>(at.at("seen"))[last];
+          static_cast<float*>(at.at("next_seen"))[last] = told + 1;
+          first += 10 * static_cast<int>(told);
+        }
         const int wanted = frame[b * 240 * 320 * 3] / 10;
         for (int slot = 0; slot < 26; ++slot) {
-          static_cast<int64_t*>(at.at("ids"))[b * 26 + slot] = seen[b] + slot;
+          static_cast<int64_t*>(at.at("ids"))[b * 26 + slot] = first + slot;
           static_cast<bool*>(at.at("chosen"))[b * 26 + slot] = slot < wanted && slot < budget[b];
           static_cast<float*>(at.at("task_loss"))[b * 26 + slot] = static_cast<const float*>(at.at("requirement"))[b];
         }

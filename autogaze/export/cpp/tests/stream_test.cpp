@@ -53,6 +53,27 @@ TEST(a_stream_carries_its_memory_from_frame_to_frame) {
   THROWS(stream.gaze(2), AUTOGAZE_BAD_ARGUMENT, "sample must be 0 to 1");
 }
 
+TEST(a_file_that_remembers_what_it_saw_has_one_state_more) {
+  EQUAL(Model(std::make_unique<samples::FakeRuntime>(), "fake").state.size(), 5u);
+  Model model(std::make_unique<samples::FakeRuntime>(true), "fake");
+  EQUAL(model.state.size(), 6u);
+  FrameStream stream(model, 2, nullptr);
+  for (int begun = 0; begun < 2; ++begun) {
+    for (int frame = 0; frame < 3; ++frame) {
+      stream.push(frames({30, 30}).data(), false, nullptr);
+      EQUAL(stream.gaze(0).ids[0], 11 * frame);
+      EQUAL(stream.gaze(1).ids[0], 11 * frame);
+    }
+    stream.reset();
+  }
+}
+
+TEST(a_file_whose_memory_does_not_come_out_is_refused) {
+  auto runtime = std::make_unique<samples::FakeRuntime>(true);
+  runtime->outputs.pop_back();
+  THROWS(Model(std::move(runtime), "fake"), AUTOGAZE_BAD_FILE, "no tensor next_seen");
+}
+
 TEST(every_sample_has_its_own_request) {
   Model model(std::make_unique<samples::FakeRuntime>(), "fake");
   FrameStream stream(model, 2, nullptr);
