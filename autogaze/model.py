@@ -1,7 +1,8 @@
 """AutoGaze: frame encoder and gaze decoder, with the calls that people use.
 
 `generate` chooses, `score` says what training needs to know about a choice, `stream` goes frame by frame.
-Architecture and parameter names are the published ones (arXiv:2603.12254): 3,258,240 parameters at base size.
+Architecture and parameter names are the published ones (arXiv:2603.12254): 3,258,240 parameters at base size. Two parts
+are ours and off by default: `autogaze.seen` and `autogaze.salience`.
 """
 
 from __future__ import annotations

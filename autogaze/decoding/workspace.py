@@ -308,7 +308,7 @@ class Workspace:
 
     def _shares(self) -> int:
         """Parts in which the ratings of places come."""
-        return self.config.hidden_size // self._units() if self.tuning(prefill=True).wide else 1
+        return self.config.hidden_size // self._units() if self.tuning(True).wide else 1
 
     def _launch_salience(self, mode: dict[str, Any]) -> None:
         """Enqueue the scores of patches at their places, of the rows that a prefill begins with."""
