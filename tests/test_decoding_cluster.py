@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from autogaze.decoding import cluster
-from autogaze.decoding.workspace import PackedWeights, Plan, Workspace
+from autogaze.decoding.packed_weights import PackedWeights
+from autogaze.decoding.workspace import Plan, Workspace
 from autogaze.model import AutoGaze, AutoGazeConfig
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from autogaze import AutoGaze, Gaze
 from autogaze.decoding import frame_graph
 from autogaze.decoding.engine import chosen_way
 from autogaze.decoding.fused import why_not
-from autogaze.decoding.workspace import PackedWeights
+from autogaze.decoding.packed_weights import PackedWeights
 from autogaze.model import AutoGazeConfig
 from autogaze.scenes import render_scene
 

@@ -18,8 +18,9 @@ import torch
 from autogaze.decoder import rotate, rotation
 from autogaze.decoding import cluster
 from autogaze.decoding.choice import Column
+from autogaze.decoding.packed_weights import RATED, PackedWeights
 from autogaze.decoding.request import Request
-from autogaze.decoding.workspace import RATED, PackedWeights, Plan, Workspace
+from autogaze.decoding.workspace import Plan, Workspace
 from autogaze.seen import FrameTokens
 
 if TYPE_CHECKING:

@@ -1,0 +1,66 @@
+"""A model's weights as the fused kernels read them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autogaze.decoder import GazeDecoder
+from autogaze.decoding import cluster
+from autogaze.salience import Salience
+from autogaze.seen import SeenMemory
+
+RATED = 16  # ratings of a place, one a scale, zero past the last: the least width of a matrix that kernels multiply by
+
+
+class PackedWeights:
+    """The matrices of the decoder, and of its memory and salience: input-major, norm weights folded in, in one dtype;
+    in bfloat16 the decoder's output-major besides, for the cluster kernel."""
+
+    def __init__(self, decoder: GazeDecoder, dtype: torch.dtype, seen: SeenMemory | None = None,
+                 salience: Salience | None = None) -> None:
+        self.decoder, self.dtype, self.seen, self.salience = decoder, dtype, seen, salience
+        self.version = -1
+        self.tensors = self._pack()
+
+    def refresh(self) -> None:
+        """Follow the parameters if training has changed them; the addresses stay, since graphs hold them."""
+        modules = [part for part in (self.decoder, self.seen, self.salience) if part is not None]
+        version = sum(p._version for part in modules for p in part.parameters() if not p.is_inference())
+        if version != self.version:
+            for name, fresh in self._pack().items():
+                self.tensors[name].copy_(fresh)
+            self.version = version
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _pack(self) -> dict[str, Tensor]:
+        trunk, dtype = self.decoder.model, self.dtype
+        packed = {"embedding": trunk.embed_tokens.weight.to(dtype).clone(), "frequencies": trunk.frequencies.clone()}
+        if self.seen is not None:
+            packed["levels"] = self.seen.level_embed.weight.to(dtype).clone()
+        if self.salience is not None:
+            hidden, rating = self.salience.hidden, self.salience.rating
+            packed |= {"wh": hidden.weight.t().to(dtype).contiguous(), "bh": hidden.bias.float().clone(),
+                       "wr": F.pad(rating.weight.t().to(dtype), (0, RATED - rating.out_features)).contiguous(),
+                       "br": F.pad(rating.bias.float(), (0, RATED - rating.out_features))}
+        for i, layer in enumerate(trunk.layers):
+            attention, before = layer.self_attn, layer.input_layernorm.weight.float()
+            after, mlp = layer.post_attention_layernorm.weight.float(), layer.mlp
+            halves = []
+            for projection in (attention.q_proj, attention.k_proj):
+                heads = projection.weight.float().unflatten(0, (attention.heads, 2, -1))  # (head, half, D/2, C)
+                halves += [heads[:, 0].flatten(0, 1), heads[:, 1].flatten(0, 1)]
+            matrices = {
+                "wqk": torch.cat(halves) * before, "wv": attention.v_proj.weight.float() * before,
+                "wo": attention.o_proj.weight, "wg": mlp.gate_proj.weight.float() * after,
+                "wu": mlp.up_proj.weight.float() * after, "wd": mlp.down_proj.weight}
+            packed |= {f"{name}{i}": matrix.t().to(dtype).contiguous() for name, matrix in matrices.items()}
+        final = trunk.norm.weight.float()
+        packed["wl"] = (self.decoder.lm_head.weight.float() * final).t().to(dtype).contiguous()
+        if dtype == torch.bfloat16 and trunk.layers[0].mlp.gate_proj.out_features % (
+                cluster.SPLIT * trunk.layers[0].self_attn.heads) == 0:
+            packed |= cluster.pack_rows(self.decoder)
+        packed["wt"] = (self.decoder.task_loss_prediction_head.weight.float() * final).to(dtype).contiguous()
+        return packed
