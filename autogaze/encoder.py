@@ -79,12 +79,8 @@ class FrameEncoder(nn.Module):
                patches: bool = False) -> tuple[Tensor, Tensor | None, EncoderCache]:
         """`forward` with the patch embeddings on the way: (B, T, side * side, channels), before their norm, each of its
         own frame's pixels alone; None unless `patches` asks for them."""
-        batch, frames = video.shape[:2]
-        cache = self.empty_cache(batch) if cache is None else cache
-        x = video.to(self.out_proj.weight.dtype)
-        if x.shape[-2:] != (self.image_size, self.image_size):
-            x = resize(x.flatten(0, 1), self.image_size).unflatten(0, (batch, frames))
-        x, embedded = self._patch_tokens(x, patches)
+        cache = self.empty_cache(len(video)) if cache is None else cache
+        x, embedded = self._patch_tokens(self.fit(video), patches)
         x = x.unflatten(2, (self.side, self.side))
         x = x.permute(0, 4, 1, 2, 3)
         new_cache = []
@@ -93,6 +89,13 @@ class FrameEncoder(nn.Module):
             new_cache.append(past)
         tokens = x.permute(0, 2, 3, 4, 1).flatten(2, 3)
         return F.linear(tokens, self.out_proj.weight.flatten(1), self.out_proj.bias), embedded, tuple(new_cache)
+
+    def fit(self, video: Tensor) -> Tensor:
+        """Frames (B, T, 3, H, W) in the encoder's dtype and size."""
+        video = video.to(self.out_proj.weight.dtype)
+        if video.shape[-2:] == (self.image_size, self.image_size):
+            return video
+        return resize(video.flatten(0, 1), self.image_size).unflatten(0, video.shape[:2])
 
     def _patch_tokens(self, video: Tensor, patches: bool) -> tuple[Tensor, Tensor | None]:
         """(B, T, side * side, C) normed patch embeddings of frames (B, T, 3, H, W); and, if asked for, as they were

@@ -2,7 +2,7 @@
 
 `generate` chooses, `score` says what training needs to know about a choice, `stream` goes frame by frame.
 Architecture and parameter names are the published ones (arXiv:2603.12254): 3,258,240 parameters at base size. Two parts
-are ours and off by default: `autogaze.seen` and `autogaze.salience`.
+are ours and off by default: `autogaze.seen` and `autogaze.paste_error`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from autogaze.decoding.request import PerFrame, Request, make_request
 from autogaze.encoder import FrameEncoder
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
+from autogaze.paste_error import PasteError
 from autogaze.preprocess import Preprocessor
-from autogaze.salience import Salience
 from autogaze.seen import FrameTokens, SeenMemory
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class AutoGazeConfig:
     rope: RopeConfig = field(default_factory=RopeConfig)
     max_num_frames: int = 16  # frames that the decoder remembers
     seen_memory: bool = False  # visual tokens know what was seen of their places (`autogaze.seen`); not as published
-    salience: bool = False  # patches are scored at their own places too (`autogaze.salience`); not as published
+    paste_error: bool = False  # patches are scored by what is wrong without them (`autogaze.paste_error`); not as published
     gazing_ratio: float = 0.75  # default of the command line: largest share of a frame's patches
     task_loss_requirement: float | None = 0.7  # default of the command line: loss at which a frame may stop
     calibration: tuple[tuple[float, float], ...] = ()  # (requested loss, threshold on the prediction), ascending
@@ -68,12 +68,12 @@ class AutoGazeConfig:
     def tiny(cls) -> AutoGazeConfig:
         """The published grid with a small network of the shipped kind, for a CPU."""
         return cls(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, head_dim=16, intermediate_size=96,
-                   seen_memory=True, salience=True)
+                   seen_memory=True, paste_error=True)
 
     @classmethod
     def base(cls) -> AutoGazeConfig:
-        """What is shipped: the published size, a memory of what was seen, and salience."""
-        return cls(seen_memory=True, salience=True)
+        """What is shipped: the published size, a memory of what was seen, and the error of what is known."""
+        return cls(seen_memory=True, paste_error=True)
 
     @property
     def grid(self) -> PatchGrid:
@@ -133,7 +133,8 @@ class AutoGaze(nn.Module):
             self.grid.patches_per_frame, config.hidden_size, config.num_hidden_layers, config.num_attention_heads,
             config.head_dim, config.intermediate_size, config.num_multi_token_pred, config.rms_norm_eps, config.rope)
         self.seen = SeenMemory(self.grid, self.vision_model.side, config.hidden_size) if config.seen_memory else None
-        self.salience = Salience(self.grid, self.vision_model.side, config.hidden_size) if config.salience else None
+        self.paste_error = (PasteError(self.grid, self.vision_model.side, config.patch_size) if config.paste_error
+                            else None)
         self.apply(_initialise)
 
     @property
@@ -248,10 +249,12 @@ class AutoGaze(nn.Module):
         return GazeStream(self, gazing_ratio, task_loss_requirement, batch)
 
     def embed(self, video: Tensor, cache: tuple[Tensor, ...] | None = None) -> tuple[FrameTokens, tuple[Tensor, ...]]:
-        """Visual tokens with their positions and, where the model remembers, traces; and the encoder's cache."""
+        """Visual tokens with their positions and, where the model has use for them, traces and frames; and the
+        encoder's cache."""
+        video = self.vision_model.fit(video)
         visual, patches, cache = self.vision_model.encode(video, cache, patches=self.seen is not None)
         trace = None if self.seen is None else self.seen.trace_proj(patches)
-        return FrameTokens(self.connector(visual), trace), cache
+        return FrameTokens(self.connector(visual), trace, None if self.paste_error is None else video), cache
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: torch.device | str | None = None) -> AutoGaze:

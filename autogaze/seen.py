@@ -30,10 +30,13 @@ class FrameTokens(NamedTuple):
 
     visual: Tensor  # (B, T, N, width) visual tokens with their positions
     trace: Tensor | None  # (B, T, N, width), of each place in each frame; None: the model has no `SeenMemory`
+    frames: Tensor | None  # (B, T, 3, H, W), as they were encoded; None: the model has no `PasteError`
 
     def frame(self, t: int) -> FrameTokens:
         """Of one frame: (B, N, width)."""
-        return FrameTokens(self.visual[:, t], None if self.trace is None else self.trace[:, t])
+        visual, *others = (None if part is None else part[:, t] for part in self)
+        assert visual is not None
+        return FrameTokens(visual, *others)
 
 
 @dataclass(frozen=True, eq=False)

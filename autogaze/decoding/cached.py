@@ -15,10 +15,11 @@ from torch import Tensor
 
 from autogaze.decoder import GazeDecoder
 from autogaze.decoding.cache import Cache, causal_mask
-from autogaze.decoding.choice import Column, add_salience, keep_group, pad_columns
+from autogaze.decoding.choice import Column, keep_group, pad_columns
 from autogaze.decoding.native_pass import NativeCache, NativeTrunk
 from autogaze.decoding.packed import PackedTrunk
 from autogaze.decoding.request import Request
+from autogaze.paste_error import FrameError
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class UniformDecoding:
         self.others_went_on = False  # another clip of the batch decoded more groups in the last frame
 
     @torch.inference_mode()  # which spends less time on every operation
-    def step(self, visual: Tensor, request: Request, salience: Tensor | None = None) -> Column:
+    def step(self, visual: Tensor, request: Request, error: FrameError | None = None) -> Column:
         """Choose the ids of one frame; see `PlainDecoding.step`."""
         decoder, room = self.decoder, int(request.budget[0])
         requirement = None if request.requirement is None else request.requirement[:, 0].to(visual.device)
@@ -49,7 +50,8 @@ class UniformDecoding:
         self.groups, self.group_turns = 0, self._turns(self.cache.position - decoder.group, decoder.group)
         columns: list[Column] = []
         while room:
-            group = self.trunk.choose(add_salience(logits, salience), taken, request.temperature, request.generator)
+            group, task_loss = self.trunk.choose(logits, task_loss, taken, request.temperature, request.generator,
+                                                 error)
             left = torch.full((self.batch,), room, device=visual.device)
             kept, ended = keep_group(task_loss, left, requirement, first=not columns)
             size = min(room, decoder.group)
@@ -128,11 +130,11 @@ class CachedDecoding:
             caches = [Cache(trunk, size, window, capacity, like, mask) for size in sizes]
         self.parts = [UniformDecoding(decoder, trunk, cache, size) for cache, size in zip(caches, sizes, strict=True)]
 
-    def step(self, visual: Tensor, request: Request, salience: Tensor | None = None) -> Column:
+    def step(self, visual: Tensor, request: Request, error: FrameError | None = None) -> Column:
         """Choose the ids of one frame; see `PlainDecoding.step`."""
         if len(self.parts) == 1:
-            return self.parts[0].step(visual, request, salience)
-        own = [None] * len(self.parts) if salience is None else salience.split(1)
+            return self.parts[0].step(visual, request, error)
+        own = [None if error is None else error.clip(i) for i in range(len(self.parts))]
         columns = [part.step(visual[i : i + 1], request.clip(i), own[i]) for i, part in enumerate(self.parts)]
         longest = max(part.groups for part in self.parts)
         for part in self.parts:

@@ -6,43 +6,50 @@ Source: AutoGaze, arXiv:2603.12254 sec. 3.2 (multi-token prediction, self-decide
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+if TYPE_CHECKING:
+    from autogaze.paste_error import FrameError
+
 Column = tuple[Tensor, Tensor, Tensor]  # ids int64, chosen bool, predicted loss float32: slots last
 
 
-def add_salience(logits: Tensor, salience: Tensor | None) -> Tensor:
-    """Logits (..., K, vocabulary) plus scores of patches at their places (..., vocabulary - 1), if there are any."""
-    return logits if salience is None else logits + F.pad(salience, (0, 1))[..., None, :]
-
-
-def choose_group(logits: Tensor, taken: Tensor, temperature: float | None = None,
-                 generator: torch.Generator | None = None) -> Tensor:
+def choose_group(logits: Tensor, task_loss: Tensor, taken: Tensor, temperature: float | None = None,
+                 generator: torch.Generator | None = None, error: FrameError | None = None) -> tuple[Tensor, Tensor]:
     """Take one id a head, head by head; no id twice in a frame, never `eos` (the last entry of the vocabulary).
 
     Args:
         logits: (B, K, vocabulary) float.
+        task_loss: (B, K) float, what the heads predict.
         taken: (B, vocabulary - 1) bool, ids that the frame has already; updated in place.
         temperature: None takes the best id; a number samples from softmax(logits / temperature).
         generator: for sampling.
+        error: of the frame; its scores are added to the logits of every head. Updated in place.
 
     Returns:
-        (B, K) int64 ids; once every id is taken the rest is meaningless.
+        (B, K) int64 ids, meaningless once every id is taken; and (B, K) float losses predicted before each of them, by
+        `error` if there is one.
     """
     logits = logits[..., :-1]
     if temperature is not None:
         # Gumbel noise: the arg-max of noisy logits is a sample, also when a mask is applied afterwards.
         noise = torch.empty_like(logits).exponential_(generator=generator).clamp_min_(1e-20)
         logits = logits / temperature - noise.log()
-    ids = []
-    for head in range(logits.shape[1]):
-        choice = logits[:, head].masked_fill(taken, -torch.inf).argmax(-1, keepdim=True)
+    ids, losses = [], []
+    for scores in logits.unbind(1):
+        if error is not None:
+            losses.append(error.left())
+            scores = scores + error.scores() / (1.0 if temperature is None else temperature)
+        choice = scores.masked_fill(taken, -torch.inf).argmax(-1, keepdim=True)
         taken.scatter_(1, choice, True)
         ids.append(choice)
-    return torch.cat(ids, dim=1)
+        if error is not None:
+            error.take(choice[:, 0])
+    return torch.cat(ids, dim=1), torch.stack(losses, dim=1) if losses else task_loss
 
 
 def keep_group(task_loss: Tensor, room: Tensor, requirement: Tensor | None, first: bool) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from torch import Tensor
 
 from autogaze.decoding import native_pass
 from autogaze.decoding.cached import CachedDecoding
@@ -41,24 +42,30 @@ class Decoding(Protocol):
 
 class FrameByFrame:
     """A way that knows one frame at a time, as a `Decoding`; and around it, in models that have them, what was seen so
-    far and the scores of patches at their places."""
+    far and what is wrong with the picture of it."""
 
     def __init__(self, way: PlainDecoding | CachedDecoding, model: AutoGaze) -> None:
-        self.way, self.memory, self.salience = way, model.seen, model.salience
+        self.way, self.memory, self.paste_error = way, model.seen, model.paste_error
         self.seen: Seen | None = None
+        self.canvas: Tensor | None = None
 
     def frames(self, tokens: FrameTokens, request: Request) -> Column:
         columns = [self._frame(tokens.frame(t), request.frames(t, t + 1)) for t in range(tokens.visual.shape[1])]
         return pad_columns(columns, partial(torch.stack, dim=1))
 
     def _frame(self, tokens: FrameTokens, request: Request) -> Column:
-        visual, memory = tokens.visual, self.memory
+        visual, memory, rule, error = tokens.visual, self.memory, self.paste_error, None
         if memory is not None:
             self.seen = memory.open(tokens) if self.seen is None else self.seen
             visual = memory.tell(tokens, self.seen)
-        column = self.way.step(visual, request, None if self.salience is None else self.salience(visual))
+        if rule is not None and tokens.frames is not None:
+            self.canvas = rule.open(tokens.frames) if self.canvas is None else self.canvas
+            error = rule.begin(tokens.frames, self.canvas)
+        column = self.way.step(visual, request, error)
         if memory is not None and self.seen is not None:
             self.seen = memory.look(self.seen, tokens, column[0], column[1])
+        if rule is not None and self.canvas is not None and tokens.frames is not None:
+            self.canvas = rule.look(self.canvas, tokens.frames, column[0], column[1])
         return column
 
 

@@ -19,6 +19,7 @@ from autogaze.decoding.cache import Cache
 from autogaze.decoding.choice import choose_group
 from autogaze.decoding.native_build import library
 from autogaze.decoding.packed import Trunk, rotate
+from autogaze.paste_error import FrameError
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
@@ -187,12 +188,12 @@ class NativeTrunk(Trunk):
             return 1
         return min(torch.get_num_threads(), clips * self.heads, MOST_THREADS)
 
-    def choose(self, logits: Tensor, taken: Tensor, temperature: float | None,
-               generator: torch.Generator | None) -> Tensor:
+    def choose(self, logits: Tensor, task_loss: Tensor, taken: Tensor, temperature: float | None,
+               generator: torch.Generator | None, error: FrameError | None) -> tuple[Tensor, Tensor]:
         """`choose_group` of what `scores` gave."""
-        if temperature is not None:
-            return choose_group(logits, taken, temperature, generator)
+        if temperature is not None or error is not None:
+            return choose_group(logits, task_loss, taken, temperature, generator, error)
         ids = torch.empty(logits.shape[:2], dtype=torch.int64)
         self.native.autogaze_choose(logits.data_ptr(), taken.data_ptr(), ids.data_ptr(), len(logits), logits.stride(0),
                                     self.group, self.vocabulary)
-        return ids
+        return ids, task_loss

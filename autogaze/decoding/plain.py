@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autogaze.decoder import GazeDecoder
-from autogaze.decoding.choice import Column, add_salience, choose_group, keep_group, pad_columns
+from autogaze.decoding.choice import Column, choose_group, keep_group, pad_columns
 from autogaze.decoding.request import Request
+from autogaze.paste_error import FrameError
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +72,8 @@ class PlainFrame:
     """One clip while it decodes one frame."""
 
     def __init__(self, decoder: GazeDecoder, memory: PlainMemory, visual: Tensor, request: Request,
-                 salience: Tensor | None) -> None:
-        self.decoder, self.memory, self.request, self.salience = decoder, memory, request, salience
+                 error: FrameError | None) -> None:
+        self.decoder, self.memory, self.request, self.error = decoder, memory, request, error
         self.room = int(request.budget[0])
         self.requirement = None if request.requirement is None else request.requirement[0].to(visual.device)
         self.taken = torch.zeros(1, decoder.vocabulary - 1, dtype=torch.bool, device=visual.device)
@@ -89,8 +90,8 @@ class PlainFrame:
     def choose(self) -> Group:
         """Take the next group."""
         logits, task_loss = self.decoder.heads(self.hidden)
-        logits = add_salience(logits, self.salience)
-        group = choose_group(logits, self.taken, self.request.temperature, self.request.generator)
+        group, task_loss = choose_group(logits, task_loss, self.taken, self.request.temperature,
+                                        self.request.generator, self.error)
         room = torch.tensor([self.room], device=group.device)
         kept, ended = keep_group(task_loss, room, self.requirement, first=not self.columns)
         size = min(self.room, self.decoder.group)
@@ -129,20 +130,20 @@ class PlainDecoding:
         self.decoder = decoder
         self.memories = [PlainMemory(len(decoder.model.layers), window) for _ in range(batch)]
 
-    def step(self, visual: Tensor, request: Request, salience: Tensor | None = None) -> Column:
+    def step(self, visual: Tensor, request: Request, error: FrameError | None = None) -> Column:
         """Choose the ids of one frame.
 
         Args:
             visual: (B, N, width) visual tokens of the frame.
             request: of this frame, (B, 1).
-            salience: (B, patches_per_frame) float32 added to the logits of every head; None: nothing.
+            error: what is wrong with the frame, for models that know it.
 
         Returns:
             ids (B, K) int64, chosen (B, K) bool, predicted loss before each id (B, K) float32; K is the longest
             clip's count of slots.
         """
         frames = [PlainFrame(self.decoder, memory, visual[i], request.clip(i),
-                             None if salience is None else salience[i : i + 1])
+                             None if error is None else error.clip(i))
                   for i, memory in enumerate(self.memories)]
         while not all(frame.done for frame in frames):
             groups = [(frame, frame.choose()) for frame in frames if not frame.done]

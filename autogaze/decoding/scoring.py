@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autogaze.decoder import GazeDecoder
-from autogaze.decoding.choice import add_salience
 from autogaze.gaze import Gaze
+from autogaze.seen import FrameTokens
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze, Scores
@@ -41,11 +41,14 @@ def score_all(model: AutoGaze, video: Tensor, gaze: Gaze, as_decoded: bool) -> t
     """
     _check(model, video, gaze)
     decoder, group = model.gaze_decoder, model.gaze_decoder.group
-    visual = _visual(model, video, gaze)
-    hidden, visual_at, gaze_at = _hidden_states(model, visual, gaze, as_decoded)
+    tokens, _ = model.embed(video)
+    hidden, visual_at, gaze_at = _hidden_states(model, _visual(model, tokens, gaze), gaze, as_decoded)
     slot = torch.arange(gaze.ids.shape[-1], device=gaze.device)
     logits, predicted = _heads_at(decoder, hidden, _sources(visual_at, gaze_at, group))
-    logits = add_salience(logits, None if model.salience is None else model.salience(visual))
+    if model.paste_error is not None and tokens.frames is not None:
+        scores, predicted = model.paste_error.along(tokens.frames, gaze.ids, gaze.chosen)
+        # The best at 0: what is never chosen, `eos`, has no score, and takes no part in the policy either way.
+        return logits + F.pad(scores - scores.amax(-1, keepdim=True), (0, 1)), predicted
     own = F.linear(_gather(hidden, gaze_at), decoder.task_loss_prediction_head.weight[:1]).squeeze(-1).float()
     return logits, torch.where(slot % group == group - 1, own, predicted)
 
@@ -61,7 +64,8 @@ def loss_states(model: AutoGaze, video: Tensor, gaze: Gaze) -> tuple[Tensor, Ten
         own, at the state that the slot's group was predicted from; at the end of a group its first, at its last token.
     """
     _check(model, video, gaze)
-    hidden, visual_at, gaze_at = _hidden_states(model, _visual(model, video, gaze), gaze, as_decoded=True)
+    tokens, _ = model.embed(video)
+    hidden, visual_at, gaze_at = _hidden_states(model, _visual(model, tokens, gaze), gaze, as_decoded=True)
     group, slot = model.gaze_decoder.group, torch.arange(gaze.ids.shape[-1], device=gaze.device)
     end = slot % group == group - 1
     states = _gather(hidden, torch.where(end, gaze_at, _sources(visual_at, gaze_at, group)))
@@ -86,9 +90,8 @@ def _check(model: AutoGaze, video: Tensor, gaze: Gaze) -> None:
                          "cut the clip")
 
 
-def _visual(model: AutoGaze, video: Tensor, gaze: Gaze) -> Tensor:
+def _visual(model: AutoGaze, tokens: FrameTokens, gaze: Gaze) -> Tensor:
     """Visual tokens (B, T, N, width) as they are decoded when the gaze is what was seen."""
-    tokens, _ = model.embed(video)
     return tokens.visual if model.seen is None else model.seen.along(tokens, gaze.ids, gaze.chosen)
 
 
