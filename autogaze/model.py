@@ -48,7 +48,7 @@ class AutoGazeConfig:
     rope: RopeConfig = field(default_factory=RopeConfig)
     max_num_frames: int = 16  # frames that the decoder remembers
     seen_memory: bool = False  # visual tokens know what was seen of their places (`autogaze.seen`); not as published
-    paste_error: bool = False  # patches are scored by what is wrong without them (`autogaze.paste_error`); not as published
+    paste_error: bool = False  # patches are scored by what is wrong without them (`autogaze.paste_error`); ours too
     gazing_ratio: float = 0.75  # default of the command line: largest share of a frame's patches
     task_loss_requirement: float | None = 0.7  # default of the command line: loss at which a frame may stop
     calibration: tuple[tuple[float, float], ...] = ()  # (requested loss, threshold on the prediction), ascending
@@ -136,6 +136,8 @@ class AutoGaze(nn.Module):
         self.paste_error = (PasteError(self.grid, self.vision_model.side, config.patch_size) if config.paste_error
                             else None)
         self.apply(_initialise)
+        if self.paste_error is not None:  # which predicts losses instead: a head that nobody asks learns nothing
+            self.gaze_decoder.task_loss_prediction_head.requires_grad_(False)
 
     @property
     def device(self) -> torch.device:

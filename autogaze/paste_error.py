@@ -85,16 +85,14 @@ class PasteError(nn.Module):
         """What decoding knows along gazes (B, T, K) of clips (B, T, 3, H, W).
 
         Returns:
-            scores (B, T, K, P) float32 at each slot, without gradients, and the losses (B, T, K) float32 predicted after
-            each slot.
+            scores (B, T, K, P) float32 at each slot, and the losses (B, T, K) float32 predicted after each slot. Of the
+            scores only `strength` gets gradients: what tells the loss best should not bend to what is imitated.
         """
         features, levels = self.features_along(frames, ids, chosen), self.levels(ids, chosen).cummax(dim=2).values
         errors = features @ self.weight.float().clamp(min=0)  # (B, T, N, scales + 1)
         before = F.pad(levels, (0, 0, 1, 0))[:, :, :-1]
         wide = errors[:, :, None].expand(*levels.shape, -1)
-        with torch.no_grad():
-            scores = self.scores(wide, before)
-        return scores, left(wide, levels).mean(-1)
+        return self.scores(wide.detach(), before), left(wide, levels).mean(-1)
 
     def features_along(self, frames: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
         """`features` (B, T, N, scales + 1, 2) of all frames of clips whose gazes (B, T, K) are known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +12,7 @@ from autogaze.model import AutoGaze
 from autogaze.pretrain.judge import Judge
 from autogaze.pretrain.loss_head import fit_loss_head
 from autogaze.pretrain.reconstructor import Reconstructor
+from tests.gaze_models import random_video
 from tests.test_rl_env import TINY, spotted_clip
 from tests.test_rl_module import CONFIG
 
@@ -51,3 +53,21 @@ def test_the_same_seed_fits_the_same_head() -> None:
         fit_loss_head(model, judge, clips, seed)
         weights.append(model.gaze_decoder.task_loss_prediction_head.weight)
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_the_weights_of_the_paste_error_are_fitted_instead_and_stay_positive() -> None:
+    _, judge, _ = make()
+    clips = [random_video(6, 4, seed=seed) for seed in (0, 1)]  # of which something is always left to be seen
+    model = AutoGaze(replace(CONFIG, paste_error=True)).eval()
+    assert model.paste_error is not None
+    model.paste_error.weight.data = torch.tensor([9.0, 9.0])
+    before = copy.deepcopy(model.state_dict())
+    fit = fit_loss_head(model, judge, clips * 3)
+    assert fit.after < 0.5 < 1.0 < fit.before
+    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert changed == ["paste_error.weight"] and bool((model.paste_error.weight >= 0).all())
+    gaze = model.generate(clips[0], gazing_ratio=0.3)
+    last = gaze.counts[..., None] - 1
+    predicted = model.score(clips[0], gaze).task_loss_prediction.gather(2, last).squeeze(2)
+    truth = judge.losses(clips[0], gaze)
+    assert float(((predicted - truth).abs() / truth).mean()) < 0.5

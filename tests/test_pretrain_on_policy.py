@@ -95,3 +95,14 @@ def test_learns_to_look_at_the_only_thing_to_see(tmp_path: Path) -> None:
 def test_budgets_must_be_a_range() -> None:
     with pytest.raises(ValueError, match="0 < min_gazing_ratio <= max_gazing_ratio <= 1, got 0.5 and 0.4"):
         replace(RECIPE, min_gazing_ratio=0.5, max_gazing_ratio=0.4)
+
+
+def test_who_scores_by_paste_error_is_corrected_at_every_id() -> None:
+    """Its own picks of a group are known to it, so that what was best is told after each of them."""
+    recipe, video = replace(RECIPE, min_gazing_ratio=0.3, max_gazing_ratio=0.3), batch(0, 8).video
+    module = OnPolicyModule(AutoGaze(replace(CONFIG, paste_error=True)), Judge(Reconstructor(TINY)), recipe)
+    assert make_module().known_slots == CONFIG.num_multi_token_pred
+    gaze, gains = module.correct(video, torch.Generator().manual_seed(3))
+    assert gaze.ids.shape[-1] > 2 and torch.equal(gains, module.teacher.gains(video, gaze, 1))
+    before = gaze.ids[:, :, :-1, None]  # of each id the one before it, which is taken by then
+    assert (gains[:, :, 1:].gather(-1, before)[gaze.chosen[:, :, 1:]] == NEVER).all()

@@ -14,9 +14,9 @@ def remembering(**config: object) -> AutoGaze:
     return small_model(seen_memory=True, **config)
 
 
-@pytest.fixture(params=[False, True], ids=["memory", "memory and salience"])
+@pytest.fixture(params=[False, True], ids=["memory", "memory and paste error"])
 def model(request: pytest.FixtureRequest) -> AutoGaze:
-    return remembering(salience=request.param)
+    return remembering(paste_error=request.param)
 
 
 def tokens_of(model: AutoGaze, video: torch.Tensor) -> FrameTokens:

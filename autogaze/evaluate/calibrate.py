@@ -1,7 +1,7 @@
 """Calibrate the stop rule of a model again, without a run of `autogaze train`: its config.json is written.
 
     python -m autogaze.evaluate.calibrate MODEL --data VIDEOS/val
-    python -m autogaze.evaluate.calibrate MODEL --data VIDEOS/val --fit-head VIDEOS/train     its loss head first
+    python -m autogaze.evaluate.calibrate MODEL --data VIDEOS/val --fit-head VIDEOS/train     what it predicts first
 
 Every video is taken twice: frames spread over it, and neighbouring ones, since a stop rule has to hold for both.
 Sources are those of a `manifest.csv`; without one every video is a source of its own. Prints a pair (asked, threshold)
@@ -68,15 +68,14 @@ def recalibrate(args: argparse.Namespace) -> tuple[tuple[float, float], ...]:
 
 
 def fit_head(args: argparse.Namespace, model: AutoGaze, judge: Judge, folder: Path) -> torch.dtype:
-    """Fit the loss head in memory on clips that the model may know; returns the type that its weights have on disk."""
+    """Fit the predicted loss in memory on clips that the model may know; returns the type of the weights on disk."""
     fit = fit_loss_head(model, judge, (video for clips in read(args, args.fit_head, model)
                                        for _, video in clips.batches(args.batch, model.device)))
-    print(f"loss head: {fit.samples} samples, mean error {fit.before:.3f} of the loss before, {fit.after:.3f} after",
+    print(f"predicted loss: {fit.samples} samples, mean error {fit.before:.3f} of the loss before, {fit.after:.3f} after",
           file=sys.stderr)
     with safe_open(folder / WEIGHTS, "pt") as file:
         dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
-    head = model.gaze_decoder.task_loss_prediction_head
-    head.to(dtype).float()  # what is calibrated is what will be read
+    model.to(dtype).float()  # what is calibrated is what will be read
     return dtype
 
 
@@ -95,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR",
                         help="folder of videos that the model has not learned from")
     parser.add_argument("--fit-head", type=Path, metavar="DIR",
-                        help="first fit the loss head on the videos of this folder, which may be those of training; "
+                        help="first fit the predicted loss on the videos of this folder, which may be those of training; "
                         "the weights are written too")
     parser.add_argument("--reconstructor", metavar="R",
                         help="folder of the reconstructor that judges (default: the shipped one)")

@@ -14,6 +14,7 @@ The pairs (asked, threshold) are stored in `AutoGazeConfig.calibration` and appl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from autogaze.pretrain.judge import Judge
 SHARE = 0.9  # of the frames that stop in new videos must be good enough
 SLACK = 1.05  # a frame is good enough up to this times the asked loss
 FEWEST_FRAMES = 8  # stops at a threshold that make it count
+LEAST_THRESHOLD = 1e-3  # of those that are tried: an untrained head may predict less than nothing
 LONGEST_RATIO = 0.75  # frames that have not stopped here have not stopped
 
 
@@ -125,14 +127,15 @@ def run_trials(model: AutoGaze, judge: Judge, sampling: Sampling, thresholds: Se
 def predicted_range(model: AutoGaze, clips: Sequence[Tensor], count: int,
                     gazing_ratio: float = LONGEST_RATIO) -> list[float]:
     """`count` thresholds that cover what the model predicts while it looks, from the 5 % quantile of what frames end
-    with to the 95 % quantile of what they begin with."""
+    with to the 95 % quantile of what they begin with; each as many times the one before, as errors count as shares."""
     ends, starts = [], []
     for video in clips:
         lowest, highest = _extremes(model.generate(video, gazing_ratio=gazing_ratio))
         ends.append(lowest)
         starts.append(highest)
     low, high = float(torch.cat(ends).quantile(0.05)), float(torch.cat(starts).quantile(0.95))
-    return torch.linspace(low, max(high, low + 1e-3), count).tolist()
+    low = max(low, LEAST_THRESHOLD)
+    return torch.logspace(math.log10(low), math.log10(max(high, low + 1e-3)), count, dtype=torch.float64).tolist()
 
 
 def _extremes(gaze: Gaze) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
-"""The loss head of a trained model, fitted by least squares: what is lost after any number of patches.
+"""The predicted loss of a trained model, fitted by least squares: what is lost after any number of patches.
 
-Training teaches the head at the ends of the budgets that it draws, and GRPO moves the states that the head reads. But
-the stop rule asks it after every id, the first one too, where a wrong "enough" costs most. Here the model looks at
-clips with budgets of one patch to what a frame holds, the judge tells what each frame lost, and the head alone is
-fitted to that: a linear map, so there is one best answer and no step size. Errors count as shares of the loss.
+Training teaches it at the ends of the budgets that it draws, and GRPO moves the states that the published loss head
+reads. But the stop rule asks for it after every id, the first one too, where a wrong "enough" costs most. Here the
+model looks at clips with budgets of one patch to what a frame holds, the judge tells what each frame lost, and only
+what the prediction is made of is fitted to that: the loss head, or the weights of the paste error where a model has
+it. Both are linear maps, so there is one best answer and no step size. Errors count as shares of the loss.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from autogaze.decoding.scoring import loss_states
+from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
+from autogaze.paste_error import PasteError, left
 from autogaze.pretrain.calibration import LONGEST_RATIO
 from autogaze.pretrain.judge import Judge
 from autogaze.pretrain.module import last_chosen
@@ -36,7 +40,7 @@ class HeadFit:
 
 @torch.no_grad()
 def fit_loss_head(model: AutoGaze, judge: Judge, clips: Iterable[Tensor], seed: int = 0) -> HeadFit:
-    """Fit the loss head in place; nothing else of the model changes.
+    """Fit what the predicted loss is made of in place; nothing else of the model changes.
 
     Args:
         model: trained, in float32.
@@ -44,27 +48,55 @@ def fit_loss_head(model: AutoGaze, judge: Judge, clips: Iterable[Tensor], seed: 
         clips: batches (B, T, 3, H, W) float on the model's device; of at least one clip.
         seed: of the budgets.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, rule = torch.Generator().manual_seed(seed), model.paste_error
     found = [_samples(model, judge, video, generator) for video in clips]
     states, heads, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
-    weight = model.gaze_decoder.task_loss_prediction_head.weight
+    weight = model.gaze_decoder.task_loss_prediction_head.weight if rule is None else rule.weight[None]
     before = _error(weight, states, heads, truth)
     for head in range(len(weight)):
         mine = heads == head
-        weight[head] = _solve(states[mine], truth[mine], weight[head])
+        solve = _solve if rule is None else _solve_positive
+        weight[head] = solve(states[mine], truth[mine], weight[head])
     return HeadFit(len(truth), before, _error(weight, states, heads, truth))
 
 
 def _samples(model: AutoGaze, judge: Judge, video: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """What the head reads at the end of each frame's gaze (N, width), which of its rows (N,), and true losses (N,)."""
+    """What is read at the end of each frame's gaze (N, width), by which row of weights (N,), and true losses (N,)."""
     patches = model.grid.patches_per_frame
     most = math.log(model.grid.budget(LONGEST_RATIO))
     counts = (torch.rand(video.shape[:2], generator=generator, dtype=torch.float64) * most).exp().floor()
     gaze = model.generate(video, gazing_ratio=((counts + 0.5) / patches).clamp(max=1).to(video.device))
+    if model.paste_error is not None:
+        states, truth = _errors_left(model.paste_error, model, video, gaze), judge.losses(video, gaze)
+        return states.flatten(0, 1), torch.zeros_like(truth, dtype=torch.int64).flatten(), truth.flatten()
     states, heads = loss_states(model, video, gaze)
     last = last_chosen(gaze.chosen)
     return states[last], heads.expand(last.shape)[last], judge.losses(video, gaze)[last.any(-1)]
+
+
+def _errors_left(rule: PasteError, model: AutoGaze, video: Tensor, gaze: Gaze) -> Tensor:
+    """Features (B, T, 2) of what is wrong with frames after their gazes: the predicted loss is their weighted sum."""
+    frames = model.embed(video)[0].frames
+    assert frames is not None
+    features = rule.features_along(frames, gaze.ids, gaze.chosen)
+    level = rule.levels(gaze.ids, gaze.chosen).amax(-2)
+    return torch.stack([left(feature, level).mean(-1) for feature in features.unbind(-1)], dim=-1)
+
+
+def _solve_positive(states: Tensor, truth: Tensor, start: Tensor) -> Tensor:
+    """`_solve` with no weight below zero and nothing held on to: the best of all choices of weights that are zero."""
+    weight = 1 / truth.double().clamp(min=LEAST_LOSS)
+    rows, goal = states.double() * weight[:, None], truth.double() * weight
+    best, least = start.double(), math.inf
+    for used in product((False, True), repeat=rows.shape[1]):
+        mask = torch.tensor(used, device=rows.device)
+        found = torch.zeros_like(best)
+        found[mask] = torch.linalg.lstsq(rows[:, mask], goal[:, None]).solution[:, 0]
+        error = float((rows @ found - goal).square().sum())
+        if error < least and bool((found >= 0).all()):
+            best, least = found, error
+    return best.to(start.dtype)
 
 
 def _solve(states: Tensor, truth: Tensor, start: Tensor) -> Tensor:

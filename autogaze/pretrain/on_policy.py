@@ -1,7 +1,7 @@
 """Imitation on the model's own states: the model looks, and is told what would have been better to look at.
 
 A model that only imitates recorded gazes never sees what its own mistakes lead to. Here it gazes at each clip itself;
-at every group of ids, plain pixels say what each patch would have been worth after what the model has seen and missed
+at every group of ids, or every id, plain pixels say what each patch would have been worth after what the model has seen and missed
 (`autogaze.selectors.difference`), and that is what it learns from. Source: DAgger, arXiv:1011.0686; that all patches
 are taught by their worth, not the best alone, is ours.
 """
@@ -42,6 +42,8 @@ class OnPolicyModule(GazeModule):
     def __init__(self, model: AutoGaze, judge: Judge, recipe: PretrainRecipe) -> None:
         super().__init__(model, judge, recipe)
         self.teacher = DifferenceSelector(model.grid)
+        # A model that scores by paste error knows its picks at every slot, others only those of earlier groups.
+        self.known_slots = 1 if model.paste_error is not None else model.gaze_decoder.group
 
     def training_step(self, batch: Clip, batch_idx: int) -> Tensor:
         recipe, video = self.recipe, batch.video
@@ -73,7 +75,7 @@ class OnPolicyModule(GazeModule):
         ratios = draw_ratios(len(video), recipe.min_gazing_ratio, recipe.max_gazing_ratio, generator)
         gaze = self.model.generate(video, gazing_ratio=ratios)
         with torch.autocast(video.device.type, enabled=False):  # pixels are compared in full precision
-            return gaze, self.teacher.gains(video.float(), gaze, self.model.gaze_decoder.group)
+            return gaze, self.teacher.gains(video.float(), gaze, self.known_slots)
 
 
 def imitation(logits: Tensor, gains: Tensor, chosen: Tensor, softness: float) -> Tensor:
