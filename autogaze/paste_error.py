@@ -103,7 +103,7 @@ class PasteError(nn.Module):
         return torch.stack(found, dim=1)
 
     def errors(self, frame: Tensor, canvas: Tensor) -> Tensor:
-        """(B, N, scales + 1) float32: what is wrong with each place as the canvas is, and after a look at each scale."""
+        """What is wrong with each place as the canvas is, and after a look at each scale: (B, N, scales + 1)."""
         return self.features(frame, canvas) @ self.weight.float().clamp(min=0)
 
     def features(self, frame: Tensor, canvas: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from autogaze import Gaze, PatchGrid
 from autogaze.selectors import make_selector
 from autogaze.selectors.canvas import renditions
+from autogaze.selectors.difference import DifferenceSelector
 from autogaze.selectors.lattice import Lattice
 
 GRID = PatchGrid((16, 32, 64), 16)  # 1 + 4 + 16 = 21 patches
@@ -107,3 +108,17 @@ def test_pasting_agrees_with_the_one_that_training_uses() -> None:
     for t in range(3):
         canvas = pasted(canvas, video[0, t], gaze.ids[0, t][gaze.chosen[0, t]].tolist(), grid)
         torch.testing.assert_close(canvas, paste(video, gaze)[0, t], atol=2e-3, rtol=0)
+
+
+def test_with_foresight_a_patch_is_worth_more_where_the_frame_stays_as_it_is() -> None:
+    grid, video = PatchGrid((32, 64)), torch.zeros(1, 3, 3, 64, 64)
+    still, restless = torch.rand(3, 16, 16), torch.rand(3, 3, 16, 16)
+    video[0, :, :, :16, :16] = still
+    video[0, :, :, 48:, 48:] = restless * 2 - 1  # differs more, but is another picture in every frame
+    gaze = Gaze(torch.zeros(1, 3, 1, dtype=torch.int64), torch.ones(1, 3, 1, dtype=torch.bool), grid)
+    teacher = DifferenceSelector(grid)
+    now, ahead = (teacher.gains(video, gaze, 1, foresight)[0, 0, 0] for foresight in (0.0, 0.9))
+    first, last = 4, 19  # finest patches of the two corners
+    still_gain, restless_gain = (float(ahead[patch] / now[patch]) for patch in (first, last))
+    assert still_gain == pytest.approx(1.0) and restless_gain < 0.6
+    assert torch.equal(now, teacher.gains(video, gaze, 1)[0, 0, 0])

@@ -71,7 +71,7 @@ def fit_head(args: argparse.Namespace, model: AutoGaze, judge: Judge, folder: Pa
     """Fit the predicted loss in memory on clips that the model may know; returns the type of the weights on disk."""
     fit = fit_loss_head(model, judge, (video for clips in read(args, args.fit_head, model)
                                        for _, video in clips.batches(args.batch, model.device)))
-    print(f"predicted loss: {fit.samples} samples, mean error {fit.before:.3f} of the loss before, {fit.after:.3f} after",
+    print(f"predicted loss: {fit.samples} samples, mean error {fit.before:.3f} of it before, {fit.after:.3f} after",
           file=sys.stderr)
     with safe_open(folder / WEIGHTS, "pt") as file:
         dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
@@ -94,8 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR",
                         help="folder of videos that the model has not learned from")
     parser.add_argument("--fit-head", type=Path, metavar="DIR",
-                        help="first fit the predicted loss on the videos of this folder, which may be those of training; "
-                        "the weights are written too")
+                        help="first fit the predicted loss on the videos of this folder, which may be those of "
+                        "training; the weights are written too")
     parser.add_argument("--reconstructor", metavar="R",
                         help="folder of the reconstructor that judges (default: the shipped one)")
     parser.add_argument("--count", type=int, default=16, help="thresholds to try (default 16)")

@@ -1,9 +1,10 @@
 """Imitation on the model's own states: the model looks, and is told what would have been better to look at.
 
 A model that only imitates recorded gazes never sees what its own mistakes lead to. Here it gazes at each clip itself;
-at every group of ids, or every id, plain pixels say what each patch would have been worth after what the model has seen and missed
-(`autogaze.selectors.difference`), and that is what it learns from. Source: DAgger, arXiv:1011.0686; that all patches
-are taught by their worth, not the best alone, is ours.
+at every group of ids, or every id, plain pixels say what each patch would have been worth after what the model has
+seen and missed (`autogaze.selectors.difference`), and that is what it learns from. The teacher also knows the frames
+to come: what a look shows of a place that stays as it is counts for them too, and the model has to guess which places
+those are. Source: DAgger, arXiv:1011.0686; that all patches are taught by their worth, not the best alone, is ours.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class OnPolicyModule(GazeModule):
         ratios = draw_ratios(len(video), recipe.min_gazing_ratio, recipe.max_gazing_ratio, generator)
         gaze = self.model.generate(video, gazing_ratio=ratios)
         with torch.autocast(video.device.type, enabled=False):  # pixels are compared in full precision
-            return gaze, self.teacher.gains(video.float(), gaze, self.known_slots)
+            return gaze, self.teacher.gains(video.float(), gaze, self.known_slots, recipe.foresight)
 
 
 def imitation(logits: Tensor, gains: Tensor, chosen: Tensor, softness: float) -> Tensor:

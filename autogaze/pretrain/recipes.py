@@ -120,6 +120,7 @@ class PretrainRecipe(TrainerRecipe):
     min_gazing_ratio: float = 0.02  # on policy each clip's budget is drawn log-uniformly between the two
     max_gazing_ratio: float = 0.4
     softness: float = 0.1  # on policy: patches within about this share of the best one's worth are taught too; 0: none
+    foresight: float = 0.0  # on policy: share by which the worth of a patch in the next frame counts, then its square
     task_loss_weight: float = 1.0  # weight of the loss head
     relative_task_loss: bool = False  # the loss head's errors count as shares of the true loss; published: False
     calibration_thresholds: int = 16  # tried when the stop rule is calibrated at the end
@@ -129,6 +130,8 @@ class PretrainRecipe(TrainerRecipe):
         _positive(self, "calibration_thresholds")
         if self.softness < 0:
             raise ValueError(f"softness must not be negative, got {self.softness}")
+        if not 0 <= self.foresight < 1:
+            raise ValueError(f"foresight must be in [0, 1), got {self.foresight}")
         _one_of(self, "size", ("tiny", "base"))
         _ratio_range(self)
 

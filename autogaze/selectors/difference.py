@@ -22,6 +22,8 @@ from autogaze.selectors.canvas import EMPTY, paste_levels, renditions
 from autogaze.selectors.lattice import Lattice
 from autogaze.selectors.ranking import NEVER, open_video
 
+HORIZON = 4  # frames, this one among them, that foresight looks at
+
 
 @dataclass(frozen=True)
 class DifferenceSelector:
@@ -62,7 +64,7 @@ class DifferenceSelector:
         return Gaze(ids.where(chosen, 0), chosen, self.grid)
 
     @torch.no_grad()
-    def gains(self, video: Tensor, gaze: Gaze, group: int) -> Tensor:
+    def gains(self, video: Tensor, gaze: Gaze, group: int, foresight: float = 0.0) -> Tensor:
         """What each patch would have been worth at every slot of a gaze that somebody else chose.
 
         Slots come in groups, as a model decodes them. What the gaze chose before a group is known; within the group
@@ -72,6 +74,8 @@ class DifferenceSelector:
             video: (B, T, 3, height_px, width_px) float.
             gaze: (B, T, K) of the same clips.
             group: slots a group.
+            foresight: how much the next frame counts where this one counts 1, the one after that its square, and so on,
+                up to `HORIZON` frames: what a patch shows is worth more where it stays as it is.
 
         Returns:
             (B, T, K, patches_per_frame) float: the paste error that the patch would take away, summed over the
@@ -82,7 +86,7 @@ class DifferenceSelector:
         of_group = torch.zeros(*ids.shape[:3], gaze.grid.patches_per_frame, dtype=torch.uint8, device=video.device)
         of_group = of_group.scatter_add(3, ids, chosen.to(torch.uint8)) > 0
         before = of_group.cumsum(2, dtype=torch.uint8) > of_group  # (B, T, groups, patches_per_frame)
-        error, seen_error = self._errors_along(video, gaze)
+        error, seen_error = self._errors_along(video, gaze, foresight)
         clip, frame, at = chosen.any(-1).nonzero(as_tuple=True)
         search = _Search(self.lattice, error[clip, frame], seen_error[clip, frame], before[clip, frame, at])
         gains = torch.full((*ids.shape, gaze.grid.patches_per_frame), NEVER, device=video.device)
@@ -91,13 +95,17 @@ class DifferenceSelector:
             search.take(found)
         return gains.flatten(2, 3)[:, :, :slots]
 
-    def _errors_along(self, video: Tensor, gaze: Gaze) -> tuple[Tensor, Tensor]:
-        """`_errors` of all frames before anything is chosen in them: (B, T, rows, columns) and, of every scale,
-        (B, T, scales, rows, columns)."""
+    def _errors_along(self, video: Tensor, gaze: Gaze, foresight: float) -> tuple[Tensor, Tensor]:
+        """`_errors` of all frames before anything is chosen in them, (B, T, rows, columns) and, of every scale,
+        (B, T, scales, rows, columns); with foresight their weighted mean over the frames to come."""
         canvas, mask, errors = torch.zeros_like(video[:, 0]), gaze.patch_mask(), []
         for t in range(video.shape[1]):
             seen = renditions(video[:, t], self.grid)
-            errors.append(_errors(self.lattice, canvas, video[:, t], seen))
+            ahead = [_errors(self.lattice, canvas, frame, seen)
+                     for frame in video[:, t : t + (HORIZON if foresight else 1)].unbind(1)]
+            weights = [foresight**k for k in range(len(ahead))]
+            errors.append(tuple(sum(w * part for w, part in zip(weights, parts, strict=True)) / sum(weights)
+                                for parts in zip(*ahead, strict=True)))
             canvas = paste_levels(canvas, seen, self.lattice.spread(_levels(self.lattice, mask[:, t])))
         known, of_scale = zip(*errors, strict=True)
         return torch.stack(known, 1), torch.stack(of_scale, 1)
