@@ -1,7 +1,8 @@
 """Run by test_decoding_cluster.py in a process of its own: frames whose steps are decoded by the cluster kernel.
 
-Everything runs on the CPU: prefills under Triton's interpreter, the steps through the library given as the first
-argument (`cuda_emulator.cpp`). Prints one JSON object a case: what the cluster chose, and what Triton's kernels chose.
+Everything runs on the CPU: prefills under Triton's interpreter, the steps through the libraries given as arguments
+(`cuda_emulator.cpp`, for models without paste error and with it). Prints one JSON object a case: what the cluster
+chose, and what Triton's kernels chose.
 """
 
 import copy
@@ -37,7 +38,8 @@ class Steps:
 
     def __init__(self, space: workspace.Workspace, chunk: int) -> None:
         self.space, self.chunk = space, chunk
-        weights = {name: space.weights.tensors[name] for name in ("embedding", "wt", "frequencies")}
+        kept = ("embedding", "wt", "frequencies", "strength")
+        weights = {name: space.weights.tensors[name] for name in kept if name in space.weights.tensors}
         weights |= {name: weights[name].bfloat16() for name in ("embedding", "wt")}
         self.weights = weights | cluster.pack_rows(space.weights.decoder)
 
@@ -55,15 +57,15 @@ ClusterSteps = cluster.ClusterSteps
 cluster.ClusterSteps = Steps
 
 
-def model(window: int) -> AutoGaze:
+def model(window: int = 16, **parts: bool) -> AutoGaze:
     torch.manual_seed(0)
     config = replace(AutoGazeConfig.tiny(), scales=(32, 64), hidden_size=64, num_attention_heads=2, head_dim=32,
-                     intermediate_size=64, num_multi_token_pred=3, max_num_frames=window)
+                     intermediate_size=64, num_multi_token_pred=3, max_num_frames=window,
+                     **{"seen_memory": False, "paste_error": False, **parts})
     made = AutoGaze(config).eval()
     for parameter in made.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(2)  # so that the best id wins clearly
-    made.salience.rating.weight.data.mul_(8)
     for parameter in made.parameters():
         parameter.data.copy_(parameter.data.bfloat16())
     return made
@@ -84,17 +86,23 @@ def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) 
     return plain.task_loss
 
 
-def main(path: str) -> None:
-    kernel = Emulated(path)
-    cluster.load_kernel = lambda device, shape: kernel
+def main(without: str, knowing: str) -> None:
+    kernels = {False: Emulated(without), True: Emulated(knowing)}
+    cluster.load_kernel = lambda device, shape: kernels[shape.PLACES > 0]
     cluster.why_not = lambda space: ""
-    gazer, video = model(window=16), torch.randn(2, 3, 3, 64, 64)
+    gazer, video = model(), torch.randn(2, 3, 3, 64, 64)
     losses = compare("ratio", gazer, video, gazing_ratio=0.9)
     stop = float(losses[~losses.isnan()].quantile(0.3))
     compare("per clip", gazer, video, gazing_ratio=torch.tensor([0.3, 1.0]),
             task_loss_requirement=torch.tensor([stop, -9.0]))
     compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
     compare("window", model(window=2), torch.randn(1, 5, 3, 64, 64), gazing_ratio=0.6)
+    compare("memory", model(seen_memory=True), video, gazing_ratio=0.6)
+    gazer = model(paste_error=True)
+    losses = compare("paste error", gazer, video, gazing_ratio=0.9)
+    stop = float(losses[~losses.isnan()].quantile(0.3))
+    compare("paste error, stop", gazer, video, gazing_ratio=1.0, task_loss_requirement=torch.tensor([stop, stop / 2]))
+    compare("both", model(window=2, paste_error=True, seen_memory=True), torch.randn(1, 5, 3, 64, 64), gazing_ratio=0.6)
 
 
-main(sys.argv[1])
+main(*sys.argv[1:])

@@ -17,6 +17,8 @@
 #define LAUNCH_BOUNDS(n)
 #define PARAMETER
 #define UNROLL
+#define UNROLL_BY_1
+#define UNROLL_BY_4
 
 using bf16 = unsigned short;
 
@@ -185,6 +187,7 @@ inline float quad_max(float value) {
 
 inline float rsqrtf(float value) { return 1.0f / sqrtf(value); }
 inline float exp2_(float value) { return exp2f(value); }
+inline float log2_(float value) { return log2f(value); }
 inline float from_bf16(bf16 value) { return float_of(static_cast<uint32_t>(value) << 16); }
 inline bf16 to_bf16(float value) {
     const uint32_t bits = bits_of(value);

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from autogaze.decoder import GazeDecoder
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 SOURCES = Path(__file__).parent / "cuda"
 SPLIT, WARPS, HEAD_DIM, KEYS = 2, 12, 32, 32  # blocks a head, warps a block, width of a head, keys a block of attention
+SHARED_BYTES = 224 << 10  # that a block can have on Hopper, less a few KiB for the table of keys
 MOST_CLIPS = 8  # from 16 clips on the kernels of a pass were faster on an H200: they fill the GPU
 
 
@@ -37,6 +39,8 @@ class Shape:
     HIDDEN: int
     K: int
     VOCABULARY: int
+    PLACES: int = 0  # of a frame, in models that know what is wrong with them; else 0
+    SCALES: int = 0  # of such a model
     D: int = HEAD_DIM
     SPLIT: int = SPLIT
 
@@ -51,7 +55,8 @@ class Shape:
         fits = (blocks <= 16 and self.C == self.HEADS * self.D and self.C % 32 == self.HIDDEN % 32 == 0
                 and self.C % (8 * blocks) == self.HIDDEN % (8 * blocks) == 0 and self.K <= WARPS
                 and columns // 8 * (self.C // 32) <= WARPS and 2 * self.HIDDEN // blocks // 8 <= WARPS
-                and self.VOCABULARY <= 1024)
+                and self.VOCABULARY <= 1024 and self.SCALES**2 * self.PLACES < 1 << 15
+                and shared_bytes(self) < SHARED_BYTES)
         return "" if fits else f"the cluster kernel is made for models of another shape than {self}"
 
 
@@ -68,8 +73,8 @@ class Arguments(ctypes.Structure):
 
     _fields_ = [*((name, ctypes.c_void_p) for name in (
         "embedding", "qkv", "mix", "gate_up", "down", "heads", "loss_head", "frequencies", "keys", "values", "state",
-        "frame_len", "clock", "requirements", "salience", "ids", "pend_ids", "pend_slots", "taken", "out_ids",
-        "out_chosen", "out_loss", "running")),
+        "frame_len", "clock", "requirements", "errors", "looked", "tables", "strength", "ids", "pend_ids", "pend_slots",
+        "taken", "out_ids", "out_chosen", "out_loss", "running")),
         *((name, ctypes.c_float) for name in ("eps", "scale")),
         *((name, ctypes.c_int) for name in ("batch", "ring", "tokens", "window", "chunk", "slots", "stops"))]
 
@@ -80,13 +85,18 @@ class ClusterSteps:
     def __init__(self, space: Workspace, chunk: int) -> None:
         config, plan, weights = space.config, space.plan, space.weights.tensors
         self.clips, self.table = plan.batch, plan.ring * (1 + -(-space.tokens // KEYS))
-        self.kernel = load_kernel(space.device, shape_of(space))
+        self.shape = shape_of(space)
+        self.kernel = load_kernel(space.device, self.shape)
         packed = {name: weights[f"rows_{name}"] for name in ("qkv", "mix", "gate_up", "down", "heads")}
         held: dict[str, Tensor] = packed | {
             "embedding": weights["embedding"], "loss_head": weights["wt"], "frequencies": weights["frequencies"],
             **{name: getattr(space, name) for name in (
-                "keys", "values", "state", "frame_len", "clock", "requirements", "salience", "ids", "pend_ids",
-                "pend_slots", "taken", "out_ids", "out_chosen", "out_loss", "running")}}
+                "keys", "values", "state", "frame_len", "clock", "requirements", "ids", "pend_ids", "pend_slots",
+                "taken", "out_ids", "out_chosen", "out_loss", "running")}}
+        if self.shape.PLACES:
+            self.tables = grid_tables(space.patch_at, space.patches)  # held: the kernel is given its address
+            held |= {"errors": space.errors, "looked": space.looked, "tables": self.tables,
+                     "strength": weights["strength"]}
         scale = config.head_dim**-0.5 * 1.4426950408889634  # log2(e): the kernel takes powers of two
         self.arguments = Arguments(**{name: tensor.data_ptr() for name, tensor in held.items()},
                                    eps=config.rms_norm_eps, scale=scale, batch=plan.batch, ring=plan.ring,
@@ -105,8 +115,10 @@ def shape_of(space: Workspace) -> Shape:
 
 def shape_for(config: AutoGazeConfig) -> Shape:
     """What the kernel has to be compiled for to decode for a model."""
+    places = (config.scales[-1] // config.patch_size) ** 2 if config.paste_error else 0
     return Shape(config.hidden_size, config.num_attention_heads, config.num_hidden_layers, config.intermediate_size,
-                 config.num_multi_token_pred, config.grid.patches_per_frame + 1)
+                 config.num_multi_token_pred, config.grid.patches_per_frame + 1, places,
+                 len(config.scales) if places else 0)
 
 
 def why_not(space: Workspace) -> str:
@@ -223,9 +235,45 @@ def shared_bytes(shape: Shape) -> int:
     """An upper bound of `sizeof(Shared)` in `shape.cuh`, without its table."""
     rows, c, k = 16, shape.C, shape.K
     floats = rows * c + shape.blocks * k * (shape.D + 4) + -(-k * shape.VOCABULARY // 8) * 8 + 6144
-    floats += 2 * WARPS * rows + k * shape.D + k + -(-shape.VOCABULARY // 32) * 32
+    floats += 2 * WARPS * rows + k * shape.D + k
     halves = rows * (2 * (c + 32) + shape.HIDDEN + 32 + shape.D + 64) + 2 * KEYS * shape.D
-    return 4 * floats + 2 * halves + 4 * 32 + 16 * 12
+    paste = 0
+    if shape.PLACES:
+        patches, terms = shape.VOCABULARY - 1, _terms(shape.PLACES, shape.SCALES, shape.VOCABULARY - 1)
+        floats += terms + (shape.SCALES + 1) * shape.PLACES + 2 * patches
+        paste = 2 * sum(_table_sizes(shape.PLACES, shape.SCALES, patches)) + shape.PLACES
+    return 4 * floats + 2 * halves + paste + 4 * 32 + 16 * 16
+
+
+def _terms(places: int, scales: int, patches: int) -> int:
+    """`TERMS` of `paste_error.cuh`."""
+    return scales * places + 3 * patches
+
+
+def _table_sizes(places: int, scales: int, patches: int) -> tuple[int, ...]:
+    """Entries of each member of `Tables` of `paste_error.cuh`."""
+    return (patches + 1, patches + 1, patches, scales * places, _terms(places, scales, patches), scales**2 * places)
+
+
+def grid_tables(patch_at: Tensor, patches: int) -> Tensor:
+    """`Tables` of `paste_error.cuh`, int16: of a table of the patch (scales, N) that each place lies in."""
+    scales, places = patch_at.shape
+    within = patch_at.long().flatten()  # (scales x N) patch of every term
+    counts = within.bincount(minlength=patches)
+    first = F.pad((counts + 3) // 4, (1, 0)).cumsum(0)
+    order = within.argsort(stable=True)
+    rank = torch.arange(len(order), device=order.device) - F.pad(counts, (1, 0)).cumsum(0)[within[order]]
+    term = torch.empty_like(within).scatter_(0, order, 4 * first[within[order]] + rank)
+    index = torch.arange(scales * places, device=order.device)
+    scale = torch.zeros_like(counts).scatter_(0, within, index // places)
+    place = torch.full_like(index[:1], places).repeat(_terms(places, scales, patches)).scatter_(0, term, index % places)
+    table = within.unflatten(0, (scales, places))
+    pairs = (table[:, None] * patches + table).unique()  # patches that share a place, in order
+    touching = F.pad((pairs // patches).bincount(minlength=patches), (1, 0)).cumsum(0)
+    parts = (first, touching, scale, term, place, pairs % patches)
+    sizes = _table_sizes(places, scales, patches)
+    packed = torch.cat([F.pad(part, (0, size - len(part))) for part, size in zip(parts, sizes, strict=True)])
+    return F.pad(packed, (0, -len(packed) % 8)).to(torch.int16).contiguous()
 
 
 def _check(result: tuple[Any, ...]) -> Any:

@@ -6,6 +6,8 @@
 #define LAUNCH_BOUNDS(n) __launch_bounds__(n, 1)
 #define PARAMETER __grid_constant__
 #define UNROLL _Pragma("unroll")
+#define UNROLL_BY_1 _Pragma("unroll 1")
+#define UNROLL_BY_4 _Pragma("unroll 4")
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
 #endif
@@ -68,6 +70,11 @@ DEVICE unsigned permute(unsigned low, unsigned high, unsigned select) { return _
 DEVICE float exp2_(float value) {
     float result;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
+}
+DEVICE float log2_(float value) {
+    float result;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
     return result;
 }
 // Floats as unsigned integers of the same order.

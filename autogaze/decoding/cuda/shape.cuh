@@ -1,5 +1,5 @@
-// How the work of a step is shared out for a model (C, HEADS, D, SPLIT, LAYERS, HIDDEN, K and VOCABULARY come from the
-// compiler), what the host passes, and what a block keeps in shared memory.
+// How the work of a step is shared out for a model (C, HEADS, D, SPLIT, LAYERS, HIDDEN, K, VOCABULARY, PLACES and
+// SCALES come from the compiler), what the host passes, and what a block keeps in shared memory.
 
 constexpr int BLOCKS = HEADS * SPLIT;         // of a cluster
 constexpr int WARPS = 12, THREADS = 32 * WARPS;
@@ -47,7 +47,10 @@ struct Arguments {
     int *frame_len;           // (B, ring)
     const int *clock;         // (2): frame of the chunk, frame of the clip
     const float *requirements;  // (B, chunk)
-    const float *salience;    // (B, PATCHES), added to the logits of every head
+    const float *errors;      // (B, SCALES + 1, PLACES) of the frame; this and the next three: see paste_error.cuh
+    signed char *looked;      // (B, PLACES) levels
+    const short *tables;      // `Tables`
+    const float *strength;    // (1)
     int *ids, *pend_ids, *pend_slots;  // (B, K)
     signed char *taken;       // (B, PATCHES)
     int *out_ids;             // (chunk, B, slots)
@@ -59,6 +62,8 @@ struct Arguments {
     int stops;                // 0: there are no requirements
 };
 
+#include "paste_error.cuh"
+
 struct Shared {
     alignas(16) float x[ROWS][C];                       // residual stream, equal in all blocks
     alignas(16) float parts[BLOCKS][K][D + 4];          // attention of every block: outputs, peak, mass
@@ -67,7 +72,6 @@ struct Shared {
     float peak[WARPS][ROWS], mass[WARPS][ROWS];
     float cosine[K][D / 2], sine[K][D / 2];
     float losses[K];
-    float salience[32 * LANE_PATCHES];
     alignas(16) bf16 normed[ROWS][WIDE];                // operand of a product
     alignas(16) bf16 attended[ROWS][WIDE];
     alignas(16) bf16 hidden[ROWS][DEEP];
@@ -76,6 +80,7 @@ struct Shared {
     int group[ROWS];
     int row[STATE_COLUMNS];                 // of `state`
     int blocks_of_keys, goes_on;
+    PasteError paste;
     int table[1];                           // of `ring` entries, tokens of every frame; then of every block of keys
                                             // (first token << 6) + tokens: as many as there are
 };

@@ -254,24 +254,26 @@ struct Step {
                 to[1] = make_float4(values[4], values[5], values[6], values[7]);
             }
         }
-        if (warp < K) {
+        if (PLACES == 0 && warp < K) {
             float sum = 0;
             for (int c = lane; c < C; c += 32) sum += from_bf16(s.normed[0][c]) * from_bf16(a.loss_head[warp * C + c]);
             sum = warp_sum(sum);
             if (lane == 0) s.losses[warp] = sum;
         }
+        if (warp == WARPS - 1) s.paste.add_up(lane);
     }
 
     // One warp takes a group of ids: no repeats, budget, stop rule. Every block decides alike; the first one writes.
     DEVICE void choose(int t, float need, unsigned &taken) const {
         int group = 0;
+        float left = PLACES ? s.paste.left : 0, loss = lane < K ? s.losses[lane] : 0.0f;
         for (int i = 0; i < K; ++i) {
             unsigned scores[LANE_PATCHES], best = 0, where = 0xffffffffu;
             UNROLL
             for (int n = 0; n < LANE_PATCHES; ++n) {  // 0 is below every score
-                const int patch = lane + 32 * n;
+                const int patch = lane + 32 * n, known = patch < PATCHES ? patch : 0;
                 const bool free = patch < PATCHES && !(taken >> n & 1);
-                const float logit = s.logits[i * VOCABULARY + (patch < PATCHES ? patch : 0)] + s.salience[patch];
+                const float logit = s.paste.add(s.logits[i * VOCABULARY + known], known);
                 scores[n] = ordered(logit) & (free ? ~0u : 0u);
                 best = scores[n] > best ? scores[n] : best;
             }
@@ -282,11 +284,11 @@ struct Step {
             unsigned id = warp_min(where);
             if (id >= PATCHES) id = 0;  // none left: past the budget, so it is not used
             if ((int)(id % 32) == lane) taken |= 1u << (id / 32);
-            if (lane == i) group = id;
+            if (lane == i) group = id, loss = PLACES ? left : loss;
+            left -= s.paste.take(id, lane);
         }
         const int room = s.row[ROOM], used = s.row[SLOTS];
         const bool within = lane < (room < K ? room : K);
-        const float loss = lane < K ? s.losses[lane] : 0.0f;
         const bool met = a.stops && within && loss <= need;
         const bool keep = within && !met, goes_on = room > K && !vote(met);
         const unsigned kept = vote(keep);
@@ -327,7 +329,7 @@ extern "C" GLOBAL CLUSTER(BLOCKS) LAUNCH_BOUNDS(THREADS) void steps(const PARAME
     for (int i = thread; i < ROWS * DEEP; i += THREADS) (&s.hidden[0][0])[i] = to_bf16(0);
     for (int i = thread; i < ROWS * NARROW; i += THREADS) (&s.query[0][0])[i] = to_bf16(0);
     for (int i = thread; i < BN * D; i += THREADS) (&s.new_keys[0][0])[i] = (&s.new_values[0][0])[i] = to_bf16(0);
-    for (int i = thread; i < PATCHES; i += THREADS) s.salience[i] = a.salience[(size_t)clip * PATCHES + i];
+    s.paste.load(a, clip, thread);
     unsigned taken = 0;
     for (int n = 0; n < LANE_PATCHES; ++n) {
         const int patch = lane + 32 * n;
@@ -339,6 +341,7 @@ extern "C" GLOBAL CLUSTER(BLOCKS) LAUNCH_BOUNDS(THREADS) void steps(const PARAME
         const float angle = (float)(s.row[GROUP_POSITION] + r) * a.frequencies[j];
         s.cosine[r][j] = cosf(angle), s.sine[r][j] = sinf(angle);
     }
+    s.paste.begin(thread);
     sync_cluster();  // nobody pushes into a block that has not begun
     while (true) {
         for (int i = thread; i < K * C; i += THREADS)
@@ -391,6 +394,7 @@ extern "C" GLOBAL CLUSTER(BLOCKS) LAUNCH_BOUNDS(THREADS) void steps(const PARAME
         if (!s.goes_on) break;
     }
     if (rank) return;
+    s.paste.store(a, clip, thread);
     if (thread < STATE_COLUMNS) a.state[clip * STATE_COLUMNS + thread] = s.row[thread];
     if (thread == 0) {
         a.frame_len[clip * a.ring + current] = s.row[STEP_OFFSET] + K;

@@ -1,0 +1,117 @@
+// What is still wrong with the picture while ids are chosen (autogaze/paste_error.py): scores of patches, and the loss
+// predicted before every id. PLACES and SCALES come from the compiler; PLACES is 0 for models without it.
+//
+// The gain of a patch is the sum of its places' terms, which lie in a row, so that a thread adds up a patch 16 bytes at
+// a time, in an order that is the same everywhere: all blocks of a cluster must decide alike. After a pick only
+// the places in it and the patches that share a place with it change.
+
+#if PLACES
+constexpr int TERMS = SCALES * PLACES + 3 * PATCHES;  // at most: each patch's are filled up with zeros to 16 bytes
+constexpr int TOUCHED = SCALES * SCALES * PLACES;     // at most
+
+struct alignas(16) Tables {         // of a grid, made by `grid_tables` of cluster.py
+    short first[PATCHES + 1];       // of a patch's terms, counted in fours
+    short touching[PATCHES + 1];    // first of a patch's entries of `touched`
+    short scale[PATCHES];
+    short term[SCALES][PLACES];     // of the patch of each scale that a place lies in
+    short place[TERMS];             // whose term it is; PLACES: nobody's
+    short touched[TOUCHED];         // patches that share a place with a patch, itself too
+};
+
+struct PasteError {
+    alignas(16) float terms[(TERMS + 3) / 4 * 4];
+    Tables tables;
+    float errors[SCALES + 1][PLACES];  // at every level: as the place is, and after a look at each scale
+    float gains[PATCHES], scores[PATCHES];
+    float left, strength;              // left: the mean error, before the next group
+    signed char level[PLACES];         // of the finest look at each place in this frame: one more than its scale
+
+    DEVICE void load(const Arguments &a, int clip, int thread) {
+        const uint4 *from = reinterpret_cast<const uint4 *>(a.tables);
+        uint4 *to = reinterpret_cast<uint4 *>(&tables);
+        for (int i = thread; i < (int)(sizeof(Tables) / 16); i += THREADS) to[i] = from[i];
+        for (int i = thread; i < (SCALES + 1) * PLACES; i += THREADS)
+            (&errors[0][0])[i] = a.errors[(size_t)clip * (SCALES + 1) * PLACES + i];
+        for (int i = thread; i < PLACES; i += THREADS) level[i] = a.looked[clip * PLACES + i];
+        for (int i = thread; i < TERMS; i += THREADS) terms[i] = 0;
+        if (thread == 0) strength = a.strength[0] * 0.6931471805599453f;  // of logarithms to base 2
+    }
+
+    // Once all is loaded.
+    DEVICE void begin(int thread) {
+        for (int n = thread; n < PLACES; n += THREADS) set_terms(n, level[n]);
+        sync_block();
+        for (int patch = thread; patch < PATCHES; patch += THREADS) score(patch);
+    }
+
+    DEVICE void set_terms(int n, int at) {
+        const float now = errors[at][n];
+        int to[SCALES];
+        float after[SCALES];
+        UNROLL
+        for (int k = 0; k < SCALES; ++k) to[k] = tables.term[k][n], after[k] = errors[k + 1][n];
+        UNROLL
+        for (int k = 0; k < SCALES; ++k) terms[to[k]] = at <= k ? now - after[k] : 0.0f;
+    }
+
+    DEVICE void score(int patch) {
+        const float4 *from = reinterpret_cast<const float4 *>(terms);
+        float4 sum = make_float4(0, 0, 0, 0);
+        const int last = tables.first[patch + 1];
+        UNROLL_BY_4
+        for (int i = tables.first[patch]; i < last; ++i) {
+            const float4 four = from[i];
+            sum.x += four.x, sum.y += four.y, sum.z += four.z, sum.w += four.w;
+        }
+        const float gain = ((sum.x + sum.y) + (sum.z + sum.w)) * (1.0f / PLACES);
+        gains[patch] = gain;
+        scores[patch] = strength * log2_(fmaxf(gain, 0.0f) + 1e-5f);
+    }
+
+    // A warp adds up what is left, before a group: from then on every id takes its gain away.
+    DEVICE void add_up(int lane) {
+        float sum = 0;
+        for (int n = lane; n < PLACES; n += 32) sum += errors[level[n]][n];
+        sum = warp_sum(sum);
+        if (lane == 0) left = sum * (1.0f / PLACES);
+    }
+
+    DEVICE float add(float logit, int patch) const { return logit + scores[patch]; }
+
+    // A warp takes an id, and learns what that takes away of what is left. Here and in `set_terms` whatever can be read
+    // is read before anything is written, since the compiler waits for each read that follows a write.
+    DEVICE float take(int id, int lane) {
+        const int k = tables.scale[id], last = 4 * tables.first[id + 1];
+        const int touching = tables.touching[id] + lane, end = tables.touching[id + 1];
+        const int patch = touching < end ? tables.touched[touching] : id;
+        const float gain = gains[id];
+        UNROLL_BY_1
+        for (int i = 4 * tables.first[id] + lane; i < last; i += 32) {
+            const int n = tables.place[i];
+            if (n < PLACES && level[n] <= k) {
+                set_terms(n, k + 1);
+                level[n] = k + 1;
+            }
+        }
+        sync_warp();
+        if (touching < end) score(patch);
+        for (int i = touching + 32; i < end; i += 32) score(tables.touched[i]);
+        sync_warp();
+        return gain;
+    }
+
+    DEVICE void store(const Arguments &a, int clip, int thread) const {
+        for (int i = thread; i < PLACES; i += THREADS) a.looked[clip * PLACES + i] = level[i];
+    }
+};
+#else
+struct PasteError {  // there is none: the heads alone score patches and predict losses
+    float left;
+    DEVICE void load(const Arguments &, int, int) {}
+    DEVICE void begin(int) {}
+    DEVICE void add_up(int) {}
+    DEVICE float add(float logit, int) const { return logit; }
+    DEVICE float take(int, int) { return 0; }
+    DEVICE void store(const Arguments &, int, int) const {}
+};
+#endif
