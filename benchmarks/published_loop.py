@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autogaze.decoding.choice import add_salience
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
+from autogaze.paste_error import FrameError
 
 
 class GrowingCache:
@@ -63,32 +63,37 @@ def generate_published(model: AutoGaze, video: Tensor, gazing_ratio: float = 1.0
         gazing_ratio: largest share of a frame's patches.
         task_loss_requirement: predicted loss at which a frame may stop.
     """
-    tokens, memory = model.embed(video)[0], model.seen
+    tokens, memory, rule = model.embed(video)[0], model.seen, model.paste_error  # the last two are ours
+    video = video if tokens.frames is None else tokens.frames
     seen = None if memory is None else memory.open(tokens.frame(0))
     decoder, budget, eos = model.gaze_decoder, model.grid.budget(gazing_ratio), model.grid.patches_per_frame
     cache = GrowingCache(len(decoder.model.layers))
     embeds: list[Tensor] = []
     valid: list[Tensor] = []
     frames: list[Tensor] = []
+    canvas = None if rule is None else rule.open(video[:, 0])
     for t in range(video.shape[1]):
         visual = tokens.visual[:, t] if memory is None or seen is None else memory.tell(tokens.frame(t), seen)
         embeds.append(visual)
         valid.append(torch.ones(visual.shape[:2], dtype=torch.bool))
-        salience = None if model.salience is None else model.salience(visual)  # ours too
+        error = None if rule is None or canvas is None else rule.begin(video[:, t], canvas)
         ids, cache = _decode_frame(model, torch.cat(embeds, 1), torch.cat(valid, 1), cache, budget,
-                                   task_loss_requirement, salience)
+                                   task_loss_requirement, error)
         embeds.append(decoder.model.embed_tokens(ids))
         valid.append(ids != eos)
         frames.append(ids)
-        if memory is not None and seen is not None:  # which is ours, and no part of the published loop
-            seen = memory.look(seen, tokens.frame(t), ids.where(ids != eos, 0), ids != eos)
+        looked = (ids.where(ids != eos, 0), ids != eos)
+        if memory is not None and seen is not None:
+            seen = memory.look(seen, tokens.frame(t), *looked)
+        if rule is not None and canvas is not None:
+            canvas = rule.look(canvas, video[:, t], *looked)
     slots = max(ids.shape[1] for ids in frames)
     padded = torch.stack([F.pad(ids, (0, slots - ids.shape[1]), value=eos) for ids in frames], dim=1)
     return Gaze(padded.where(padded != eos, 0), padded != eos, model.grid)
 
 
 def _decode_frame(model: AutoGaze, embeds: Tensor, valid: Tensor, cache: GrowingCache, budget: int,
-                  requirement: float | None, salience: Tensor | None) -> tuple[Tensor, GrowingCache]:
+                  requirement: float | None, error: FrameError | None) -> tuple[Tensor, GrowingCache]:
     """Ids (B, n) of a frame, `eos` where padded, and the cache without the last group."""
     decoder, eos, kept = model.gaze_decoder, model.grid.patches_per_frame, cache
     tokens = embeds[:, cache.length :]
@@ -99,8 +104,7 @@ def _decode_frame(model: AutoGaze, embeds: Tensor, valid: Tensor, cache: Growing
         cache.look(valid, tokens.shape[1])
         logits, losses = decoder.heads(decoder.model(tokens, positions[:, -tokens.shape[1] :], cache.attend)[:, -1])
         kept = deepcopy(cache)
-        logits = add_salience(logits, salience).clone()
-        group, ended = _choose(logits, losses, ids, unfinished, budget, requirement, eos)
+        group, ended = _choose(logits.clone(), losses.clone(), ids, unfinished, budget, requirement, eos, error)
         ids = torch.cat([ids, group], dim=1)
         unfinished &= ~ended & (ids.shape[1] < budget)
         tokens = decoder.model.embed_tokens(group)
@@ -109,7 +113,7 @@ def _decode_frame(model: AutoGaze, embeds: Tensor, valid: Tensor, cache: Growing
 
 
 def _choose(logits: Tensor, losses: Tensor, ids: Tensor, unfinished: Tensor, budget: int, requirement: float | None,
-            eos: int) -> tuple[Tensor, Tensor]:
+            eos: int, error: FrameError | None) -> tuple[Tensor, Tensor]:
     """The next group (B, n <= K), `eos` where padded, and which clips met the requirement in it."""
     rows = torch.arange(len(ids))
     logits[..., eos] = -torch.inf
@@ -119,7 +123,12 @@ def _choose(logits: Tensor, losses: Tensor, ids: Tensor, unfinished: Tensor, bud
     for head in range(logits.shape[1]):
         if len(group) + ids.shape[1] >= budget or bool((logits[:, head] == -torch.inf).all()):
             break
+        if error is not None:
+            losses[:, head] = error.left()
+            logits[:, head, :eos] += error.scores()
         group.append(logits[:, head].argmax(-1))
+        if error is not None:
+            error.take(group[-1])
         logits[rows, head + 1 :, group[-1]] = -torch.inf
     chosen = torch.stack(group, dim=1).where(unfinished[:, None], eos)
     if requirement is None:

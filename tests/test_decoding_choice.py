@@ -6,29 +6,42 @@ import pytest
 import torch
 
 from autogaze.decoding.choice import choose_group, keep_group, pad_columns
+from autogaze.grid import PatchGrid
+from autogaze.paste_error import FrameError, PasteError
+from benchmarks.published_loop import generate_published
+from tests.gaze_models import random_video, small_model, typical_loss
 
 
 def none_taken(batch: int, ids: int) -> torch.Tensor:
     return torch.zeros(batch, ids, dtype=torch.bool)
 
 
+def chosen(logits: torch.Tensor, taken: torch.Tensor, temperature: float | None = None,
+           generator: torch.Generator | None = None) -> torch.Tensor:
+    """Ids (B, K) that are taken; the heads' losses are passed on."""
+    task_loss = torch.rand(logits.shape[:2])
+    ids, losses = choose_group(logits, task_loss, taken, temperature, generator)
+    assert losses is task_loss
+    return ids
+
+
 def test_every_head_takes_its_best_id_that_is_left() -> None:
     # eos, the last entry, is best everywhere and never taken; heads 0 and 1 agree, so head 1 gets its second choice
     logits = torch.tensor([[[3.0, 2.0, 1.0, 9.0], [3.0, 2.0, 1.0, 9.0], [3.0, 2.0, 1.0, 9.0]]])
     taken = none_taken(1, 3)
-    assert choose_group(logits, taken).tolist() == [[0, 1, 2]] and taken.all()
+    assert chosen(logits, taken).tolist() == [[0, 1, 2]] and taken.all()
 
 
 def test_ids_of_earlier_groups_are_not_taken_again() -> None:
     taken = torch.tensor([[True, False, False, True]])
-    assert choose_group(torch.tensor([[[9.0, 1.0, 2.0, 8.0, 9.0]]]), taken).tolist() == [[2]]
+    assert chosen(torch.tensor([[[9.0, 1.0, 2.0, 8.0, 9.0]]]), taken).tolist() == [[2]]
     assert taken.tolist() == [[True, False, True, True]]
 
 
 def test_sampling_follows_the_softmax_of_what_is_left() -> None:
     logits = torch.log(torch.tensor([0.5, 0.3, 0.2, 5.0])).expand(20000, 2, 4)
     generator = torch.Generator().manual_seed(0)
-    ids = choose_group(logits, none_taken(20000, 3), temperature=1.0, generator=generator)
+    ids = chosen(logits, none_taken(20000, 3), 1.0, generator)
     shares = torch.bincount(ids[:, 0], minlength=3) / len(ids)
     torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.2]), atol=0.015, rtol=0)
     after_0 = ids[ids[:, 0] == 0, 1]
@@ -38,11 +51,32 @@ def test_sampling_follows_the_softmax_of_what_is_left() -> None:
 
 def test_temperature_sharpens_and_a_seed_repeats() -> None:
     logits = torch.randn(500, 3, 8)
-    best = choose_group(logits, none_taken(500, 7))
-    cold = choose_group(logits, none_taken(500, 7), 0.01, torch.Generator().manual_seed(1))
-    hot = [choose_group(logits, none_taken(500, 7), 5.0, torch.Generator().manual_seed(1)) for _ in range(2)]
+    best = chosen(logits, none_taken(500, 7))
+    cold = chosen(logits, none_taken(500, 7), 0.01, torch.Generator().manual_seed(1))
+    hot = [chosen(logits, none_taken(500, 7), 5.0, torch.Generator().manual_seed(1)) for _ in range(2)]
     assert (cold == best).float().mean() > 0.95 > (hot[0] == best).float().mean() + 0.3
     assert torch.equal(*hot)
+
+
+def test_a_pick_takes_its_error_away_from_what_is_left_and_from_what_others_gain() -> None:
+    rule = PasteError(PatchGrid((16, 32)), 2, 16)  # a patch of 4 places, then one for each
+    errors = torch.tensor([[[0.8, 0.6, 0.0], [0.4, 0.3, 0.0], [0.4, 0.3, 0.0], [0.4, 0.4, 0.0]]])
+    error = FrameError(rule, errors, torch.zeros(1, 4, dtype=torch.uint8))
+    ids, losses = choose_group(torch.zeros(1, 4, 6), torch.zeros(1, 4), none_taken(1, 5), error=error)
+    # the first place gains 0.2 of the mean of 0.5; then the coarse patch 0.05, less than any place
+    assert ids.tolist() == [[1, 2, 3, 4]]
+    torch.testing.assert_close(losses, torch.tensor([[0.5, 0.3, 0.2, 0.1]]))
+    assert error.level.tolist() == [[2, 2, 2, 2]] and error.left() == 0
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_the_published_loop_chooses_the_same_ids_with_paste_error(memory: bool) -> None:
+    model, video = small_model(paste_error=True, seen_memory=memory), random_video(3, 5)
+    model.decoding = "plain"
+    for ratio, asked in ((0.5, None), (0.9, typical_loss(model, video, 0.4))):
+        ours, theirs = model.generate(video, ratio, asked), generate_published(model, video, ratio, asked)
+        assert torch.equal(ours.chosen, theirs.chosen)
+        assert torch.equal(ours.ids * ours.chosen, theirs.ids * theirs.chosen)
 
 
 def test_an_id_that_is_not_needed_is_padding_and_ends_the_frame() -> None:

@@ -18,7 +18,11 @@ from autogaze.decoding import native_build, native_pass
 from autogaze.decoding.choice import choose_group
 from autogaze.decoding.engine import chosen_way
 from autogaze.decoding.native_build import library
+from autogaze.decoding.native_error import PLACES_PX, NativePasteError, paste_error
+from autogaze.grid import PatchGrid
 from autogaze.info import describe
+from autogaze.model import AutoGazeConfig
+from autogaze.paste_error import PasteError
 from tests.gaze_models import random_video, small_model, typical_loss
 
 needs_library = pytest.mark.skipif(isinstance(library(), str), reason=f"no native library: {library()}")
@@ -100,10 +104,68 @@ def test_choosing_equals_choose_group_with_equal_logits_and_without_ids_left() -
         scores = torch.randint(0, 5, (3, 4 * 22 + 4)).float()
         logits, taken = scores[:, :88].unflatten(1, (4, 22)), torch.rand(3, 21) < 0.7
         taken[0] = True
+        theirs, losses = taken.clone(), torch.rand(3, 4)
+        expected = choose_group(logits, losses, theirs)
+        ids, same = trunk.choose(logits, losses, taken, None, None, None)
+        assert torch.equal(ids[1:], expected[0][1:]) and torch.equal(taken, theirs) and same is losses
+
+
+@needs_library
+def test_choosing_with_paste_error_equals_choose_group_group_after_group() -> None:
+    model = AutoGaze(AutoGazeConfig(paste_error=True)).eval()
+    assert model.paste_error is not None
+    trunk, native = native_pass.NativeTrunk(model.gaze_decoder), NativePasteError(model.paste_error, model.grid)
+    frame, canvas = torch.randn(2, 3, 224, 224), torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        error, own = model.paste_error.begin(frame, canvas), native.begin(frame, canvas)
+        taken = torch.zeros(2, 265, dtype=torch.bool)
         theirs = taken.clone()
-        expected = choose_group(logits, theirs)
-        ids = trunk.choose(logits, taken, None, None)
-        assert torch.equal(ids[1:], expected[1:]) and torch.equal(taken, theirs)
+        for _ in range(27):  # to the last id: in the end every gain is 0 and the heads alone decide
+            scores = 3 * torch.randn(2, 2660 + 10)
+            logits = scores[:, :2660].unflatten(1, (10, 266))
+            expected, losses = choose_group(logits, scores[:, 2660:], theirs, error=error)
+            ids, left = trunk.choose(logits, scores[:, 2660:], taken, None, None, own)
+            assert torch.equal(ids, expected) and torch.equal(taken, theirs)
+            assert torch.equal(own.level, error.level)
+            torch.testing.assert_close(left, losses, atol=1e-6, rtol=1e-6)
+        assert taken.all()
+        torch.testing.assert_close(own.scores(), error.scores())
+
+
+@needs_library
+@pytest.mark.parametrize("place_px", PLACES_PX)
+def test_errors_and_canvases_are_those_of_pytorch(place_px: int) -> None:
+    side = 6
+    grid = PatchGrid((2 * place_px, 3 * place_px, side * place_px), place_px)
+    rule = PasteError(grid, side, place_px)
+    rule.weight.data = torch.tensor([0.7, -0.3])  # which counts as 0
+    for _ in range(2):
+        native = NativePasteError(rule, grid)
+        canvas, own = torch.zeros(2), torch.zeros(2)
+        for t in range(3):
+            frame = torch.randn(3, 2, 3, side * place_px, side * place_px)[:, 1]  # not contiguous
+            canvas, own = (rule.open(frame), native.open(frame)) if t == 0 else (canvas, own)
+            ids, chosen = torch.randint(0, grid.patches_per_frame, (3, 9)), torch.rand(3, 9) < 0.6
+            with torch.no_grad():
+                torch.testing.assert_close(native.begin(frame, own).errors, rule.begin(frame, canvas).errors)
+                canvas, own = (each.look(held, frame, ids, chosen) for each, held in ((rule, canvas), (native, own)))
+            torch.testing.assert_close(own, canvas)
+            assert torch.equal(native.look(own, frame, ids[:, :0], chosen[:, :0]), own)
+        rule.weight.data[1] = 0.4
+
+
+@needs_library
+@pytest.mark.parametrize("memory", [False, True])
+def test_models_with_paste_error_choose_the_same_ids(memory: bool, two_threads: None) -> None:
+    model, video = AutoGaze(AutoGazeConfig(paste_error=True, seen_memory=memory)).eval(), random_video(2, 2, side=224)
+    stop = 0.8 * float(model.generate(video, 0.01).task_loss[:, :, 0].mean())
+    assert_same(*ways(model, video, 0.1))
+    assert_same(*ways(model, video, torch.tensor([0.1, 0.2]), torch.tensor([stop, stop / 2])))
+
+
+def test_other_patch_sizes_are_left_to_pytorch() -> None:
+    rule = PasteError(PatchGrid((4, 8), 2), 4, 2)
+    assert paste_error(rule, PatchGrid((4, 8), 2)) is rule
 
 
 @needs_library

@@ -12,8 +12,10 @@ from torch import Tensor
 from autogaze.decoding import native_pass
 from autogaze.decoding.cached import CachedDecoding
 from autogaze.decoding.choice import Column, pad_columns
+from autogaze.decoding.native_error import NativePasteError, paste_error
 from autogaze.decoding.plain import PlainDecoding
 from autogaze.decoding.request import Request
+from autogaze.paste_error import PasteError
 from autogaze.seen import FrameTokens, Seen
 
 if TYPE_CHECKING:
@@ -44,8 +46,11 @@ class FrameByFrame:
     """A way that knows one frame at a time, as a `Decoding`; and around it, in models that have them, what was seen so
     far and what is wrong with the picture of it."""
 
-    def __init__(self, way: PlainDecoding | CachedDecoding, model: AutoGaze) -> None:
-        self.way, self.memory, self.paste_error = way, model.seen, model.paste_error
+    def __init__(self, way: PlainDecoding | CachedDecoding, model: AutoGaze, native: bool = False) -> None:
+        self.way, self.memory = way, model.seen
+        self.paste_error: PasteError | NativePasteError | None = model.paste_error
+        if native and model.paste_error is not None:
+            self.paste_error = paste_error(model.paste_error, model.grid)
         self.seen: Seen | None = None
         self.canvas: Tensor | None = None
 
@@ -127,4 +132,4 @@ def begin(model: AutoGaze, request: Request, frames: int) -> Decoding:
         return FrameByFrame(PlainDecoding(model.gaze_decoder, batch, window), model)
     cached = CachedDecoding(model.gaze_decoder, batch, min(window, frames), model.visual_tokens, budget,
                             request.uniform, native=way == "native")
-    return FrameByFrame(cached, model)
+    return FrameByFrame(cached, model, native=way == "native")

@@ -101,14 +101,16 @@ def load() -> ctypes.CDLL:
         native = ctypes.CDLL(str(path))
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         raise NotAvailable(f"it cannot be loaded: {error}") from error
-    address = ctypes.c_void_p
-    native.autogaze_scratch.argtypes, native.autogaze_scratch.restype = [address], ctypes.c_int64
-    native.autogaze_pass.argtypes, native.autogaze_pass.restype = [address], ctypes.c_int64
-    native.autogaze_pack.argtypes = [address, *[ctypes.c_int64] * 2, address, ctypes.c_double, *[ctypes.c_int64] * 2,
-                                     address]
+    address, count = ctypes.c_void_p, ctypes.c_int64
+    native.autogaze_scratch.argtypes, native.autogaze_scratch.restype = [address], count
+    native.autogaze_pass.argtypes, native.autogaze_pass.restype = [address], count
+    native.autogaze_pack.argtypes = [address, count, count, address, ctypes.c_double, count, count, address]
     native.autogaze_pack.restype = None
-    native.autogaze_choose.argtypes = [address] * 3 + [ctypes.c_int64] * 4
+    native.autogaze_choose.argtypes = [address] * 3 + [count] * 4 + [address] * 4
     native.autogaze_choose.restype = None
+    native.autogaze_errors.argtypes, native.autogaze_errors.restype = [address, count, *[address] * 3], None
+    native.autogaze_look.argtypes = [address, count, *[address] * 3, count, address]
+    native.autogaze_look.restype = None
     return native
 
 

@@ -18,6 +18,7 @@ from autogaze.decoder import DecoderLayer, GazeDecoder
 from autogaze.decoding.cache import Cache
 from autogaze.decoding.choice import choose_group
 from autogaze.decoding.native_build import library
+from autogaze.decoding.native_error import NativeFrameError
 from autogaze.decoding.packed import Trunk, rotate
 from autogaze.paste_error import FrameError
 
@@ -191,9 +192,13 @@ class NativeTrunk(Trunk):
     def choose(self, logits: Tensor, task_loss: Tensor, taken: Tensor, temperature: float | None,
                generator: torch.Generator | None, error: FrameError | None) -> tuple[Tensor, Tensor]:
         """`choose_group` of what `scores` gave."""
-        if temperature is not None or error is not None:
+        if temperature is not None or not (error is None or isinstance(error, NativeFrameError)):
             return choose_group(logits, task_loss, taken, temperature, generator, error)
         ids = torch.empty(logits.shape[:2], dtype=torch.int64)
+        about: tuple[int | None, ...] = (None, None, None, None)
+        if error is not None:
+            task_loss = torch.empty(logits.shape[:2])
+            about = (error.grid.address, error.errors.data_ptr(), error.level.data_ptr(), task_loss.data_ptr())
         self.native.autogaze_choose(logits.data_ptr(), taken.data_ptr(), ids.data_ptr(), len(logits), logits.stride(0),
-                                    self.group, self.vocabulary)
+                                    self.group, self.vocabulary, *about)
         return ids, task_loss

@@ -1,4 +1,6 @@
-// What Python calls: a pass of the gaze decoder on a CPU, the choice of ids, packed weights (native_pass.py).
+// What Python calls: a pass of the gaze decoder on a CPU, the choice of ids, packed weights (native_pass.py); what is
+// wrong with frames (native_error.py).
+#include "choice.h"
 #include "worker.h"
 
 extern "C" {
@@ -27,29 +29,48 @@ void autogaze_pack(const float* matrix, int64_t rows, int64_t count, const float
     }
 }
 
-// The best id of every head in turn, none twice: `choose_group` of choice.py without a temperature.
+// Ids of a group for every clip.
 //   scores: (clips, stride), of which group x vocabulary are logits; taken: (clips, vocabulary - 1), updated;
-//   ids: (clips, group).
+//   ids: (clips, group). Of models with paste error (else `grid` is null): errors (clips, places, scales + 1), level
+//   (clips, places), updated, and losses (clips, group), predicted before every id.
 void autogaze_choose(const float* scores, uint8_t* taken, int64_t* ids, int64_t clips, int64_t stride, int64_t group,
-                     int64_t vocabulary) {
-    const int64_t ids_there = vocabulary - 1, whole = ids_there / LANES * LANES;
-    std::vector<float> allowed(ids_there);  // what is added to a logit
-    for (int64_t clip = 0; clip < clips; clip++, taken += ids_there) {
-        for (int64_t i = 0; i < ids_there; i++) allowed[i] = taken[i] ? -__builtin_inff() : 0.f;
-        for (int64_t head = 0; head < group; head++) {
-            const float* logits = scores + clip * stride + head * vocabulary;
-            vec block = all(-__builtin_inff());
-            for (int64_t i = 0; i < whole; i += LANES) block = larger(block, load(logits + i) + load(&allowed[i]));
-            float highest = most(block);
-            for (int64_t i = whole; i < ids_there; i++)
-                if (logits[i] + allowed[i] > highest) highest = logits[i] + allowed[i];
-            int64_t best = 0;
-            for (int64_t i = ids_there; i--;)
-                if (logits[i] + allowed[i] == highest) best = i;  // the first of equals, as `argmax` does
-            taken[best] = 1, allowed[best] = -__builtin_inff();
-            ids[clip * group + head] = best;
+                     int64_t vocabulary, const Grid* grid, const float* errors, uint8_t* level, float* losses) {
+    for (int64_t clip = 0; clip < clips; clip++, scores += stride, taken += vocabulary - 1, ids += group) {
+        if (!grid) {
+            choose_ids(scores, taken, ids, group, vocabulary, nullptr, nullptr);
+            continue;
         }
+        const long places = grid->places();
+        FrameError error(*grid, errors + clip * places * (grid->scales + 1), level + clip * places);
+        choose_ids(scores, taken, ids, group, vocabulary, &error, losses + clip * group);
     }
+}
+
+// Errors (clips, places, scales + 1) of frames and canvases (clips, 3, H, W).
+void autogaze_errors(const Grid* grid, int64_t clips, const float* frames, const float* canvases,
+                     float* errors) {
+    with_pixels(grid->place_px, [&](auto pixels) {
+        for (int64_t clip = 0; clip < clips; clip++)
+            find_errors<decltype(pixels)::value>(*grid, frames + clip * grid->pixels(),
+                                                 canvases + clip * grid->pixels(),
+                                                 errors + clip * grid->places() * (grid->scales + 1));
+    });
+}
+
+// Put what looks leave of frames on canvases (clips, 3, H, W): ids and chosen (clips, count).
+void autogaze_look(const Grid* grid, int64_t clips, const float* frames, const int64_t* ids, const uint8_t* chosen,
+                   int64_t count, float* canvases) {
+    std::vector<uint8_t> looked(grid->patches), level(grid->places());
+    with_pixels(grid->place_px, [&](auto pixels) {
+        for (int64_t clip = 0; clip < clips; clip++) {
+            std::fill(looked.begin(), looked.end(), 0);
+            for (int64_t i = clip * count; i < (clip + 1) * count; i++)
+                if (chosen[i]) looked[ids[i]] = 1;
+            find_levels(*grid, looked, level.data());
+            paste<decltype(pixels)::value>(*grid, frames + clip * grid->pixels(), level.data(),
+                                           canvases + clip * grid->pixels());
+        }
+    });
 }
 
 }
