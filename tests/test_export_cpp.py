@@ -42,14 +42,15 @@ def test_the_unit_tests_pass(build: Path) -> None:
     assert "100% tests passed" in done.stdout
 
 
-@pytest.mark.parametrize("remembers", [False, True])
-def test_cpp_reads_the_engine_files_that_python_writes(remembers: bool, build: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("seen_memory",), ("paste_error",), ("seen_memory", "paste_error")])
+def test_cpp_reads_the_engine_files_that_python_writes(more: tuple[str, ...], build: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="needs the export extra: onnx")
     from autogaze.export.engine_file import EngineFacts, write_engine
     from autogaze.export.forms import input_specs, output_specs
     from autogaze.export.onnx import ExportOptions
 
-    model = AutoGaze(replace(AutoGazeConfig.tiny(), seen_memory=remembers, salience=remembers))
+    config = replace(AutoGazeConfig.tiny(), seen_memory="seen_memory" in more, paste_error="paste_error" in more)
+    model = AutoGaze(config)
     metadata = ExportOptions(gazing_ratio=0.1, batch=(1, 3), input_size=(90, 131)).metadata(model)
     built = EngineFacts("tensorrt", "0.0", "sm_00", False, input_specs(model, metadata), output_specs(model, metadata))
     path = tmp_path / "gaze.engine"
@@ -58,7 +59,7 @@ def test_cpp_reads_the_engine_files_that_python_writes(remembers: bool, build: P
         [str(build / "autogaze_tests")], env=os.environ | {"AUTOGAZE_ENGINE_FILE": str(path)}, cwd=tmp_path,
         capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    tensors = 10 if remembers else 9
+    tensors = 9 + len(more)
     facts = f"265 patches, budget 26, batch 1 to 3, uint8 90 x 131, {tensors} inputs, {tensors} outputs"
     assert f"gaze.engine: plan 768, {facts}" in done.stdout
 

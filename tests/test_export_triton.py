@@ -21,7 +21,7 @@ from autogaze.export.engine_file import EngineFacts, write_engine
 from autogaze.export.forms import input_specs, output_specs
 from autogaze.export.onnx import ExportOptions, export_onnx
 from autogaze.export.runner import Engine, allocate
-from autogaze.export.tensors import STATE
+from autogaze.export.tensors import state_of
 from autogaze.export.triton import write_repository
 from autogaze.export.triton_client import TritonGaze
 
@@ -30,14 +30,14 @@ CONFIG = AutoGazeConfig(
     num_multi_token_pred=4, max_num_frames=3, gazing_ratio=0.5, task_loss_requirement=0.7)  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["published", "remembers"])
+@pytest.fixture(scope="module", params=[False, True], ids=["published", "ours"])
 def model(request: pytest.FixtureRequest) -> AutoGaze:
-    """As published, and with a memory of what was seen and salience."""
+    """As published, and with a memory of what was seen and the error of what is known."""
     torch.manual_seed(0)
-    model = AutoGaze(replace(CONFIG, seen_memory=request.param, salience=request.param)).eval()
+    model = AutoGaze(replace(CONFIG, seen_memory=request.param, paste_error=request.param)).eval()
     if model.seen is not None:
         for weight in model.seen.parameters():
-            weight.data *= 50  # so that it matters; salience does as it is
+            weight.data *= 50  # so that it matters; the error does as it is
     return model
 
 
@@ -59,7 +59,8 @@ def test_a_frame_file_is_served_as_sequences_with_implicit_state(exported: Path,
     assert (config.name, config.platform, config.max_batch_size) == ("autogaze", "onnxruntime_onnx", 4)
     assert (folder / "1" / "model.onnx").read_bytes() == exported.read_bytes()
     state = {entry.input_name: entry for entry in config.sequence_batching.state}
-    assert tuple(state) == tuple(spec.name for spec in session.inputs if spec.name in STATE)
+    assert tuple(state) == tuple(spec.name for spec in state_of(session.inputs))
+    assert ("canvas" in state) == (session.metadata.format == 3)
     shapes = {spec.name: spec.shape for spec in session.inputs}
     for name, entry in state.items():
         assert entry.output_name == f"next_{name}"
@@ -112,7 +113,7 @@ class FakeServer:
     def infer(self, name: str, inputs: list, outputs: list, sequence_id: int, sequence_start: bool, sequence_end: bool):  # type: ignore[no-untyped-def]
         session = self.engine.session
         if sequence_start:
-            self.memory[sequence_id] = allocate(session, tuple(s for s in session.inputs if s.name in STATE), 1)
+            self.memory[sequence_id] = allocate(session, state_of(session.inputs), 1)
         dtypes = {spec.name: spec for spec in session.inputs}
         tensors = dict(self.memory[sequence_id])
         for tensor in inputs:

@@ -11,8 +11,9 @@ from autogaze.export.frame_encoder import Encoder
 from autogaze.export.graph import FrameDecoder
 from autogaze.export.metadata import Metadata
 from autogaze.export.nodes import Nodes, Value
+from autogaze.export.paste_error import FrameErrors, PasteErrorState
 from autogaze.export.pixels import normalised, resized
-from autogaze.export.seen import SeenState
+from autogaze.export.seen import SeenState, looked
 from autogaze.export.sizes import Asked, FrameValues, GraphSizes, Past
 from autogaze.export.tensors import GAZE, TensorSpec
 from autogaze.export.weights import GraphWeights, encoder_dtype, graph_weights
@@ -36,14 +37,16 @@ def state_specs(model: AutoGaze, metadata: Metadata) -> tuple[TensorSpec, ...]:
     config, sizes, dtype = model.config, graph_sizes(model, metadata), PRECISIONS[metadata.precision]
     side, past = model.vision_model.side, model.vision_model.past_frames
     cache = (config.num_hidden_layers * config.num_attention_heads, sizes.memory, config.head_dim)
-    seen = () if model.seen is None else (TensorSpec("seen", torch.float32, (sizes.visual, config.hidden_size)),)
+    seen = TensorSpec("seen", torch.float32, (sizes.visual, config.hidden_size))
+    canvas = TensorSpec("canvas", torch.float32, (3, config.scales[-1], config.scales[-1]))
     return (
         TensorSpec("conv", encoder_dtype(dtype), (config.encoder_depth * past * config.hidden_size, side, side)),
         TensorSpec("keys", dtype, cache),
         TensorSpec("values", dtype, cache),
         TensorSpec("places", torch.int32, (sizes.window * sizes.block,)),
         TensorSpec("last_ids", torch.int64, (sizes.group,)),
-        *seen,
+        *([seen] if config.seen_memory else []),
+        *([canvas] if config.paste_error else []),
     )
 
 
@@ -83,8 +86,8 @@ def write_graph(model: AutoGaze, metadata: Metadata) -> onnx.ModelProto:
     nodes, dtype = Nodes(), PRECISIONS[metadata.precision]
     writer = _Writer(nodes, graph_weights(model, dtype), graph_sizes(model, metadata), metadata, dtype)
     inputs, outputs = input_specs(model, metadata), output_specs(model, metadata)
-    values = [Value(nodes, spec.name, spec.dtype) for spec in inputs]
-    results = writer.frame(*values) if metadata.kind == "frame" else writer.clip(*values)
+    values = {spec.name: Value(nodes, spec.name, spec.dtype) for spec in inputs}
+    results = writer.frame(**values) if metadata.kind == "frame" else writer.clip(**values)
     batch = "batch" if metadata.batch[0] != metadata.batch[1] else metadata.batch[0]
     return nodes.model(inputs, list(zip(outputs, results, strict=True)), batch, metadata.to_properties())
 
@@ -99,6 +102,7 @@ class _Writer:
         self.encoder = Encoder(nodes, weights, encoder_dtype(dtype))
         self.decoder = FrameDecoder(nodes, weights, sizes, dtype)
         self.seen = None if weights.seen is None else SeenState(nodes, weights.seen)
+        self.paste_error = None if weights.paste_error is None else PasteErrorState(nodes, weights.paste_error)
         self.rotary = Rotary(nodes, weights.frequencies, sizes.window * sizes.block + sizes.visual + sizes.fed, dtype)
 
     def frame(
@@ -113,11 +117,15 @@ class _Writer:
         places: Value,
         last_ids: Value,
         seen: Value | None = None,
+        canvas: Value | None = None,
     ) -> list[Value]:
-        """One frame and the memory to its gaze and the new memory; `seen` of models that remember what they saw."""
+        """One frame and the memory to its gaze and the new memory; `seen` of models that remember what they saw,
+        `canvas` of those that know what is wrong with the picture of it."""
         nodes, sizes, window = self.nodes, self.sizes, self.sizes.window
         with nodes.scope("encoder"):
-            visual, trace, next_conv = self.encoder.frame(self._pixels(frame), conv)
+            pixels = self._pixels(frame)
+            visual, trace, next_conv = self.encoder.frame(pixels, conv)
+        errors = self._begin(pixels, canvas)
         with nodes.scope("memory"):
             held = places.to(torch.float32) - 1.0  # the file's places begin at 1, so that a memory of zeros is empty
             count, new_places = self.decoder.new_places(held)
@@ -134,8 +142,9 @@ class _Writer:
                 last_ids,
             )
         asked = Asked(budget, self._threshold(requirement), in_step)
-        new = self.decoder.write(self._told(visual, seen), past, count, new_places, rotations, True, asked)
-        next_seen = self._look(seen, trace, new)
+        told = self._told(visual, seen)
+        new = self.decoder.write(told, past, count, new_places, rotations, True, asked, errors)
+        looks = [value for value in self._look(new, trace, seen, errors, canvas) if value is not None]
         with nodes.scope("memory"):
             next_keys, next_values = (
                 nodes.concat([old.cut(2, sizes.block), nodes.concat(blocks, axis=1)], axis=2)
@@ -152,19 +161,38 @@ class _Writer:
             next_values,
             next_places,
             new.last_ids,
-            *([] if next_seen is None else [next_seen]),
+            *looks,
         ]
 
     def _told(self, visual: Value, seen: Value | None) -> Value:
         """Visual tokens (B, N, width) that know what was seen of their places; nothing yet at a clip's first frame."""
         return visual if seen is None else visual + seen
 
-    def _look(self, seen: Value | None, trace: Value | None, frame: FrameValues) -> Value | None:
-        """What is known after a frame; None: the model does not remember what it saw."""
-        if self.seen is None or trace is None:
+    def _begin(self, frame: Value | None, canvas: Value | None) -> FrameErrors | None:
+        """What is wrong with a frame (B, 3, side, side) before anything is chosen in it; None: nobody asks."""
+        if self.paste_error is None or frame is None:
             return None
-        with self.nodes.scope("seen"):
-            return self.seen.look(seen, trace, frame.ids, frame.chosen)
+        with self.nodes.scope("paste_error"):
+            return self.paste_error.begin(frame, canvas)
+
+    def _look(
+        self,
+        frame: FrameValues,
+        trace: Value | None,
+        seen: Value | None,
+        errors: FrameErrors | None,
+        canvas: Value | None,
+    ) -> tuple[Value | None, Value | None]:
+        """`seen` and `canvas` after a frame; None: the model does not have it."""
+        if trace is None and errors is None:
+            return None, None
+        with self.nodes.scope("look"):
+            level = looked(self.nodes, self.weights.patch_at, self.sizes.patches, frame.ids, frame.chosen)
+            if self.seen is not None and trace is not None:
+                seen = self.seen.look(seen, trace, level)
+            if self.paste_error is not None and errors is not None:
+                canvas = self.paste_error.look(canvas, errors, level)
+        return seen, canvas
 
     def _forget(self, held: Value, new: Value) -> Value:
         """The window's positions without its oldest frame, counted from what is now its first token; from 1."""
@@ -177,9 +205,11 @@ class _Writer:
         """A whole clip to its gazes; every frame sees exactly the frames before it."""
         nodes, count = self.nodes, self.metadata.frames
         with nodes.scope("encoder"):
-            shape = frames_shape(self.metadata)
-            visual, traces = self.encoder.clip(self._pixels(frames.reshape(-1, *shape)), count)
-        threshold, past, seen, gazes = self._threshold(requirement), None, None, []
+            pixels = self._pixels(frames.reshape(-1, *frames_shape(self.metadata)))
+            visual, traces = self.encoder.clip(pixels, count)
+            side = self.metadata.scales[-1]
+            shots = None if self.paste_error is None else pixels.reshape(-1, count, 3, side, side)
+        threshold, past, seen, canvas, gazes = self._threshold(requirement), None, None, None, []
         for t in range(count):
             index = torch.tensor(t)
             with nodes.scope(f"frame{t}"):
@@ -188,9 +218,12 @@ class _Writer:
                 )
                 tokens, places = self.decoder.new_places(past.places if past else None)
                 told = self._told(visual.gather(index, axis=1), seen)
-                new = self.decoder.write(told, past, tokens, places, self._rotations(past, places), False, asked)
+                errors = self._begin(None if shots is None else shots.gather(index, axis=1), canvas)
+                rotations = self._rotations(past, places)
+                new = self.decoder.write(told, past, tokens, places, rotations, False, asked, errors)
                 past = self._extend(past, new)
-                seen = self._look(seen, None if traces is None else traces.gather(index, axis=1), new)
+                trace = None if traces is None else traces.gather(index, axis=1)
+                seen, canvas = self._look(new, trace, seen, errors, canvas)
             gazes.append((new.ids, new.chosen, new.task_loss, new.count))
         return [nodes.concat([value.unsqueeze(1) for value in values], axis=1) for values in zip(*gazes, strict=True)]
 

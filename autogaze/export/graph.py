@@ -17,7 +17,7 @@ import torch
 
 from autogaze.export.attention import Attention
 from autogaze.export.nodes import Nodes, Value
-from autogaze.export.salience import salience
+from autogaze.export.paste_error import FrameErrors
 from autogaze.export.sizes import Asked, FrameValues, GraphSizes, LastGroup, Past
 from autogaze.export.stop import stop_rule
 from autogaze.export.weights import GraphWeights, LayerWeights, NormWeights
@@ -68,6 +68,7 @@ class FrameDecoder:
         rotations: list[tuple[Value, Value]],
         forget: bool,
         asked: Asked,
+        errors: FrameErrors | None,
     ) -> FrameValues:
         """One frame.
 
@@ -78,6 +79,7 @@ class FrameDecoder:
             rotations: of the prefill's tokens, then of every later step's.
             forget: whether the oldest frame leaves the window (only the last group before still sees it); positions
                 then change from call to call, so keys are handed on without them.
+            errors: what is wrong with the frame, of models that know it.
         """
         nodes, sizes = self.nodes, self.sizes
         heads = [layer.heads for layer in self.weights.layers]
@@ -87,10 +89,10 @@ class FrameDecoder:
             if past is not None:
                 x = nodes.concat([nodes.constant(self.weights.embeddings).gather(past.last_ids, axis=0), x], axis=1)
             hidden = self._pass(x, rotations[0], attention, attention.prefill)
-        ids, losses, scores = [], [], self._scores(visual)
+        ids, losses, taken = [], [], nodes.constant(0.0, torch.float32)
         for step in range(sizes.steps):
             with nodes.scope(f"group{step}"):
-                group, loss, scores = self._choose(hidden, scores)
+                group, loss, taken = self._choose(hidden, taken, errors)
                 ids.append(group)
                 losses.append(loss)
                 if step + 1 < sizes.steps:
@@ -105,13 +107,6 @@ class FrameDecoder:
             block = self._block_places(count, places, groups, last, others_go_on)
             last_ids = nodes.where(others_go_on & (last.kept < last.decoded), sizes.patches, last.ids)
         return FrameValues(*gaze, block, last_ids, *attention.blocks(straight=forget))
-
-    def _scores(self, visual: Value) -> Value:
-        """What a frame begins to add to its logits, () or (B, patches): the scores of patches at their places."""
-        if self.weights.salience is None:
-            return self.nodes.constant(0.0, torch.float32)
-        with self.nodes.scope("salience"):
-            return salience(self.nodes, self.weights.salience, visual)
 
     def _block_places(self, count: Value, places: Value, groups: Value, last: LastGroup, others_go_on: Value) -> Value:
         """Positions of everything that the frame adds (B, block), -1 where nothing is.
@@ -165,14 +160,17 @@ class FrameDecoder:
         mean = self.nodes.op("ReduceMean", self.nodes.op("Pow", x, 2.0), torch.tensor([-1]), keepdims=1)
         return (x / self.nodes.op("Sqrt", mean + norm.eps) * norm.weight).to(self.dtype)
 
-    def _choose(self, hidden: Value, scores: Value) -> tuple[Value, Value, Value]:
-        """K ids (B, K) head by head, none twice; predicted losses (B, K); the scores with those ids taken."""
+    def _choose(self, hidden: Value, taken: Value, errors: FrameErrors | None) -> tuple[Value, Value, Value]:
+        """K ids (B, K) head by head, none twice; predicted losses (B, K); and what is added to the logits of ids that
+        the frame has, () or (B, patches), with those ids."""
         sizes, nodes = self.sizes, self.nodes
         said = (hidden @ self.weights.head).to(torch.float32)
-        *logits, losses = said.split([sizes.patches] * sizes.group + [sizes.group], axis=-1)
-        everyone, ids = torch.arange(sizes.patches), []
-        for head in logits:
-            choice = nodes.argmax(head + scores)
-            scores = nodes.where(choice.equals(everyone), TAKEN, scores)
+        heads, everyone, ids = [sizes.patches] * sizes.group, torch.arange(sizes.patches), []
+        parts = said.split(heads if errors else [*heads, sizes.group], axis=-1)
+        for head in parts[: sizes.group]:
+            choice = nodes.argmax((head + errors.scores() if errors else head) + taken)
+            taken = nodes.where(choice.equals(everyone), TAKEN, taken)
             ids.append(choice)
-        return nodes.concat(ids, axis=1), losses, scores
+            if errors:
+                errors.take(choice)
+        return nodes.concat(ids, axis=1), errors.losses() if errors else parts[-1], taken

@@ -11,7 +11,7 @@ from autogaze.grid import PatchGrid
 from autogaze.model import AutoGazeConfig
 from autogaze.preprocess import Preprocessor
 
-FORMAT = 2  # newest that is written and read; newer ones are refused
+FORMAT = 3  # newest that is written and read; newer ones are refused
 PREFIX = "autogaze."
 _WORDS = {"kind": ("frame", "clip"), "precision": ("fp32", "fp16", "bf16"), "pixels": ("float32", "uint8")}
 
@@ -44,7 +44,7 @@ class Metadata:
     rescale_factor: float
     offset: bool
     resample: str
-    format: int = 1  # the oldest that fits the file: 2 if a stream remembers what it saw (docs/formats.md)
+    format: int = 1  # the oldest that fits the file; it tells what a stream remembers (docs/formats.md)
 
     def __post_init__(self) -> None:
         for name, known in _WORDS.items():
@@ -176,5 +176,5 @@ def describe(
         rescale_factor=preprocessor.rescale_factor,
         offset=preprocessor.offset,
         resample=preprocessor.resample,
-        format=2 if config.seen_memory and kind == "frame" else 1,
+        format=1 if kind == "clip" else 3 if config.paste_error else 2 if config.seen_memory else 1,
     )

@@ -73,6 +73,9 @@ class Value:
     def __le__(self, other: Operand) -> Value:
         return self.nodes.op("LessOrEqual", self, other, dtype=torch.bool)
 
+    def abs(self) -> Value:
+        return self.nodes.op("Abs", self)
+
     def equals(self, other: Operand) -> Value:
         return self.nodes.op("Equal", self, other, dtype=torch.bool)
 

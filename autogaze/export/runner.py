@@ -18,7 +18,7 @@ from torch import Tensor
 from autogaze.decoding.request import PerFrame, Request, make_request
 from autogaze.export.engine_file import ENGINE_SUFFIXES
 from autogaze.export.metadata import FormatError, Metadata
-from autogaze.export.tensors import GAZE, STATE, TensorSpec
+from autogaze.export.tensors import CALL, GAZE, TensorSpec, state_of
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
 
@@ -212,8 +212,8 @@ class EngineStream:
     def __init__(self, session: Session, asked: dict[str, Tensor], batch: int) -> None:
         self.session, self.metadata, self.batch = session, session.metadata, batch
         self._pixels_name = session.inputs[0].name
-        self._inputs = allocate(session, tuple(spec for spec in session.inputs if spec.name not in STATE), batch)
-        state = tuple(spec for spec in session.inputs if spec.name in STATE)
+        self._inputs = allocate(session, tuple(spec for spec in session.inputs if spec.name in CALL), batch)
+        state = state_of(session.inputs)
         self._memory = [allocate(session, state, batch), allocate(session, state, batch)]  # read one, write the other
         gaze = tuple(spec for spec in session.outputs if spec.name in GAZE)
         self._results = [allocate(session, gaze, batch), allocate(session, gaze, batch)]

@@ -8,34 +8,44 @@ a stream. level_embed[0] is part of the positions (`autogaze.export.weights`).
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from autogaze.export.nodes import Nodes, Value
-from autogaze.export.weights import SeenWeights
 
 
 class SeenState:
-    """Writes what is known after a look."""
+    """Writes what is known after a look.
 
-    def __init__(self, nodes: Nodes, weights: SeenWeights) -> None:
-        self.nodes, self.weights = nodes, weights
+    Args:
+        levels: (scales + 1, width) float32 embeddings, less that of "never", which is part of the positions.
+    """
 
-    def look(self, seen: Value | None, trace: Value, ids: Value, chosen: Value) -> Value:
+    def __init__(self, nodes: Nodes, levels: Tensor) -> None:
+        self.nodes, self.levels = nodes, levels
+
+    def look(self, seen: Value | None, trace: Value, level: Value) -> Value:
         """The sum (B, N, width) float32 after a look at a frame.
 
         Args:
             seen: the sum before; None at a clip's first frame.
             trace: (B, N, width) float32, of the frame.
-            ids, chosen: (B, budget), its gaze.
+            level: (B, N), of `looked`.
         """
-        nodes, level = self.nodes, self._levels(ids, chosen)
-        now = nodes.constant(self.weights.levels).gather(level.to(torch.int64), axis=0) - trace
+        nodes = self.nodes
+        now = nodes.constant(self.levels).gather(level.to(torch.int64), axis=0) - trace
         looked = nodes.constant(0.0, torch.float32) < level.unsqueeze(2)
         return nodes.where(looked, now, 0.0 if seen is None else seen)
 
-    def _levels(self, ids: Value, chosen: Value) -> Value:
-        """(B, N) float32: the finest level at which a gaze covers each place, 0 where it does not."""
-        scales = len(self.weights.patch_at)
-        ids = self.nodes.where(chosen, ids, -1).unsqueeze(2)
-        mask = ids.equals(torch.arange(self.weights.patches)).to(torch.float32).max(1)  # (B, patches)
-        level = torch.arange(1.0, scales + 1)[:, None]
-        return (mask.gather(self.weights.patch_at, axis=1) * level).max(1)
+
+def looked(nodes: Nodes, patch_at: Tensor, patches: int, ids: Value, chosen: Value) -> Value:
+    """(B, N) float32: the finest level at which a gaze covers each place, 0 where it does not.
+
+    Args:
+        patch_at: (scales, N) int64, the patch of each scale at each place.
+        patches: ids a frame.
+        ids, chosen: (B, budget), the gaze.
+    """
+    ids = nodes.where(chosen, ids, -1).unsqueeze(2)
+    mask = ids.equals(torch.arange(patches)).to(torch.float32).max(1)  # (B, patches)
+    level = torch.arange(1.0, len(patch_at) + 1)[:, None]
+    return (mask.gather(patch_at, axis=1) * level).max(1)

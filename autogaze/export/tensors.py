@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-# A stream's memory; outputs are called next_conv, ... Only files of models that remember what they saw have `seen`.
-STATE = ("conv", "keys", "values", "places", "last_ids", "seen")
+CALL = ("frame", "frames", "budget", "requirement", "in_step")  # of one call; every other input is a stream's memory
 GAZE = ("ids", "chosen", "task_loss", "count")
 
 
@@ -18,3 +17,9 @@ class TensorSpec:
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]  # without the batch
+
+
+def state_of(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """A stream's memory among the inputs of a file, zeros at its start; the outputs that follow are `next_` and its
+    name."""
+    return tuple(spec for spec in inputs if spec.name not in CALL)

@@ -16,7 +16,7 @@ import torch
 
 from autogaze.export.engine_file import ENGINE_SUFFIXES, read_engine
 from autogaze.export.metadata import Metadata
-from autogaze.export.tensors import GAZE, STATE, TensorSpec
+from autogaze.export.tensors import CALL, GAZE, TensorSpec, state_of
 
 NAME = "autogaze"
 IDLE_MICROSECONDS = 60_000_000  # a stream that sends nothing for a minute is forgotten
@@ -71,11 +71,11 @@ def config(
         'platform: "tensorrt_plan"' if engine else 'platform: "onnxruntime_onnx"',
         f"max_batch_size: {metadata.batch[1]}",
     ]
-    lines += [_tensor("input", spec) for spec in inputs if spec.name not in STATE]
+    lines += [_tensor("input", spec) for spec in inputs if spec.name in CALL]
     lines += [_tensor("output", spec) for spec in outputs if spec.name in GAZE]
     lines.append("instance_group [ { count: 1 kind: KIND_AUTO } ]")
     if metadata.kind == "frame":
-        lines.append(_sequence_batching(metadata, tuple(spec for spec in inputs if spec.name in STATE)))
+        lines.append(_sequence_batching(metadata, state_of(inputs)))
     else:
         lines.append("dynamic_batching { }")
     lines += [

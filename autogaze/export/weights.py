@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from autogaze.decoder import DecoderLayer
 from autogaze.model import AutoGaze
-from autogaze.salience import Salience
-from autogaze.seen import NEVER, SeenMemory
+from autogaze.paste_error import PasteError
+from autogaze.seen import NEVER, patch_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,23 +54,16 @@ class EncoderWeights:
 
 
 @dataclass(frozen=True, eq=False)
-class SeenWeights:
-    """What a model knows of places that it looked at."""
+class PasteErrorWeights:
+    """How errors of places are made of pixels, and scores of patches of them. N = side * side places, P patches."""
 
-    levels: Tensor  # (scales + 1, width) float32 embeddings, less that of "never", which is part of the positions
-    patch_at: Tensor  # (scales, side * side) int64: the patch of each scale at each place
-    patches: int  # ids a frame
-
-
-@dataclass(frozen=True, eq=False)
-class SalienceWeights:
-    """Ratings of places, and how a patch is scored by them; float32 after the hidden layer."""
-
-    hidden: tuple[Tensor, Tensor]  # (width, width), (width,)
-    rating: Tensor  # (width, scales)
-    pool: Tensor  # (side * side, patches): the mean over the places of each patch
-    own: Tensor  # (scales, patches): 1 at the scale of each patch
-    bias: Tensor  # (patches,): of the rating at the scale of each patch
+    weight: tuple[float, float]  # of absolute differences and of steps
+    strength: float  # of the scores
+    blocks: tuple[int, ...]  # a scale: pixels of the side of a block that a look leaves as one colour
+    side: int  # places a row
+    place_px: int
+    cover: Tensor  # (P, N) int32: the level of a patch at the places in it, else 0
+    pool: Tensor  # ((scales - 1) * N, P - N) float32: 1 where a place is in a patch; a patch of the finest is a place
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +73,12 @@ class GraphWeights:
     encoder: EncoderWeights
     layers: tuple[LayerWeights, ...]
     norm: NormWeights
-    head: Tensor  # (width, K * patches + K): logits without eos head by head, then predicted losses
+    head: Tensor  # (width, K * patches + K): logits without eos head by head, then predicted losses if heads predict
     embeddings: Tensor  # (patches + 1, width) float32, `eos` last
     frequencies: Tensor  # (head_dim / 2,) float32 angles per position
-    seen: SeenWeights | None  # None: the model does not remember what it saw
-    salience: SalienceWeights | None  # None: only the heads score patches
+    patch_at: Tensor  # (scales, side * side) int64: the patch of each scale at each place
+    seen: Tensor | None  # (scales + 1, width) float32, of levels, less "never"; None: it does not remember what it saw
+    paste_error: PasteErrorWeights | None  # None: only the heads score patches and predict losses
 
 
 def graph_weights(model: AutoGaze, dtype: torch.dtype) -> GraphWeights:
@@ -97,7 +91,8 @@ def graph_weights(model: AutoGaze, dtype: torch.dtype) -> GraphWeights:
     """
     decoder, group = model.gaze_decoder, model.config.num_multi_token_pred
     logits = decoder.lm_head.weight.unflatten(0, (group, -1))[:, :-1].flatten(0, 1)
-    head = torch.cat([logits, decoder.task_loss_prediction_head.weight]).T
+    losses = [] if model.paste_error else [decoder.task_loss_prediction_head.weight]
+    head = torch.cat([logits, *losses]).T
     return GraphWeights(
         encoder=_encoder(model, encoder_dtype(dtype)),
         layers=tuple(_layer(cast(DecoderLayer, layer), dtype) for layer in decoder.model.layers),
@@ -105,8 +100,9 @@ def graph_weights(model: AutoGaze, dtype: torch.dtype) -> GraphWeights:
         head=_plain(head, dtype),
         embeddings=_plain(decoder.model.embed_tokens.weight, torch.float32),
         frequencies=_plain(decoder.model.frequencies, torch.float32),
-        seen=None if model.seen is None else _seen(model.seen),
-        salience=None if model.salience is None else _salience(model.salience, dtype),
+        patch_at=patch_at(model.grid, model.vision_model.side),
+        seen=None if model.seen is None else _levels(model.seen.level_embed.weight),
+        paste_error=None if model.paste_error is None else _paste_error(model.paste_error),
     )
 
 
@@ -156,21 +152,22 @@ def _encoder(model: AutoGaze, dtype: torch.dtype) -> EncoderWeights:
     )
 
 
-def _seen(seen: SeenMemory) -> SeenWeights:
-    levels = _plain(seen.level_embed.weight, torch.float32)
-    return SeenWeights(levels - levels[NEVER], _plain(seen.patch_at, torch.int64), seen.patches)
+def _levels(embedding: Tensor) -> Tensor:
+    levels = _plain(embedding, torch.float32)
+    return levels - levels[NEVER]
 
 
-def _salience(salience: Salience, dtype: torch.dtype) -> SalienceWeights:
-    hidden, rating, scales = salience.hidden, salience.rating, len(salience.patch_at)
-    pool = _plain(salience.pool, torch.float32).unflatten(0, (scales, -1))  # no patch has places at two scales
-    own = (pool > 0).any(1).float()
-    return SalienceWeights(
-        (_plain(hidden.weight.T, dtype), _plain(hidden.bias, dtype)),
-        _plain(rating.weight.T, torch.float32),
-        pool.sum(0),
-        own,
-        _plain(rating.bias, torch.float32) @ own,
+def _paste_error(rule: PasteError) -> PasteErrorWeights:
+    absolute, steps = rule.weight.float().clamp(min=0).tolist()
+    *coarser, _ = rule.cover.gt(0).t().cpu().split(rule.counts, dim=1)
+    return PasteErrorWeights(
+        (absolute, steps),
+        rule.strength.item(),
+        rule.blocks,
+        rule.side,
+        rule.place_px,
+        _plain(rule.cover, torch.int32),
+        torch.block_diag(*coarser).float() if coarser else torch.zeros(0, 0),
     )
 
 

@@ -8,7 +8,7 @@
 
 namespace autogaze::detail {
 
-constexpr int kFormat = 2;  // newest of files that this library reads; newer ones are refused
+constexpr int kFormat = 3;  // newest of files that this library reads; newer ones are refused
 
 using Properties = std::map<std::string, std::string>;
 

@@ -8,16 +8,12 @@
 namespace autogaze::detail {
 namespace {
 
-const std::vector<std::string> kState = {"conv", "keys", "values", "places", "last_ids"};
-const std::string kSeen = "seen";  // state of models that remember what they saw; files of others lack it
+const std::vector<std::string> kCall = {"frame", "budget", "requirement", "in_step"};  // every other input is memory
 const std::vector<std::string> kResults = {"ids", "chosen", "task_loss", "count"};
 
-std::vector<TensorSpec>::const_iterator search(const std::vector<TensorSpec>& specs, const std::string& name) {
-  return std::find_if(specs.begin(), specs.end(), [&](const TensorSpec& spec) { return spec.name == name; });
-}
-
 const TensorSpec& find(const std::vector<TensorSpec>& specs, const std::string& name) {
-  const auto found = search(specs, name);
+  const auto found =
+      std::find_if(specs.begin(), specs.end(), [&](const TensorSpec& spec) { return spec.name == name; });
   if (found == specs.end()) throw Failure(AUTOGAZE_BAD_FILE, "the file has no tensor " + name + "; export it again");
   return *found;
 }
@@ -27,15 +23,17 @@ const TensorSpec& find(const std::vector<TensorSpec>& specs, const std::string& 
 Model::Model(std::unique_ptr<Runtime> opened, const std::string& file)
     : runtime(std::move(opened)),
       metadata(read_metadata(runtime->properties, file)),
-      grid(metadata.scales, metadata.patch_size),
-      state(kState) {
+      grid(metadata.scales, metadata.patch_size) {
   if (metadata.kind != "frame") {
     throw Failure(AUTOGAZE_BAD_FILE, file + ": a " + metadata.kind + " file; streams need one exported without --clip");
   }
-  if (search(runtime->inputs, kSeen) != runtime->inputs.end()) state.push_back(kSeen);
-  for (const auto& name : state) {
-    input(name);
-    output("next_" + name);
+  for (const auto& spec : runtime->inputs) {
+    if (std::find(kCall.begin(), kCall.end(), spec.name) != kCall.end()) continue;
+    const TensorSpec& next = output("next_" + spec.name);  // the two change places with every frame
+    if (next.type != spec.type || next.shape != spec.shape) {
+      throw Failure(AUTOGAZE_BAD_FILE, file + ": " + next.name + " is not what " + spec.name + " takes; export it again");
+    }
+    state.push_back(spec.name);
   }
 }
 
@@ -57,7 +55,7 @@ FrameStream::FrameStream(Model& model, int batch, void* cuda_stream)
   gazes_.resize(batch);
   Runtime& runtime = *model.runtime;
   session_ = runtime.session();
-  for (const char* name : {"frame", "budget", "requirement", "in_step"}) {
+  for (const auto& name : kCall) {
     inputs_[name] = std::make_unique<Buffer>(runtime, model.input(name).bytes(batch));
   }
   for (const auto& name : model.state) {

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "metadata.hpp"
 #include "runtime.hpp"
@@ -42,22 +43,23 @@ inline void write(const std::string& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
+inline const TensorSpec kSeen = {"seen", Type::kFloat32, {196, 8}};
+inline const TensorSpec kCanvas = {"canvas", Type::kFloat32, {3, 224, 224}};
+
 // A runtime whose "model" chooses `budget` ids from (frames seen so far), one for every ten of the first pixel. One that
-// remembers what it saw begins ten ids later for every frame that it was told of.
+// has more memory begins ten ids later for every frame that each such tensor was told of.
 class FakeRuntime : public Runtime {
  public:
-  explicit FakeRuntime(bool remembers = false) {
+  explicit FakeRuntime(const std::vector<TensorSpec>& more = {}) : more_(more) {
     properties = autogaze::detail::parse_properties(text());
     inputs = {{"frame", Type::kUint8, {240, 320, 3}}, {"budget", Type::kInt32, {}}, {"requirement", Type::kFloat32, {}},
               {"in_step", Type::kBool, {}},           {"conv", Type::kFloat16, {4}}, {"keys", Type::kFloat16, {4}},
               {"values", Type::kFloat16, {4}},        {"places", Type::kInt32, {1}}, {"last_ids", Type::kInt64, {10}}};
-    if (remembers) inputs.push_back({"seen", Type::kFloat32, {196, 8}});
+    inputs.insert(inputs.end(), more.begin(), more.end());
     outputs = {{"ids", Type::kInt64, {26}}, {"chosen", Type::kBool, {26}}, {"task_loss", Type::kFloat32, {26}},
                {"count", Type::kInt32, {}}};
-    for (const char* name : {"conv", "keys", "values", "places", "last_ids", "seen"}) {
-      for (const auto& spec : inputs) {
-        if (spec.name == name) outputs.push_back({std::string("next_") + name, spec.type, spec.shape});
-      }
+    for (auto spec = inputs.begin() + 4; spec != inputs.end(); ++spec) {
+      outputs.push_back({"next_" + spec->name, spec->type, spec->shape});
     }
   }
 
@@ -76,18 +78,19 @@ class FakeRuntime : public Runtime {
 
   class FakeSession : public Session {
    public:
+    explicit FakeSession(const std::vector<TensorSpec>& more) : more_(more) {}
+
     void run(const std::map<std::string, void*>& at, int batch, void*) override {
       const auto* frame = static_cast<const uint8_t*>(at.at("frame"));
       const auto* budget = static_cast<const int32_t*>(at.at("budget"));
       const auto* places = static_cast<const int32_t*>(at.at("places"));
-      const bool remembers = at.count("seen") != 0;
       for (int b = 0; b < batch; ++b) {
         static_cast<int32_t*>(at.at("next_places"))[b] = places[b] + 1;
         int first = places[b];
-        if (remembers) {
-          const int last = b * 196 * 8 + 196 * 8 - 1;  // of the sample's tensor, all of which must be there
-          const float told = static_cast<const float*>(at.at("seen"))[last];
-          static_cast<float*>(at.at("next_seen"))[last] = told + 1;
+        for (const auto& spec : more_) {
+          const std::size_t last = spec.bytes(b + 1) / sizeof(float) - 1;  // of the sample's: all of it must be there
+          const float told = static_cast<const float*>(at.at(spec.name))[last];
+          static_cast<float*>(at.at("next_" + spec.name))[last] = told + 1;
           first += 10 * static_cast<int>(told);
         }
         const int wanted = frame[b * 240 * 320 * 3] / 10;
@@ -98,11 +101,17 @@ class FakeRuntime : public Runtime {
         }
       }
     }
+
+   private:
+    std::vector<TensorSpec> more_;
   };
-  std::unique_ptr<Session> session() override { return std::make_unique<FakeSession>(); }
+  std::unique_ptr<Session> session() override { return std::make_unique<FakeSession>(more_); }
 
   int synchronized = 0;
   static inline int living = 0;
+
+ private:
+  std::vector<TensorSpec> more_;
 };
 
 }  // namespace samples

@@ -53,25 +53,31 @@ TEST(a_stream_carries_its_memory_from_frame_to_frame) {
   THROWS(stream.gaze(2), AUTOGAZE_BAD_ARGUMENT, "sample must be 0 to 1");
 }
 
-TEST(a_file_that_remembers_what_it_saw_has_one_state_more) {
+TEST(every_input_that_is_not_of_the_call_is_carried) {
   EQUAL(Model(std::make_unique<samples::FakeRuntime>(), "fake").state.size(), 5u);
-  Model model(std::make_unique<samples::FakeRuntime>(true), "fake");
-  EQUAL(model.state.size(), 6u);
-  FrameStream stream(model, 2, nullptr);
-  for (int begun = 0; begun < 2; ++begun) {
-    for (int frame = 0; frame < 3; ++frame) {
-      stream.push(frames({30, 30}).data(), false, nullptr);
-      EQUAL(stream.gaze(0).ids[0], 11 * frame);
-      EQUAL(stream.gaze(1).ids[0], 11 * frame);
+  for (const auto& more : std::vector<std::vector<TensorSpec>>{
+           {samples::kSeen}, {samples::kCanvas}, {samples::kSeen, samples::kCanvas}}) {
+    Model model(std::make_unique<samples::FakeRuntime>(more), "fake");
+    EQUAL(model.state.size(), 5 + more.size());
+    FrameStream stream(model, 2, nullptr);
+    for (int begun = 0; begun < 2; ++begun) {
+      for (int frame = 0; frame < 3; ++frame) {
+        stream.push(frames({30, 30}).data(), false, nullptr);
+        EQUAL(stream.gaze(0).ids[0], frame * (1 + 10 * static_cast<int>(more.size())));
+        EQUAL(stream.gaze(1).ids[0], stream.gaze(0).ids[0]);
+      }
+      stream.reset();
     }
-    stream.reset();
   }
 }
 
-TEST(a_file_whose_memory_does_not_come_out_is_refused) {
-  auto runtime = std::make_unique<samples::FakeRuntime>(true);
+TEST(a_file_whose_memory_does_not_come_out_as_it_goes_in_is_refused) {
+  auto runtime = std::make_unique<samples::FakeRuntime>(std::vector<TensorSpec>{samples::kCanvas});
+  runtime->outputs.back().shape = {3, 224, 223};
+  THROWS(Model(std::move(runtime), "fake"), AUTOGAZE_BAD_FILE, "fake: next_canvas is not what canvas takes");
+  runtime = std::make_unique<samples::FakeRuntime>(std::vector<TensorSpec>{samples::kCanvas});
   runtime->outputs.pop_back();
-  THROWS(Model(std::move(runtime), "fake"), AUTOGAZE_BAD_FILE, "no tensor next_seen");
+  THROWS(Model(std::move(runtime), "fake"), AUTOGAZE_BAD_FILE, "no tensor next_canvas");
 }
 
 TEST(every_sample_has_its_own_request) {

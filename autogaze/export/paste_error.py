@@ -1,0 +1,132 @@
+"""What is still wrong with the picture of a frame, in an exported graph (`autogaze.paste_error`).
+
+Once a frame: the errors of its places, and from them a table of what a look at scale k takes away of a place that was
+looked at at level l. Errors are divided by the number of places, so that the mean of a frame is a sum. What the finest
+look takes away is all that is left, because nothing is wrong after it: the last part of a row of the table is both the
+gains of the finest patches, which are single places, and what the predicted loss is the sum of.
+
+Before every id of the unrolled budget: a row of the table by the levels so far, one product for the patches of all
+coarser scales, a logarithm. With scales 32, 64, 112 and 224 and 16-pixel patches a row has 4 * 196 numbers, of which
+588 go through a product with 69 columns.
+
+All of it is float32 in every precision.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from autogaze.export.nodes import Nodes, Value
+from autogaze.export.weights import PasteErrorWeights
+from autogaze.paste_error import LEAST_GAIN
+
+
+class PasteErrorState:
+    """Writes what is wrong with a frame, and the canvas (B, 3, S, S) float32 that is handed on from frame to frame."""
+
+    def __init__(self, nodes: Nodes, weights: PasteErrorWeights) -> None:
+        self.nodes, self.weights = nodes, weights
+        self.blurs = sorted(set(weights.blocks) - {1}, reverse=True)  # the others leave the frame as it is
+        # (P, scales * N): a copy for every part of a row. Made in the graph, which runtimes do when they open it.
+        self._cover = nodes.op("Tile", nodes.constant(weights.cover), torch.tensor([1, len(weights.blocks)]))
+
+    def begin(self, frame: Value, canvas: Value | None) -> FrameErrors:
+        """A frame (B, 3, S, S) float32 before anything is chosen in it; canvas: None at a clip's first frame."""
+        pictures = [self._blurred(frame, block) for block in self.blurs]
+        differences = [frame if canvas is None else frame - canvas, *(frame - picture for picture in pictures)]
+        errors = self._errors(self.nodes.concat(differences, axis=1))
+        return FrameErrors(self.nodes, self.weights, self._cover, self._table(errors), [*pictures, frame])
+
+    def look(self, canvas: Value | None, errors: FrameErrors, level: Value) -> Value:
+        """The canvas after a look at a frame.
+
+        Args:
+            canvas: before it; None at a clip's first frame.
+            level: (B, N) float32, the finest level at which each place was looked at, 0 where none was.
+        """
+        weights, size = self.weights, self.weights.side * self.weights.place_px
+        wide = level.reshape(0, 1, weights.side, 1, weights.side, 1)
+        level = self._repeated(wide, weights.place_px).reshape(0, 1, size, size)
+        for k, block in enumerate(weights.blocks):
+            picture = errors.pictures[self._row(block) - 1]
+            canvas = self.nodes.where(level.equals(float(k + 1)), picture, 0.0 if canvas is None else canvas)
+        assert canvas is not None
+        return canvas
+
+    def _blurred(self, frame: Value, block: int) -> Value:
+        """Frames as means of blocks of so many pixels."""
+        size = self.weights.side * self.weights.place_px
+        means = self._means(frame, block, block, block).reshape(0, 3, size // block, 1, size // block, 1)
+        return self._repeated(means, block).reshape(0, 3, size, size)
+
+    def _repeated(self, value: Value, times: int) -> Value:
+        """(B, C, h, 1, w, 1) to (B, C, h, times, w, times)."""
+        return self.nodes.op("Expand", value, torch.tensor([1, 1, 1, times, 1, times]))
+
+    def _means(self, x: Value, height: int, width: int, stride: int) -> Value:
+        return self.nodes.op("AveragePool", x, kernel_shape=[height, width], strides=[stride, stride])
+
+    def _errors(self, differences: Value) -> Value:
+        """(B, R, N) of the differences (B, R * 3, S, S) from R pictures; over the number of places.
+
+        A window of steps is one short of a place, so that none between two places is in it.
+        """
+        px, places = self.weights.place_px, self.weights.side**2
+        steps_down = (differences.cut(2, 1) - differences.cut(2, 0, -1)).abs()
+        steps_right = (differences.cut(3, 1) - differences.cut(3, 0, -1)).abs()
+        steps = self._means(steps_down, px - 1, px, px) + self._means(steps_right, px, px - 1, px)
+        absolute, of_steps = (weight / (3 * places) for weight in self.weights.weight)  # 3: of the sum over colours
+        errors = self._means(differences.abs(), px, px, px) * absolute + steps * of_steps
+        return errors.reshape(0, -1, 3, places).sum(2)
+
+    def _table(self, errors: Value) -> Value:
+        """(B, scales + 1, scales * N): what a look at scale k takes away of a place at level l, nothing if k < l."""
+        scales = len(self.weights.blocks)
+        errors = self.nodes.op("Pad", errors, torch.tensor([0, 0, 0, 0, 1, 0]))  # and zero after the finest look
+        at = torch.tensor([0, *(self._row(block) for block in self.weights.blocks)])
+        now, after = at[:, None].expand(-1, scales), at[1:].expand(scales + 1, -1)
+        finer = torch.ones(scales + 1, scales).triu()[..., None]
+        return ((errors.gather(now, axis=1) - errors.gather(after, axis=1)) * finer).reshape(0, scales + 1, -1)
+
+    def _row(self, block: int) -> int:
+        """Which row of the errors is that of a look at a scale: after the canvas come the blurred pictures."""
+        return 1 + (len(self.blurs) if block == 1 else self.blurs.index(block))
+
+
+class FrameErrors:
+    """What is wrong with a frame while its ids are chosen, one after the other."""
+
+    def __init__(
+        self, nodes: Nodes, weights: PasteErrorWeights, cover: Value, table: Value, pictures: list[Value]
+    ) -> None:
+        self.nodes, self.weights, self.cover, self.table = nodes, weights, cover, table
+        self.pictures = pictures  # (B, 3, S, S) each: what looks leave, coarse to fine
+        self._level: Value | None = None  # (B, 1, scales * N) int32
+        self._taken: Value | None = None  # (B, 1) int64, not yet part of the level
+        self._left: list[Value] = []  # (B, N), before each id since the last call of `losses`
+
+    def scores(self) -> Value:
+        """(B, P), added to the logits of the next id."""
+        nodes, pool, places = self.nodes, self.weights.pool, self.weights.side**2
+        *coarser, finest = self._row().reshape(0, -1).split([size for size in (len(pool), places) if size], axis=1)
+        self._left.append(finest)
+        gains = nodes.concat([*(part @ pool for part in coarser), finest], axis=1)
+        return nodes.op("Log", nodes.op("Max", gains, 0.0) + LEAST_GAIN) * self.weights.strength
+
+    def take(self, choice: Value) -> None:
+        """Choose one more id (B, 1)."""
+        self._taken = choice
+
+    def losses(self) -> Value:
+        """The losses (B, n) predicted before each of the ids since the last call."""
+        left, self._left = self._left, []
+        return self.nodes.concat(left, axis=1).reshape(0, len(left), -1).sum(2)
+
+    def _row(self) -> Value:
+        """(B, 1, scales * N): of the table, by the levels so far."""
+        if self._taken is not None:
+            looked = self.cover.gather(self._taken, axis=0)
+            self._level = looked if self._level is None else self.nodes.op("Max", self._level, looked)
+        if self._level is None:
+            return self.table.cut(1, 0, 1)
+        return self.nodes.op("GatherElements", self.table, self._level, axis=1)
