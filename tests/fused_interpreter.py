@@ -12,11 +12,12 @@ import torch
 
 import tests.interpreter  # noqa: F401, I001 - before Triton and what imports it
 from autogaze import AutoGaze, Gaze
-from autogaze.decoding import clip_graph, frame_graph, tuning, workspace
+from autogaze.decoding import clip, clip_graph, frame_graph, tuning, workspace
 from autogaze.model import AutoGazeConfig
 
 
-def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2, seen: bool = True) -> AutoGaze:
+def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2, seen: bool = True,
+          paste_error: bool = True) -> AutoGaze:
     torch.manual_seed(0)
     config = replace(
         AutoGazeConfig.tiny(),
@@ -28,7 +29,7 @@ def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2, seen:
         num_multi_token_pred=group,
         max_num_frames=window,
         seen_memory=seen,
-        salience=seen,
+        paste_error=paste_error,
     )
     made = AutoGaze(config).eval()
     for parameter in made.parameters():
@@ -56,6 +57,29 @@ def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) 
         )
     )
     return plain
+
+
+def compare_samples(gazer: AutoGaze, video: torch.Tensor) -> None:
+    """Samples are gazes that the plain loop could take, with the losses that scoring predicts after their ids."""
+    gazer.decoding = "fused"
+    gaze = gazer.generate(video, gazing_ratio=0.8, temperature=3.0, generator=torch.Generator().manual_seed(0))
+    again = gazer.generate(video, gazing_ratio=0.8, temperature=3.0, generator=torch.Generator().manual_seed(1))
+    cold = gazer.generate(video, gazing_ratio=0.8, temperature=1e-3, generator=torch.Generator().manual_seed(0))
+    gazer.decoding = "plain"
+    plain = gazer.generate(video, gazing_ratio=0.8)
+    assert not torch.equal(gaze.ids, again.ids)
+    assert all(len(set(ids.tolist())) == len(ids) for ids in gaze.ids.flatten(0, 1))
+    after = gazer.score(video, gaze, temperature=3.0).task_loss_prediction[..., :-1].detach()
+    print(
+        json.dumps(
+            {
+                "case": "samples",
+                "equal_ids": float((plain.ids == cold.ids).float().mean()),  # without heat a sample is the best
+                "equal_chosen": bool(torch.equal(plain.chosen, gaze.chosen)),
+                "loss_difference": float((gaze.task_loss[..., 1:] - after).abs().max()),
+            }
+        )
+    )
 
 
 def compare_streams(gazer: AutoGaze, video: torch.Tensor) -> None:
@@ -138,10 +162,13 @@ def main(kind: str) -> None:
         workspace.Workspace.tuning = lambda self, prefill: small
         workspace.Workspace._frames_per_split = lambda self, prefill: self.plan.ring  # as in large batches
     video = torch.randn(2, 3, 3, 32, 32)
-    compare("published", model(window=16, seen=False), video, gazing_ratio=0.8)
+    compare("published", model(window=16, seen=False, paste_error=False), video, gazing_ratio=0.8)
+    compare("memory alone", model(window=16, paste_error=False), video, gazing_ratio=0.8)
+    compare("paste error alone", model(window=16, seen=False), video, gazing_ratio=0.8)
     gazer = model(window=16)
     plain = compare("ratio", gazer, video, gazing_ratio=0.8)
     stop = float(plain.task_loss[~plain.task_loss.isnan()].quantile(0.4))
+    compare_samples(gazer, video[:, :2])
     requests = torch.tensor([0.3, 1.0]), torch.tensor([stop, -9.0])
     compare("per clip", gazer, video, gazing_ratio=requests[0], task_loss_requirement=requests[1])
     compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
@@ -153,6 +180,9 @@ def main(kind: str) -> None:
         compare("in step", gazer, clips, **asked)
     compare("nothing", model(window=16), video, gazing_ratio=torch.tensor([[0.0, 0.5, 0.0], [0.5, 0.0, 0.5]]))
     compare("window", model(window=2), torch.randn(1, 5, 3, 32, 32), gazing_ratio=0.6)
+    workspace.CHUNK = clip.FRAMES_AT_ONCE = 2
+    compare("chunks", model(window=2), torch.randn(1, 5, 3, 32, 32), gazing_ratio=0.6)
+    workspace.CHUNK = clip.FRAMES_AT_ONCE = 16
     # frames of more than a block of keys, and some clips with more than others
     ratios = torch.tensor([0.1, 0.4])
     compare("blocks", model(window=16, scales=(32, 64)), torch.randn(2, 4, 3, 64, 64), gazing_ratio=ratios)

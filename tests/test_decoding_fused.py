@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ def test_kernels_choose_what_the_plain_loop_chooses(tuning: str) -> None:
     )
     assert run.returncode == 0, run.stderr[-2000:]
     cases = [json.loads(line) for line in run.stdout.splitlines()]
-    names = ["published", "ratio", "per clip", "stop", "in step", "nothing", "window", "blocks", "stream", "clips"]
+    names = ["published", "memory alone", "paste error alone", "ratio", "samples", "per clip", "stop", "in step",
+             "nothing", "window", "chunks", "blocks", "stream", "clips"]
     assert list(dict.fromkeys(case["case"] for case in cases)) == names
     for case in cases:
         assert case["equal_ids"] == 1 and case["equal_chosen"] and case["loss_difference"] < 1e-4, case
@@ -44,6 +46,18 @@ def test_cpu_model_says_why_the_kernels_are_not_used() -> None:
     model.decoding = "fused"
     with pytest.raises(ValueError, match="fused kernels cannot be used: the model is on cpu"):
         model.generate(torch.zeros(1, 1, 3, 224, 224))
+
+
+def test_packed_weights_follow_paste_error_in_place() -> None:
+    model = AutoGaze(replace(AutoGazeConfig.tiny(), paste_error=True))
+    packed = PackedWeights(model.gaze_decoder, torch.bfloat16, model.seen, model.paste_error)
+    assert model.paste_error is not None
+    with torch.no_grad():
+        model.paste_error.weight.copy_(torch.tensor([2.0, -1.0]))
+        model.paste_error.strength.fill_(3.0)
+    packed.refresh()
+    assert packed.tensors["error_weight"].tolist() == [2.0, 0.0]  # float32, and not negative
+    assert packed.tensors["strength"].tolist() == [3.0]
 
 
 def test_packed_weights_follow_training_in_place() -> None:

@@ -18,7 +18,7 @@ import torch
 from autogaze.decoder import rotate, rotation
 from autogaze.decoding import cluster
 from autogaze.decoding.choice import Column
-from autogaze.decoding.packed_weights import RATED, PackedWeights
+from autogaze.decoding.packed_weights import PackedWeights
 from autogaze.decoding.request import Request
 from autogaze.decoding.workspace import Plan, Workspace
 from autogaze.seen import FrameTokens
@@ -44,8 +44,6 @@ def why_not(model: AutoGaze) -> str:
         return f"the kernels handle a head_dim of 16, 32 or 64, this model has {config.head_dim}"
     if config.num_attention_heads * config.head_dim != config.hidden_size:
         return "the kernels need heads as wide as the model"
-    if len(config.scales) > RATED:
-        return f"the kernels handle up to {RATED} scales, this model has {len(config.scales)}"
     if config.grid.patches_per_frame > 4096 or config.num_multi_token_pred > model.visual_tokens:
         return "the kernels handle up to 4096 patches a frame, and groups no larger than a frame's visual tokens"
     return ""
@@ -80,7 +78,7 @@ class Pool:
     def take(self, model: AutoGaze, plan: Plan) -> Workspace:
         with self.lock:
             if plan.dtype not in self.weights:
-                self.weights[plan.dtype] = PackedWeights(model.gaze_decoder, plan.dtype, model.seen, model.salience)
+                self.weights[plan.dtype] = PackedWeights(model.gaze_decoder, plan.dtype, model.seen, model.paste_error)
             self.weights[plan.dtype].refresh()
             for i, (held, workspace) in enumerate(self.idle):
                 if held == plan and workspace.device == model.device:

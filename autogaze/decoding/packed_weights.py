@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from autogaze.decoder import GazeDecoder
 from autogaze.decoding import cluster
-from autogaze.salience import Salience
+from autogaze.paste_error import PasteError
 from autogaze.seen import SeenMemory
-
-RATED = 16  # ratings of a place, one a scale, zero past the last: the least width of a matrix that kernels multiply by
 
 
 class PackedWeights:
-    """The matrices of the decoder, and of its memory and salience: input-major, norm weights folded in, in one dtype;
-    in bfloat16 the decoder's output-major besides, for the cluster kernel."""
+    """The matrices of the decoder, input-major, norm weights folded in, in one dtype; in bfloat16 output-major besides,
+    for the cluster kernel. And the parameters of its memory and paste error."""
 
     def __init__(self, decoder: GazeDecoder, dtype: torch.dtype, seen: SeenMemory | None = None,
-                 salience: Salience | None = None) -> None:
-        self.decoder, self.dtype, self.seen, self.salience = decoder, dtype, seen, salience
+                 paste_error: PasteError | None = None) -> None:
+        self.decoder, self.dtype, self.seen, self.paste_error = decoder, dtype, seen, paste_error
         self.version = -1
         self.tensors = self._pack()
 
     def refresh(self) -> None:
         """Follow the parameters if training has changed them; the addresses stay, since graphs hold them."""
-        modules = [part for part in (self.decoder, self.seen, self.salience) if part is not None]
+        modules = [part for part in (self.decoder, self.seen, self.paste_error) if part is not None]
         version = sum(p._version for part in modules for p in part.parameters() if not p.is_inference())
         if version != self.version:
             for name, fresh in self._pack().items():
@@ -40,11 +37,11 @@ class PackedWeights:
         packed = {"embedding": trunk.embed_tokens.weight.to(dtype).clone(), "frequencies": trunk.frequencies.clone()}
         if self.seen is not None:
             packed["levels"] = self.seen.level_embed.weight.to(dtype).clone()
-        if self.salience is not None:
-            hidden, rating = self.salience.hidden, self.salience.rating
-            packed |= {"wh": hidden.weight.t().to(dtype).contiguous(), "bh": hidden.bias.float().clone(),
-                       "wr": F.pad(rating.weight.t().to(dtype), (0, RATED - rating.out_features)).contiguous(),
-                       "br": F.pad(rating.bias.float(), (0, RATED - rating.out_features))}
+        if self.paste_error is not None:
+            packed |= {"error_weight": self.paste_error.weight.float().clamp(min=0),
+                       "strength": self.paste_error.strength.float().reshape(1).clone()}
+        else:
+            packed |= {name: packed["frequencies"].new_zeros(0) for name in ("error_weight", "strength")}
         for i, layer in enumerate(trunk.layers):
             attention, before = layer.self_attn, layer.input_layernorm.weight.float()
             after, mlp = layer.post_attention_layernorm.weight.float(), layer.mlp

@@ -47,3 +47,8 @@ def tune(batch: int, rows_a_clip: int, dtype: torch.dtype, prefill: bool) -> Tun
     if rows <= 64 * PROCESSORS:  # too few for a program of 64 rows on every processor
         return Tuning(wide, rows=32, queries=128, attend_warps=8)
     return Tuning(wide, rows=64, pairs=16, hidden=32, stages=3, **attention)
+
+
+def warps_for(elements: int) -> int:
+    """Warps of a program that holds several tiles of so many elements: up to 8 of each in a thread."""
+    return max(1, min(8, 1 << (elements - 1).bit_length() >> 8))

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from autogaze.decoding import cluster
 from autogaze.decoding.choice import Column
-from autogaze.decoding.packed_weights import RATED, PackedWeights
-from autogaze.decoding.tuning import Tuning, tune
-from autogaze.seen import FrameTokens
+from autogaze.decoding.packed_weights import PackedWeights
+from autogaze.decoding.tuning import Tuning, tune, warps_for
+from autogaze.seen import FrameTokens, patch_at
 
 if TYPE_CHECKING:
     from autogaze.decoding.clip_graph import ClipGraph
@@ -41,11 +41,8 @@ class Workspace:
     def __init__(self, model: AutoGaze, weights: PackedWeights, plan: Plan) -> None:
         self.config, self.plan, self.weights, self.device = model.config, plan, weights, model.device
         config, decoder = model.config, model.gaze_decoder
-        self.remembers, self.rates = model.seen is not None, model.salience is not None
-        if model.seen is not None:
-            self.patch_at = model.seen.patch_at.to(torch.int32)
-        if model.salience is not None:
-            self.places, self.scales = _covered(model.salience.patch_at, decoder.vocabulary - 1)
+        self.remembers, self.pastes = model.seen is not None, model.paste_error is not None
+        self.side, self.blocks = model.vision_model.side, () if model.paste_error is None else model.paste_error.blocks
         self.group, self.visual_tokens, self.patches = decoder.group, model.visual_tokens, decoder.vocabulary - 1
         self.layers, self.heads, self.head_dim = config.num_hidden_layers, config.num_attention_heads, config.head_dim
         self.rows = self.group + self.visual_tokens
@@ -57,6 +54,7 @@ class Workspace:
         self.can_launch_early = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0)
         self._check_memory()
         with torch.inference_mode(False), torch.no_grad():  # whoever finds these buffers again may be in either mode
+            self._tabulate()
             self._allocate()
         self.without_cluster, self.cluster = self._try_cluster()
 
@@ -72,16 +70,31 @@ class Workspace:
     def _cache_shape(self) -> tuple[int, ...]:
         return (self.layers, self.plan.batch, self.heads, self.plan.ring, self.tokens, self.head_dim)
 
+    def _frames_shape(self) -> tuple[int, ...]:
+        px = self.side * self.config.patch_size if self.pastes else 0
+        return (self.plan.batch, CHUNK, 3, px, px)
+
     def _check_memory(self) -> None:
         if self.device.type != "cuda":
             return
-        need = 2 * math.prod(self._cache_shape()) * self.plan.dtype.itemsize
+        need = (2 * math.prod(self._cache_shape()) + math.prod(self._frames_shape())) * self.plan.dtype.itemsize
         held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         free = torch.cuda.mem_get_info(self.device)[0] + held
         if need > free:
             raise ValueError(f"decoding {self.plan.batch} clips with up to {self.plan.slots} ids a frame needs "
-                             f"{need / 2**30:.1f} GiB for keys and values, {free / 2**30:.1f} GiB are free: "
+                             f"{need / 2**30:.1f} GiB for keys, values and frames, {free / 2**30:.1f} GiB are free: "
                              "use a smaller batch or gazing_ratio")
+
+    def _tabulate(self) -> None:
+        """Which places patches cover."""
+        grid, patches = self.config.grid, self.patches if self.pastes else 0
+        at = patch_at(grid, self.side)
+        places, scales = _covered(at, self.patches)
+        self.patch_at = at.int().to(self.device)  # (scales, N)
+        self.places, self.scales = places[:patches].to(self.device), scales[:patches].to(self.device)  # (P, most), (P,)
+        counts = (places >= 0).sum(1).split(grid.patches_per_scale)
+        self.grid = tuple((first, first + len(count), _power(len(count), 1), _power(int(count.max()), 1))
+                          for first, count in zip(grid.offsets, counts, strict=True))  # see `kernels.paste_error`
 
     def _allocate(self) -> None:
         plan, device, width = self.plan, self.device, self.config.hidden_size
@@ -106,12 +119,15 @@ class Workspace:
         self.losses = empty(batch, self.group)
         self.taken = empty(batch, self.patches, dtype=torch.int8)
         self.visual = empty(batch, CHUNK, self.visual_tokens, width, dtype=plan.dtype)
-        self.ratings = empty(self._shares(), batch, self.visual_tokens if self.rates else 0, RATED)
-        self.salience = empty(batch, self.patches)  # stays zero unless places are rated
         places = self.visual_tokens if self.remembers else 0
         self.trace = empty(batch, CHUNK, places, width, dtype=plan.dtype)
         self.held = empty(batch, places, width, dtype=plan.dtype)
         self.level = empty(batch, places, dtype=torch.int32)
+        places = self.visual_tokens if self.pastes else 0
+        self.frames = empty(*self._frames_shape(), dtype=plan.dtype)
+        self.canvas = empty(batch, *self._frames_shape()[2:], dtype=plan.dtype)
+        self.errors = empty(batch, len(self.config.scales) + 1, places)  # at every level
+        self.looked = empty(batch, places, dtype=torch.int8)  # level of every place in this frame
         self.budgets = empty(batch, CHUNK, dtype=torch.int32)
         self.requirements = empty(batch, CHUNK)
         self.out_ids = empty(CHUNK, batch, plan.slots, dtype=torch.int32)
@@ -140,15 +156,17 @@ class Workspace:
 
     def reset(self) -> None:
         """Begin new clips."""
-        for tensor in (self.state, self.frame_len, self.in_step, self.held, self.level):
+        for tensor in (self.state, self.frame_len, self.in_step, self.held, self.level, self.canvas):
             tensor.zero_()
         self.clock.fill_(-1)
 
     def begin(self, tokens: FrameTokens) -> None:
-        """Put the tokens (B, T, N, width) of the next frames, up to CHUNK, where the kernels look."""
+        """Put what the encoder says of the next frames, up to CHUNK, where the kernels look."""
         self.visual[:, : tokens.visual.shape[1]] = tokens.visual
         if tokens.trace is not None:
             self.trace[:, : tokens.trace.shape[1]] = tokens.trace
+        if tokens.frames is not None:
+            self.frames[:, : tokens.frames.shape[1]] = tokens.frames
         self.clock[:1].fill_(-1)
 
     def enqueue(self, tokens: FrameTokens, steps: list[int]) -> None:
@@ -167,15 +185,21 @@ class Workspace:
 
     def look(self) -> None:
         """Remember what the frame's ids have seen; once all of them are chosen."""
-        if not self.remembers:
+        if not self.remembers and not self.pastes:
             return
         from autogaze.decoding import kernels
 
         scales, places = self.patch_at.shape
-        kernels.look[(self.plan.batch, _ceil(places, 16))](
-            self.trace, self.held, self.level, self.out_ids, self.out_chosen, self.patch_at, self.clock,
-            self.plan.batch, V=places, SCALES=scales, SLOTS=self.plan.slots, SB=_power(self.plan.slots), CHUNK=CHUNK,
-            BN=16, **_widths(self.config.hidden_size))
+        held = _ceil(places, 16) if self.remembers else 0
+        per = _ceil(self.plan.batch * places, 1 << 13)  # most places are not looked at: few programs, each of several
+        kernels.look[(self.plan.batch, held + (_ceil(places, per) if self.pastes else 0))](
+            self.trace, self.held, self.level, self.frames, self.canvas, self.out_ids, self.out_chosen, self.patch_at,
+            self.clock, self.plan.batch, V=places, SCALES=scales, SLOTS=self.plan.slots, SB=_power(self.plan.slots),
+            CHUNK=CHUNK, BN=16, HELD=held, PER=per, **self._pixels(), **_widths(self.config.hidden_size))
+
+    def _pixels(self) -> dict[str, Any]:
+        """The places of a frame in pixels."""
+        return {"SIDE": self.side, "PX": self.config.patch_size, "BLOCKS": self.blocks}
 
     def results(self, count: int, width: int) -> Column:
         """Ids, chosen and predicted losses of the last `count` frames, in the first `width` slots of each."""
@@ -204,6 +228,10 @@ class Workspace:
             kernels.begin_frame[(1,)](
                 self.state, self.frame_len, self.clock, self.budgets, self.in_step, self.running, batch,
                 V=self.visual_tokens, CHUNK=CHUNK, BLOCK=_power(batch), **ring, **early)
+        if prefill and self.pastes:
+            kernels.find_errors[(self.visual_tokens, batch)](
+                self.frames, self.canvas, self.errors, weights["error_weight"], self.clock, CHUNK=CHUNK,
+                num_warps=warps_for(self.config.patch_size**2), **self._pixels(), **early)
         x, spare = self.x, self.x_spare
         kernels.open_rows[(_ceil(batch * rows, tuning.rows), shares)](
             x, self.query, self.keys[0], self.values[0], weights["wqk0"], weights["wv0"], weights["frequencies"],
@@ -211,8 +239,6 @@ class Workspace:
             self.pend_ids if prefill else self.ids, *where, eps, batch, rows, V=self.visual_tokens, CHUNK=CHUNK,
             SEEN=self.remembers, BM=tuning.rows, SHARED=tuning.wide, num_warps=tuning.warps, **ring,
             **heads, **dims, **columns, **mode)
-        if prefill and self.rates:
-            self._launch_salience(mode)
         for layer in range(self.layers):
             last = layer == self.layers - 1
             first, count = (rows - 1, 1) if last else (0, rows)
@@ -248,29 +274,6 @@ class Workspace:
         if prefill and self.cluster is not None:
             self.cluster.launch()
 
-    def _units(self) -> int:
-        """Hidden units of salience that are computed at once."""
-        return 64 if self.config.hidden_size % 64 == 0 else 16
-
-    def _shares(self) -> int:
-        """Parts in which the ratings of places come."""
-        return self.config.hidden_size // self._units() if self.tuning(True).wide else 1
-
-    def _launch_salience(self, mode: dict[str, Any]) -> None:
-        """Enqueue the scores of patches at their places, of the rows that a prefill begins with."""
-        from autogaze.decoding import kernels
-
-        weights, batch, places, shares = self.weights.tensors, self.plan.batch, self.visual_tokens, self._shares()
-        early = {name: value for name, value in mode.items() if name not in ("PREFILL", "PRECISION")}
-        block = 16 if shares > 1 else 64
-        kernels.rate_places[(_ceil(batch * places, block), shares)](
-            self.x, self.ratings, weights["wh"], weights["bh"], weights["wr"], batch, self.rows, V=places,
-            K=self.group, HB=self._units(), SP=RATED, BM=block, SHARED=shares > 1, PRECISION=mode["PRECISION"],
-            **_widths(self.config.hidden_size), **early)
-        kernels.score_patches[(batch, _ceil(self.patches, 16))](
-            self.ratings, self.salience, self.places, self.scales, weights["br"], batch, V=places,
-            MOST=self.places.shape[1], SP=RATED, PATCHES=self.patches, BP=16, SHARES=shares, **early)
-
     def _launch_choice(self, prefill: bool, precision: object, early: dict[str, bool]) -> None:
         """Enqueue the heads and the choice of a group."""
         from autogaze.decoding import kernels
@@ -280,14 +283,16 @@ class Workspace:
         kernels.read_heads[(_ceil(batch, 16), self.group, _ceil(self.patches + 1, columns))](
             self.last, self.logits, self.losses, weights["wl"], weights["wt"], self.state, self.config.rms_norm_eps,
             batch, VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=16, NB=columns,
-            PRECISION=precision, **_widths(width), **early)
+            LOSSES=not self.pastes, PRECISION=precision, **_widths(width), **early)
         kernels.choose[(batch,)](
-            self.logits, self.salience, self.losses, self.taken, self.state, self.frame_len, self.clock,
-            self.requirements, self.ids, self.pend_ids, self.pend_slots, self.out_ids, self.out_chosen, self.out_loss,
-            self.running, self.seed, self.temperature, batch, PATCHES=self.patches, PB=_power(self.patches),
-            K=self.group, KP=_power(self.group), SLOTS_OUT=plan.slots, SB=_power(plan.slots), RING=plan.ring,
-            CHUNK=CHUNK, COLS=kernels.COLUMNS, PREFILL=prefill, STOPS=plan.stops, SAMPLES=plan.samples, num_warps=1,
-            **early)
+            self.logits, self.losses, self.errors, self.looked, self.places, self.patch_at, weights["strength"],
+            self.taken, self.state, self.frame_len, self.clock, self.requirements, self.ids, self.pend_ids,
+            self.pend_slots, self.out_ids, self.out_chosen, self.out_loss, self.running, self.seed, self.temperature,
+            batch, PATCHES=self.patches, PB=_power(self.patches), K=self.group, KP=_power(self.group),
+            PLACES=self.visual_tokens if self.pastes else 0, MOST=self.places.shape[1], GRID=self.grid,
+            SLOTS_OUT=plan.slots, SB=_power(plan.slots), RING=plan.ring, CHUNK=CHUNK, COLS=kernels.COLUMNS,
+            PREFILL=prefill, STOPS=plan.stops, SAMPLES=plan.samples,
+            num_warps=warps_for(2 * self.visual_tokens) if self.pastes else 1, **early)  # of one warp registers spill
 
     def tuning(self, prefill: bool) -> Tuning:
         """Block sizes for a pass."""
@@ -304,6 +309,7 @@ class Workspace:
     def _capture(self, prefill: bool) -> None:
         """Compile (outside the capture) and record a pass, leaving the state as it was."""
         kept = [t for t in vars(self).values() if isinstance(t, Tensor) and t.numel() < 1 << 20]
+        kept += [self.taken, self.looked]  # of any size: all else that is large, a pass writes again before it reads it
         saved = [t.clone() for t in kept]
         self.launch(prefill)
         torch.cuda.synchronize(self.device)

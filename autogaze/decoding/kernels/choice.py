@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 
 from autogaze.decoding.kernels.pairs import load_pair
+from autogaze.decoding.kernels.paste_error import pick_scored
+from autogaze.decoding.kernels.ranking import noisy, ranked, ranked_index
 from autogaze.decoding.kernels.rows import normed, project
 from autogaze.decoding.kernels.state import ACTIVE, GROUPS, PEND_N, ROOM, SLOTS, STEP_OFFSET, TOTAL, follow, overlap
 
@@ -13,8 +15,9 @@ from autogaze.decoding.kernels.state import ACTIVE, GROUPS, PEND_N, ROOM, SLOTS,
 @triton.jit
 def read_heads(last, logits, losses, wl, wt, state, eps, B, VOCABULARY: tl.constexpr, K: tl.constexpr,
                COLS: tl.constexpr, C: tl.constexpr, CA: tl.constexpr, CB: tl.constexpr, BM: tl.constexpr,
-               NB: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):
-    """Logits (B, K, vocabulary) and predicted losses (B, K) of the newest row; NB columns of one head a program."""
+               NB: tl.constexpr, LOSSES: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):
+    """Logits (B, K, vocabulary) and, if LOSSES are asked for, predicted losses (B, K) of the newest row; NB columns of
+    one head a program."""
     overlap(PDL)
     follow(PDL)
     head = tl.program_id(1)
@@ -29,30 +32,45 @@ def read_heads(last, logits, losses, wl, wt, state, eps, B, VOCABULARY: tl.const
     values = project(xa, xb, wl + head * VOCABULARY, ca, cb, columns, K * VOCABULARY, VOCABULARY, C, PRECISION)
     to = logits + (b[:, None] * K + head) * VOCABULARY + columns[None, :]
     tl.store(to, values, mask=active[:, None] & (columns < VOCABULARY)[None, :])
-    if tl.program_id(2) > 0:
-        return
-    wa = tl.load(wt + head * C + ca).to(tl.float32)
-    wb = tl.load(wt + head * C + cb, mask=cb < C, other=0.0).to(tl.float32)
-    loss = tl.sum(xa.to(tl.float32) * wa[None, :], axis=1) + tl.sum(xb.to(tl.float32) * wb[None, :], axis=1)
-    tl.store(losses + b * K + head, loss, mask=active)
+    if LOSSES and tl.program_id(2) == 0:
+        wa = tl.load(wt + head * C + ca).to(tl.float32)
+        wb = tl.load(wt + head * C + cb, mask=cb < C, other=0.0).to(tl.float32)
+        loss = tl.sum(xa.to(tl.float32) * wa[None, :], axis=1) + tl.sum(xb.to(tl.float32) * wb[None, :], axis=1)
+        tl.store(losses + b * K + head, loss, mask=active)
 
 
 @triton.jit
-def first_best(scores, index):
-    """Index of the largest score, the first of equals: one maximum over (score, -index) in 64 bits."""
-    bits = scores.to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # float order as integer order
-    best = tl.max((ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64), axis=0)
-    return 0x7FFFFFFF - (best & 0x7FFFFFFF).to(tl.int32)
+def pick_group(logits, taken, seed, temperature, b, B, draw, PATCHES: tl.constexpr, PB: tl.constexpr, K: tl.constexpr,
+               KP: tl.constexpr, PREFILL: tl.constexpr, SAMPLES: tl.constexpr):
+    """Take the ids (KP,) of a group of one clip, the best or a drawn one of each head."""
+    patch, slot = tl.arange(0, PB), tl.arange(0, KP)
+    if PREFILL:
+        gone = patch >= PATCHES
+    else:
+        gone = (patch >= PATCHES) | (tl.load(taken + b * PATCHES + patch, mask=patch < PATCHES, other=1) > 0)
+    group = tl.zeros((KP,), tl.int32)
+    for i in tl.static_range(K):
+        scores = tl.load(logits + (b * K + i) * (PATCHES + 1) + patch, mask=patch < PATCHES, other=float("-inf"))
+        if SAMPLES:
+            scores = noisy(scores, seed, temperature, ((draw + i) * B + b) * PB + patch)
+        id = ranked_index(tl.max(ranked(tl.where(gone, float("-inf"), scores), patch), axis=0))
+        gone = gone | (patch == id)
+        group = tl.where(slot == i, id, group)
+    tl.store(taken + b * PATCHES + patch, gone.to(tl.int8), mask=patch < PATCHES)
+    return group
 
 
 @triton.jit
-def choose(logits, salience, losses, taken, state, frame_len, clock, requirements, ids, pend_ids, pend_slots, out_ids,
-           out_chosen, out_loss, running, seed, temperature, B, PATCHES: tl.constexpr, PB: tl.constexpr,
-           K: tl.constexpr, KP: tl.constexpr, SLOTS_OUT: tl.constexpr, SB: tl.constexpr, RING: tl.constexpr,
+def choose(logits, losses, errors, looked, places, patch_at, strength, taken, state, frame_len, clock, requirements,
+           ids, pend_ids, pend_slots, out_ids, out_chosen, out_loss, running, seed, temperature, B,
+           PATCHES: tl.constexpr, PB: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, PLACES: tl.constexpr,
+           MOST: tl.constexpr, GRID: tl.constexpr, SLOTS_OUT: tl.constexpr, SB: tl.constexpr, RING: tl.constexpr,
            CHUNK: tl.constexpr, COLS: tl.constexpr, PREFILL: tl.constexpr, STOPS: tl.constexpr, SAMPLES: tl.constexpr,
            PDL: tl.constexpr):
-    """Take a group of ids for one clip: no repeats, budget, stop rule; then prepare the clip's next pass."""
+    """Take a group of ids for one clip: no repeats, budget, stop rule; then prepare the clip's next pass.
+
+    Without PLACES the heads alone say what is best and what loss they expect, else see `paste_error`.
+    """
     overlap(PDL)
     follow(PDL)
     b = tl.program_id(0)
@@ -69,27 +87,16 @@ def choose(logits, salience, losses, taken, state, frame_len, clock, requirement
         if PREFILL:
             tl.store(row + PEND_N, 0)  # a frame with no budget
         return
-    patch = tl.arange(0, PB)
-    if PREFILL:
-        gone = patch >= PATCHES
-    else:
-        gone = (patch >= PATCHES) | (tl.load(taken + b * PATCHES + patch, mask=patch < PATCHES, other=1) > 0)
     room, used = tl.load(row + ROOM), tl.load(row + SLOTS)
     need = tl.load(requirements + b * CHUNK + t)
     slot = tl.arange(0, KP)
-    group = tl.zeros((KP,), tl.int32)
-    own = tl.load(salience + b * PATCHES + patch, mask=patch < PATCHES, other=0.0)
-    for i in tl.static_range(K):
-        scores = tl.load(logits + (b * K + i) * (PATCHES + 1) + patch, mask=patch < PATCHES, other=float("-inf"))
-        scores += own
-        if SAMPLES:
-            number = ((frame * 1024 + used + i) * B + b) * PB + patch
-            uniform = tl.maximum(tl.rand(tl.load(seed), number), 1e-7)
-            scores = scores / tl.load(temperature) - tl.log(-tl.log(uniform))
-        id = first_best(tl.where(gone, float("-inf"), scores), patch)
-        gone = gone | (patch == id)
-        group = tl.where(slot == i, id, group)
-    loss = tl.load(losses + b * K + slot, mask=slot < K, other=0.0)
+    if PLACES > 0:
+        group, loss = pick_scored(logits, errors, looked, taken, places, patch_at, strength, seed, temperature, b, B,
+                                  frame * 1024 + used, PATCHES, PB, K, KP, PLACES, MOST, GRID, PREFILL, SAMPLES)
+    else:
+        group = pick_group(logits, taken, seed, temperature, b, B, frame * 1024 + used, PATCHES, PB, K, KP, PREFILL,
+                           SAMPLES)
+        loss = tl.load(losses + b * K + slot, mask=slot < K, other=0.0)
     within = slot < tl.minimum(room, K)
     met = slot < 0
     if STOPS:
@@ -108,7 +115,6 @@ def choose(logits, salience, losses, taken, state, frame_len, clock, requirement
     tl.store(pend_ids + b * K + place, tl.where(keep, group, PATCHES), mask=slot < K)
     tl.store(pend_slots + b * K + place, slot, mask=slot < K)
     tl.store(ids + b * K + slot, group, mask=slot < K)
-    tl.store(taken + b * PATCHES + patch, gone.to(tl.int8), mask=patch < PATCHES)
     goes_on = (room > K) & (met_any == 0)
     tl.store(row + ACTIVE, goes_on.to(tl.int32))
     tl.store(row + PEND_N, tl.where(goes_on, 0, kept))
