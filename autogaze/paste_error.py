@@ -30,7 +30,7 @@ from autogaze.grid import PatchGrid
 from autogaze.seen import NEVER, patch_at
 
 LEAST_GAIN = 1e-5  # a patch that takes away less of a frame's loss than this scores as if it took away this much
-L1, STEPS, STRENGTH = 1.25, 0.25, 4.0  # where training begins; the first two were fitted on validation clips
+L1, STEPS, STRENGTH = 1.25, 0.25, 8.0  # where training begins; the first two were fitted on validation clips
 
 
 class PasteError(nn.Module):
@@ -49,7 +49,9 @@ class PasteError(nn.Module):
         self.side, self.place_px = side, place_px
         finest = grid.scales[-1]
         self.blocks = tuple(min(place_px, 1 << round(math.log2(finest / scale))) for scale in grid.scales)
-        self.weight = nn.Parameter(torch.tensor([L1, STEPS]))  # of absolute differences and of steps; not negative
+        # Of absolute differences and of steps, not negative; fitted (`autogaze.pretrain.loss_head`), never trained: two
+        # numbers that squared errors of hard clips would pull about.
+        self.weight = nn.Parameter(torch.tensor([L1, STEPS]), requires_grad=False)
         self.strength = nn.Parameter(torch.tensor(STRENGTH))  # of the scores
         self.counts = grid.patches_per_scale
         self.cover: Tensor
@@ -85,14 +87,13 @@ class PasteError(nn.Module):
         """What decoding knows along gazes (B, T, K) of clips (B, T, 3, H, W).
 
         Returns:
-            scores (B, T, K, P) float32 at each slot, and the losses (B, T, K) float32 predicted after each slot. Of the
-            scores only `strength` gets gradients: what tells the loss best should not bend to what is imitated.
+            scores (B, T, K, P) float32 at each slot, and the losses (B, T, K) float32 predicted after each slot.
         """
         features, levels = self.features_along(frames, ids, chosen), self.levels(ids, chosen).cummax(dim=2).values
         errors = features @ self.weight.float().clamp(min=0)  # (B, T, N, scales + 1)
         before = F.pad(levels, (0, 0, 1, 0))[:, :, :-1]
         wide = errors[:, :, None].expand(*levels.shape, -1)
-        return self.scores(wide.detach(), before), left(wide, levels).mean(-1)
+        return self.scores(wide, before), left(wide, levels).mean(-1)
 
     def features_along(self, frames: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
         """`features` (B, T, N, scales + 1, 2) of all frames of clips whose gazes (B, T, K) are known."""

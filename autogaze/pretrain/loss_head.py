@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from autogaze.pretrain.judge import Judge
 from autogaze.pretrain.module import last_chosen
 from autogaze.pretrain.ntp import LEAST_LOSS
 
+ROUNDS, LEAST_SHARE = 30, 1e-3  # of weighing squares anew; no sample weighs more than one with this share of error
 RIDGE = 5e-3  # how much the head that there was counts, as a share of what the samples say
 
 
@@ -85,18 +85,23 @@ def _errors_left(rule: PasteError, model: AutoGaze, video: Tensor, gaze: Gaze) -
 
 
 def _solve_positive(states: Tensor, truth: Tensor, start: Tensor) -> Tensor:
-    """`_solve` with no weight below zero and nothing held on to: the best of all choices of weights that are zero."""
+    """The weights, none below zero, with the least mean share of error, by squares that are weighed anew: squares alone
+    would let the frames decide of which hardly anything is left to be seen, and whose shares are large."""
     weight = 1 / truth.double().clamp(min=LEAST_LOSS)
-    rows, goal = states.double() * weight[:, None], truth.double() * weight
-    best, least = start.double(), math.inf
-    for used in product((False, True), repeat=rows.shape[1]):
-        mask = torch.tensor(used, device=rows.device)
-        found = torch.zeros_like(best)
-        found[mask] = torch.linalg.lstsq(rows[:, mask], goal[:, None]).solution[:, 0]
-        error = float((rows @ found - goal).square().sum())
-        if error < least and bool((found >= 0).all()):
-            best, least = found, error
-    return best.to(start.dtype)
+    rows, goal, found = states.double() * weight[:, None], truth.double() * weight, start.double()
+    for _ in range(ROUNDS):
+        root = (rows @ found - goal).abs().clamp(min=LEAST_SHARE).rsqrt()
+        found = _least_squares(rows * root[:, None], goal * root)
+    return found.to(start.dtype)
+
+
+def _least_squares(rows: Tensor, goal: Tensor) -> Tensor:
+    """Of two weights, none below zero: as both come out, or the better of either alone."""
+    both = torch.linalg.lstsq(rows, goal[:, None]).solution[:, 0]
+    if bool((both >= 0).all()):
+        return both
+    alone = torch.diag((rows * goal[:, None]).sum(0).clamp(min=0) / rows.square().sum(0).clamp(min=1e-12))
+    return alone[(rows @ alone.T - goal[:, None]).square().sum(0).argmin()]
 
 
 def _solve(states: Tensor, truth: Tensor, start: Tensor) -> Tensor:
