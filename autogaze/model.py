@@ -251,12 +251,13 @@ class AutoGaze(nn.Module):
         return GazeStream(self, gazing_ratio, task_loss_requirement, batch)
 
     def embed(self, video: Tensor, cache: tuple[Tensor, ...] | None = None) -> tuple[FrameTokens, tuple[Tensor, ...]]:
-        """Visual tokens with their positions and, where the model has use for them, traces and frames; and the
+        """Visual tokens with their positions and, where the model has use for them, traces and grey frames; and the
         encoder's cache."""
         video = self.vision_model.fit(video)
         visual, patches, cache = self.vision_model.encode(video, cache, patches=self.seen is not None)
         trace = None if self.seen is None else self.seen.trace_proj(patches)
-        return FrameTokens(self.connector(visual), trace, None if self.paste_error is None else video), cache
+        frames = None if self.paste_error is None else self.paste_error.grey(video)
+        return FrameTokens(self.connector(visual), trace, frames), cache
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: torch.device | str | None = None) -> AutoGaze:

@@ -2,9 +2,10 @@
 
 The decoder's heads read one state a group, in which the places of a frame must share 192 numbers: it learns soon
 whether to look coarsely or finely, and very slowly exactly where, or how much is left to be seen. Pixels say both. A
-canvas holds the last known pixels of every place, as `autogaze.selectors.canvas` does; a place's error is how far they
-are from the frame's, in absolute values and in steps between neighbours, with the weights that tell the judge's loss
-best. From that follow:
+canvas holds the last known pixels of every place, as `autogaze.selectors.canvas` does, but grey: three colours tell the
+loss no better than their mean (docs/log.md), at three times the work. A place's error is how far the canvas is from the
+frame, in absolute values and in steps between neighbours, with the weights that tell the judge's loss best. From that
+follow:
 
 - *scores* of patches, added to what every head says: the logarithm of the error that a look would take away, over and
   above the ids chosen before in the frame;
@@ -63,17 +64,21 @@ class PasteError(nn.Module):
         self.register_buffer("cover", cover, persistent=False)  # (P, N) level of a patch at the places in it, else 0
         self.register_buffer("share", (cover > 0).float().t() / side**2, persistent=False)  # (N, P)
 
+    def grey(self, video: Tensor) -> Tensor:
+        """Frames (..., 1, H, W) as this class takes them, of colours (..., 3, H, W)."""
+        return video.mean(-3, keepdim=True)
+
     def open(self, frame: Tensor) -> Tensor:
-        """The canvas (B, 3, H, W) of clips that begin with a frame: mid-grey, nothing is known."""
+        """The canvas (B, 1, H, W) of clips that begin with a frame: mid-grey, nothing is known."""
         return torch.zeros_like(frame)
 
     def begin(self, frame: Tensor, canvas: Tensor) -> FrameError:
-        """What is wrong with frames (B, 3, H, W) before anything is chosen in them."""
+        """What is wrong with frames (B, 1, H, W) before anything is chosen in them."""
         errors = self.errors(frame, canvas)
         return FrameError(self, errors, torch.full_like(errors[..., 0], NEVER, dtype=torch.uint8))
 
     def look(self, canvas: Tensor, frame: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
-        """The canvas after a look at frames (B, 3, H, W): ids and chosen (B, K)."""
+        """The canvas after a look at frames (B, 1, H, W): ids and chosen (B, K)."""
         level = self.levels(ids, chosen).amax(-2) if ids.shape[-1] else None
         if level is None:
             return canvas
@@ -84,7 +89,7 @@ class PasteError(nn.Module):
         return canvas
 
     def along(self, frames: Tensor, ids: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """What decoding knows along gazes (B, T, K) of clips (B, T, 3, H, W).
+        """What decoding knows along gazes (B, T, K) of clips (B, T, 1, H, W).
 
         Returns:
             scores (B, T, K, P) float32 at each slot, and the losses (B, T, K) float32 predicted after each slot.

@@ -30,7 +30,7 @@ class FrameTokens(NamedTuple):
 
     visual: Tensor  # (B, T, N, width) visual tokens with their positions
     trace: Tensor | None  # (B, T, N, width), of each place in each frame; None: the model has no `SeenMemory`
-    frames: Tensor | None  # (B, T, 3, H, W), as they were encoded; None: the model has no `PasteError`
+    frames: Tensor | None  # (B, T, 1, H, W), grey, as they were encoded; None: the model has no `PasteError`
 
     def frame(self, t: int) -> FrameTokens:
         """Of one frame: (B, N, width)."""

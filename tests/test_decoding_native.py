@@ -115,7 +115,7 @@ def test_choosing_with_paste_error_equals_choose_group_group_after_group() -> No
     model = AutoGaze(AutoGazeConfig(paste_error=True)).eval()
     assert model.paste_error is not None
     trunk, native = native_pass.NativeTrunk(model.gaze_decoder), NativePasteError(model.paste_error, model.grid)
-    frame, canvas = torch.randn(2, 3, 224, 224), torch.randn(2, 3, 224, 224)
+    frame, canvas = torch.randn(2, 1, 224, 224), torch.randn(2, 1, 224, 224)
     with torch.no_grad():
         error, own = model.paste_error.begin(frame, canvas), native.begin(frame, canvas)
         taken = torch.zeros(2, 265, dtype=torch.bool)
@@ -143,7 +143,7 @@ def test_errors_and_canvases_are_those_of_pytorch(place_px: int) -> None:
         native = NativePasteError(rule, grid)
         canvas, own = torch.zeros(2), torch.zeros(2)
         for t in range(3):
-            frame = torch.randn(3, 2, 3, side * place_px, side * place_px)[:, 1]  # not contiguous
+            frame = torch.randn(3, 2, 1, side * place_px, side * place_px)[:, 1]  # not contiguous
             canvas, own = (rule.open(frame), native.open(frame)) if t == 0 else (canvas, own)
             ids, chosen = torch.randint(0, grid.patches_per_frame, (3, 9)), torch.rand(3, 9) < 0.6
             with torch.no_grad():

@@ -28,7 +28,7 @@ def with_error(**config: object) -> AutoGaze:
 
 
 def test_errors_of_a_place_are_those_of_its_pixels() -> None:
-    frame, canvas = torch.randn(2, 1, 3, 224, 224)
+    frame, canvas = torch.randn(2, 1, 1, 224, 224)
     own = rule()
     own.weight.data = torch.tensor([2.0, 0.5])
     errors = own.errors(frame, canvas)
@@ -45,8 +45,8 @@ def test_errors_of_a_place_are_those_of_its_pixels() -> None:
 
 
 def test_what_a_patch_takes_away_is_what_is_gone_after_it() -> None:
-    own, frame = rule(), torch.randn(2, 3, 224, 224)
-    error = own.begin(frame, torch.randn(2, 3, 224, 224))
+    own, frame = rule(), torch.randn(2, 1, 224, 224)
+    error = own.begin(frame, torch.randn(2, 1, 224, 224))
     for ids in ([0, 3], [150, 20], [70, 4], [70, 69]):  # coarse, fine, the same place again, and beside it
         chosen = torch.tensor(ids)
         gain = own.gains(error.errors, error.level)[torch.arange(2), chosen]
@@ -57,7 +57,7 @@ def test_what_a_patch_takes_away_is_what_is_gone_after_it() -> None:
 
 
 def test_a_coarse_look_after_a_fine_one_changes_nothing_there() -> None:
-    own, frame = rule(), torch.randn(1, 3, 224, 224)
+    own, frame = rule(), torch.randn(1, 1, 224, 224)
     one, other = (own.begin(frame, torch.zeros_like(frame)) for _ in range(2))
     for ids in (100, 0):
         one.take(torch.tensor([ids]))
@@ -67,7 +67,7 @@ def test_a_coarse_look_after_a_fine_one_changes_nothing_there() -> None:
 
 
 def test_the_canvas_holds_blocks_of_the_last_look() -> None:
-    own, first, second = rule(), torch.randn(1, 3, 224, 224), torch.randn(1, 3, 224, 224)
+    own, first, second = rule(), torch.randn(1, 1, 224, 224), torch.randn(1, 1, 224, 224)
     yes = torch.tensor([[True, True]])
     canvas = own.look(own.open(first), first, torch.tensor([[0, 69]]), yes)  # a quarter, and the first place finely
     assert torch.equal(canvas[..., :16, :16], first[..., :16, :16])
@@ -83,7 +83,8 @@ def test_scores_decide_and_the_predicted_loss_is_what_is_left() -> None:
     model.gaze_decoder.lm_head.weight.data.zero_()
     gaze = model.generate(video, gazing_ratio=0.3)
     assert gaze.task_loss is not None and model.paste_error is not None
-    error = model.paste_error.begin(video[:, 0], torch.zeros_like(video[:, 0]))
+    first = model.paste_error.grey(video[:, 0])
+    error = model.paste_error.begin(first, torch.zeros_like(first))
     for slot in range(gaze.ids.shape[-1]):
         torch.testing.assert_close(gaze.task_loss[:, 0, slot], error.left())
         best = error.scores().scatter(1, gaze.ids[:, 0, :slot], -torch.inf).argmax(-1)

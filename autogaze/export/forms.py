@@ -38,7 +38,7 @@ def state_specs(model: AutoGaze, metadata: Metadata) -> tuple[TensorSpec, ...]:
     side, past = model.vision_model.side, model.vision_model.past_frames
     cache = (config.num_hidden_layers * config.num_attention_heads, sizes.memory, config.head_dim)
     seen = TensorSpec("seen", torch.float32, (sizes.visual, config.hidden_size))
-    canvas = TensorSpec("canvas", torch.float32, (3, config.scales[-1], config.scales[-1]))
+    canvas = TensorSpec("canvas", torch.float32, (1, config.scales[-1], config.scales[-1]))
     return (
         TensorSpec("conv", encoder_dtype(dtype), (config.encoder_depth * past * config.hidden_size, side, side)),
         TensorSpec("keys", dtype, cache),

@@ -22,7 +22,7 @@ from autogaze.paste_error import LEAST_GAIN
 
 
 class PasteErrorState:
-    """Writes what is wrong with a frame, and the canvas (B, 3, S, S) float32 that is handed on from frame to frame."""
+    """Writes what is wrong with a frame, and the canvas (B, 1, S, S) float32 that is handed on from frame to frame."""
 
     def __init__(self, nodes: Nodes, weights: PasteErrorWeights) -> None:
         self.nodes, self.weights = nodes, weights
@@ -32,6 +32,7 @@ class PasteErrorState:
 
     def begin(self, frame: Value, canvas: Value | None) -> FrameErrors:
         """A frame (B, 3, S, S) float32 before anything is chosen in it; canvas: None at a clip's first frame."""
+        frame = self.nodes.op("ReduceMean", frame, torch.tensor([1]), keepdims=1)  # grey
         pictures = [self._blurred(frame, block) for block in self.blurs]
         differences = [frame if canvas is None else frame - canvas, *(frame - picture for picture in pictures)]
         errors = self._errors(self.nodes.concat(differences, axis=1))
@@ -56,8 +57,8 @@ class PasteErrorState:
     def _blurred(self, frame: Value, block: int) -> Value:
         """Frames as means of blocks of so many pixels."""
         size = self.weights.side * self.weights.place_px
-        means = self._means(frame, block, block, block).reshape(0, 3, size // block, 1, size // block, 1)
-        return self._repeated(means, block).reshape(0, 3, size, size)
+        means = self._means(frame, block, block, block).reshape(0, 1, size // block, 1, size // block, 1)
+        return self._repeated(means, block).reshape(0, 1, size, size)
 
     def _repeated(self, value: Value, times: int) -> Value:
         """(B, C, h, 1, w, 1) to (B, C, h, times, w, times)."""
@@ -67,7 +68,7 @@ class PasteErrorState:
         return self.nodes.op("AveragePool", x, kernel_shape=[height, width], strides=[stride, stride])
 
     def _errors(self, differences: Value) -> Value:
-        """(B, R, N) of the differences (B, R * 3, S, S) from R pictures; over the number of places.
+        """(B, R, N) of the differences (B, R, S, S) from R pictures; over the number of places.
 
         A window of steps is one short of a place, so that none between two places is in it.
         """
@@ -75,9 +76,9 @@ class PasteErrorState:
         steps_down = (differences.cut(2, 1) - differences.cut(2, 0, -1)).abs()
         steps_right = (differences.cut(3, 1) - differences.cut(3, 0, -1)).abs()
         steps = self._means(steps_down, px - 1, px, px) + self._means(steps_right, px, px - 1, px)
-        absolute, of_steps = (weight / (3 * places) for weight in self.weights.weight)  # 3: of the sum over colours
+        absolute, of_steps = (weight / places for weight in self.weights.weight)
         errors = self._means(differences.abs(), px, px, px) * absolute + steps * of_steps
-        return errors.reshape(0, -1, 3, places).sum(2)
+        return errors.reshape(0, -1, places)
 
     def _table(self, errors: Value) -> Value:
         """(B, scales + 1, scales * N): what a look at scale k takes away of a place at level l, nothing if k < l."""
@@ -100,7 +101,7 @@ class FrameErrors:
         self, nodes: Nodes, weights: PasteErrorWeights, cover: Value, table: Value, pictures: list[Value]
     ) -> None:
         self.nodes, self.weights, self.cover, self.table = nodes, weights, cover, table
-        self.pictures = pictures  # (B, 3, S, S) each: what looks leave, coarse to fine
+        self.pictures = pictures  # (B, 1, S, S) each: what looks leave, coarse to fine
         self._level: Value | None = None  # (B, 1, scales * N) int32
         self._taken: Value | None = None  # (B, 1) int64, not yet part of the level
         self._left: list[Value] = []  # (B, N), before each id since the last call of `losses`

@@ -19,7 +19,7 @@ LEAST_GAIN = tl.constexpr(1e-5)  # as in `autogaze.paste_error`
 
 @triton.jit
 def load_near(picture, PX: tl.constexpr, WIDTH: tl.constexpr):
-    """One channel of a place (PX, PX), and of each pixel's neighbour to the right and below; the last in a row or
+    """A place (PX, PX), and of each pixel's neighbour to the right and below; the last in a row or
     column is its own."""
     row, column = tl.arange(0, PX)[:, None], tl.arange(0, PX)[None, :]
     here = tl.load(picture + row * WIDTH + column)
@@ -50,7 +50,7 @@ def wrong(here, right, below, absolute, step):
 
 @triton.jit
 def wrong_blocks(near, absolute, step, PX: tl.constexpr, BLOCK: tl.constexpr):
-    """`wrong` of one channel of a place against the means of its blocks, (n, BLOCK, n, BLOCK)."""
+    """`wrong` of a place against the means of its blocks, (n, BLOCK, n, BLOCK)."""
     N: tl.constexpr = PX // BLOCK
     here, right, below = near
     means = block_means(here, PX, BLOCK)
@@ -80,29 +80,21 @@ def find_errors(frames, canvas, errors, weight, clock, SIDE: tl.constexpr, PX: t
     BLOCKS are the sides in pixels of the blocks whose means a look at each scale leaves.
     """
     overlap(PDL)
-    absolute, step = tl.load(weight) / (3 * PX * PX), tl.load(weight + 1) / (3 * PX * (PX - 1))
+    absolute, step = tl.load(weight) / (PX * PX), tl.load(weight + 1) / (PX * (PX - 1))
     place, b = tl.program_id(0), tl.program_id(1)
     WIDTH: tl.constexpr = SIDE * PX
     AREA: tl.constexpr = WIDTH * WIDTH
     corner = place // SIDE * PX * WIDTH + place % SIDE * PX
     follow(PDL)
-    frame = frames + (b.to(tl.int64) * CHUNK + tl.load(clock)) * 3 * AREA + corner
-    known = canvas + b.to(tl.int64) * 3 * AREA + corner
-    red, green, blue = (load_near(frame, PX, WIDTH), load_near(frame + AREA, PX, WIDTH),
-                        load_near(frame + 2 * AREA, PX, WIDTH))
-    found = tl.zeros((PX, PX), tl.float32)
-    for channel in tl.static_range(3):
-        here, right, below = (red, green, blue)[channel]
-        on_it, on_right, on_below = load_near(known + channel * AREA, PX, WIDTH)
-        found += wrong(here - on_it, right - on_right, below - on_below, absolute, step)
+    near = load_near(frames + (b.to(tl.int64) * CHUNK + tl.load(clock)) * AREA + corner, PX, WIDTH)
+    here, right, below = near
+    on_it, on_right, on_below = load_near(canvas + b.to(tl.int64) * AREA + corner, PX, WIDTH)
     to = errors + b * (len(BLOCKS) + 1) * SIDE * SIDE + place
-    tl.store(to, total(found))
+    tl.store(to, total(wrong(here - on_it, right - on_right, below - on_below, absolute, step)))
     for k in tl.static_range(len(BLOCKS)):
         left = 0.0
         if BLOCKS[k] > 1:
-            left = total(wrong_blocks(red, absolute, step, PX, BLOCKS[k])
-                         + wrong_blocks(green, absolute, step, PX, BLOCKS[k])
-                         + wrong_blocks(blue, absolute, step, PX, BLOCKS[k]))
+            left = total(wrong_blocks(near, absolute, step, PX, BLOCKS[k]))
         tl.store(to + (k + 1) * SIDE * SIDE, left)
 
 
@@ -114,13 +106,12 @@ def paste(frames, canvas, level, b, t, place, SIDE: tl.constexpr, PX: tl.constex
     AREA: tl.constexpr = WIDTH * WIDTH
     corner = place // SIDE * PX * WIDTH + place % SIDE * PX
     at = corner + tl.arange(0, PX)[:, None] * WIDTH + tl.arange(0, PX)[None, :]
-    for channel in tl.static_range(3):
-        seen = tl.load(frames + ((b.to(tl.int64) * CHUNK + t) * 3 + channel) * AREA + at)
-        left = seen.to(tl.float32)
-        for k in tl.static_range(len(BLOCKS)):
-            if BLOCKS[k] > 1:
-                left = tl.where(level == k + 1, blurred(seen.to(tl.float32), PX, BLOCKS[k]), left)
-        tl.store(canvas + (b.to(tl.int64) * 3 + channel) * AREA + at, left.to(seen.dtype))
+    seen = tl.load(frames + (b.to(tl.int64) * CHUNK + t) * AREA + at)
+    left = seen.to(tl.float32)
+    for k in tl.static_range(len(BLOCKS)):
+        if BLOCKS[k] > 1:
+            left = tl.where(level == k + 1, blurred(seen.to(tl.float32), PX, BLOCKS[k]), left)
+    tl.store(canvas + b.to(tl.int64) * AREA + at, left.to(seen.dtype))
 
 
 @triton.jit

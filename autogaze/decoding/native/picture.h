@@ -17,10 +17,10 @@ struct Grid {
 
     long places() const { return side * side; }
     long row() const { return side * place_px; }          // pixels
-    long pixels() const { return 3 * row() * row(); }     // values of a frame
+    long pixels() const { return row() * row(); }         // of a frame
 };
 
-// Pixels of a place in one channel.
+// Pixels of a place.
 template <int PX>
 struct Place {
     float at[PX][PX];
@@ -69,7 +69,7 @@ struct Difference {
     float error(const Grid& grid) const {
         float values = 0, steps = 0;
         for (int x = 0; x < PX; x++) values += value[x], steps += down[x] + across[x];
-        return float(grid.l1 * values / (3 * PX * PX) + grid.steps * steps / (3 * PX * (PX - 1)));
+        return float(grid.l1 * values / (PX * PX) + grid.steps * steps / (PX * (PX - 1)));
     }
 };
 
@@ -81,15 +81,12 @@ void find_errors(const Grid& grid, const float* frame, const float* canvas, floa
     for (long place = 0; place < grid.places(); place++, errors += grid.scales + 1) {
         const long corner = place / grid.side * PX * grid.row() + place % grid.side * PX;
         std::fill(found.begin(), found.end(), Difference<PX>());
-        for (long channel = 0; channel < 3; channel++) {
-            const long from = channel * grid.row() * grid.row() + corner;
-            sharp.read(frame + from, grid.row()), other.read(canvas + from, grid.row());
-            found[0].add(sharp, other);
-            for (long k = 0; k < grid.scales; k++) {
-                if (grid.blocks[k] == 1) continue;  // nothing is wrong
-                other.blur(sharp, int(grid.blocks[k]));
-                found[k + 1].add(sharp, other);
-            }
+        sharp.read(frame + corner, grid.row()), other.read(canvas + corner, grid.row());
+        found[0].add(sharp, other);
+        for (long k = 0; k < grid.scales; k++) {
+            if (grid.blocks[k] == 1) continue;  // nothing is wrong
+            other.blur(sharp, int(grid.blocks[k]));
+            found[k + 1].add(sharp, other);
         }
         for (long k = 0; k <= grid.scales; k++) errors[k] = found[k].error(grid);
     }
@@ -102,12 +99,9 @@ void paste(const Grid& grid, const float* frame, const uint8_t* level, float* ca
     for (long place = 0; place < grid.places(); place++) {
         if (!level[place]) continue;
         const long corner = place / grid.side * PX * grid.row() + place % grid.side * PX;
-        for (long channel = 0; channel < 3; channel++) {
-            const long at = channel * grid.row() * grid.row() + corner;
-            sharp.read(frame + at, grid.row());
-            blurred.blur(sharp, int(grid.blocks[level[place] - 1]));
-            blurred.write(canvas + at, grid.row());
-        }
+        sharp.read(frame + corner, grid.row());
+        blurred.blur(sharp, int(grid.blocks[level[place] - 1]));
+        blurred.write(canvas + corner, grid.row());
     }
 }
 

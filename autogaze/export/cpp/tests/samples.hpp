@@ -44,7 +44,7 @@ inline void write(const std::string& path, const std::string& bytes) {
 }
 
 inline const TensorSpec kSeen = {"seen", Type::kFloat32, {196, 8}};
-inline const TensorSpec kCanvas = {"canvas", Type::kFloat32, {3, 224, 224}};
+inline const TensorSpec kCanvas = {"canvas", Type::kFloat32, {1, 224, 224}};
 
 // A runtime whose "model" chooses `budget` ids from (frames seen so far), one for every ten of the first pixel. One that
 // has more memory begins ten ids later for every frame that each such tensor was told of.
