@@ -1,8 +1,8 @@
-"""Run by test_decoding_cluster.py in a process of its own: frames whose steps are decoded by the cluster kernel.
+"""Run by test_decoding_cluster.py in a process of its own: frames whose ids are decoded by the cluster kernel.
 
-Everything runs on the CPU: prefills under Triton's interpreter, the steps through the libraries given as arguments
-(`cuda_emulator.cpp`, for models without paste error and with it). Prints one JSON object a case: what the cluster
-chose, and what Triton's kernels chose.
+Everything runs on the CPU: prefills under Triton's interpreter, all that follows their logits through the libraries
+given as arguments (`cuda_emulator.cpp`, for models without paste error and with it). Prints one JSON object a case: how
+what the cluster chose differs from what the plain loop chose.
 """
 
 import copy
@@ -16,7 +16,7 @@ import torch
 
 import tests.interpreter  # noqa: F401, I001 - before Triton and what imports it
 from autogaze import AutoGaze
-from autogaze.decoding import cluster, workspace
+from autogaze.decoding import cluster, kernels, workspace
 from autogaze.model import AutoGazeConfig
 
 
@@ -79,16 +79,28 @@ def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) 
     width = plain.ids.shape[-1]
     ids, chosen, loss = fast.ids[..., :width], fast.chosen[..., :width], fast.task_loss[..., :width]
     same = (plain.ids == ids)[plain.chosen].float()
+    rest = (fast.ids[..., width:] == 0) & ~fast.chosen[..., width:] & fast.task_loss[..., width:].isnan()
     print(json.dumps({
         "case": name, "launches": Emulated.launches, "ids": len(same), "equal_ids": float(same.mean()),
-        "equal_chosen": bool(torch.equal(plain.chosen, chosen)),
+        "equal_chosen": torch.equal(plain.chosen, chosen),
+        "equal_empty": torch.equal(plain.task_loss.isnan(), loss.isnan()) and bool(rest.all()),
         "loss_difference": float((plain.task_loss - loss).nan_to_num().abs().max())}), flush=True)
     return plain.task_loss
 
 
+def compare_first(gazer: AutoGaze, video: torch.Tensor, name: str) -> None:
+    """Frames that end with their first group, and what the frames after them make of it."""
+    compare(name + "stop at once", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=1e9)
+    compare(name + "few", gazer, video[:1], gazing_ratio=0.1)  # 2 ids of a group of 3
+    compare(name + "none", gazer, video, gazing_ratio=torch.tensor([[0.3, 0.0, 0.3], [0.0, 0.1, 0.4]]))
+    compare(name + "one stops", gazer, video[:, :2], gazing_ratio=0.4,
+            task_loss_requirement=torch.tensor([1e9, -1e9]))
+
+
 def main(without: str, knowing: str) -> None:
-    kernels = {False: Emulated(without), True: Emulated(knowing)}
-    cluster.load_kernel = lambda device, shape: kernels[shape.PLACES > 0]
+    kernels.choose = None  # Triton's choice is not asked
+    emulated = {False: Emulated(without), True: Emulated(knowing)}
+    cluster.load_kernel = lambda device, shape: emulated[shape.PLACES > 0]
     cluster.why_not = lambda space: ""
     gazer, video = model(), torch.randn(2, 3, 3, 64, 64)
     losses = compare("ratio", gazer, video, gazing_ratio=0.9)
@@ -96,6 +108,7 @@ def main(without: str, knowing: str) -> None:
     compare("per clip", gazer, video, gazing_ratio=torch.tensor([0.3, 1.0]),
             task_loss_requirement=torch.tensor([stop, -9.0]))
     compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
+    compare_first(gazer, video, "heads: ")
     compare("window", model(window=2), torch.randn(1, 5, 3, 64, 64), gazing_ratio=0.6)
     compare("memory", model(seen_memory=True), video[:1, :2], gazing_ratio=0.4)
     gazer = model(paste_error=True)
@@ -103,6 +116,7 @@ def main(without: str, knowing: str) -> None:
     stop = float(losses[~losses.isnan()].quantile(0.3))
     compare("paste error, stop", gazer, video[:, :2], gazing_ratio=1.0,
             task_loss_requirement=torch.tensor([stop, stop / 2]))
+    compare_first(gazer, video, "paste error: ")
     compare("both", model(window=2, paste_error=True, seen_memory=True), torch.randn(1, 4, 3, 64, 64), gazing_ratio=0.4)
 
 

@@ -17,6 +17,7 @@ struct Picks {
     const int *ids;
     int count;
     float *scores, *losses;  // (count, PATCHES) and (count), before each id
+    signed char *level;      // (PLACES) in the end
 };
 
 static void pick(const Picks &picks) {
@@ -37,7 +38,7 @@ static void pick(const Picks &picks) {
         sync_warp();
         left -= paste.take(picks.ids[i], thread);
     }
-    for (int n = thread; n < PLACES; n += 32) picks.arguments->looked[n] = paste.level[n];
+    for (int n = thread; n < PLACES; n += 32) picks.level[n] = paste.level[n];
 }
 
 extern "C" void take(const Picks *picks) {

@@ -26,7 +26,8 @@ SMALL = cluster.Shape(C=64, HEADS=2, LAYERS=2, HIDDEN=64, K=3, VOCABULARY=21)  #
 BASE_KNOWING, SMALL_KNOWING = replace(BASE, PLACES=196, SCALES=4), replace(SMALL, PLACES=16, SCALES=2)
 
 
-HEADS = ("ratio", "per clip", "stop", "window", "memory")  # cases in which the heads predict the losses
+FIRST = ("stop at once", "few", "none", "one stops")  # cases in which frames end with their first group
+HEADS = ("ratio", "per clip", "stop", *(f"heads: {case}" for case in FIRST), "window", "memory")  # which predict losses
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +55,20 @@ def test_emulated_clusters_choose_what_the_plain_loop_chooses(emulate: Callable[
                          text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     cases = [json.loads(line) for line in run.stdout.splitlines()]
-    assert [case["case"] for case in cases] == [*HEADS, "paste error", "paste error, stop", "both"]
+    assert [case["case"] for case in cases] == [*HEADS, "paste error", "paste error, stop",
+                                                   *(f"paste error: {case}" for case in FIRST), "both"]
     for before, case in zip([{"launches": 0}, *cases], cases, strict=False):
-        assert case["launches"] > before["launches"], "the steps were not decoded by the kernel"
+        assert case["launches"] > before["launches"], "the ids were not decoded by the kernel"
         most = 0.01 if case["case"] in HEADS else 1e-5  # of losses that bfloat16 takes no part in
-        assert case["equal_ids"] == 1 and case["equal_chosen"] and case["loss_difference"] < most, case
+        assert case["equal_ids"] == 1 and case["equal_chosen"] and case["equal_empty"], case
+        assert case["loss_difference"] < most, case
 
 
 class Picks(ctypes.Structure):
     """`Picks` of `cuda_emulator.cpp`."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("arguments", "ids")] + [("count", ctypes.c_int)] + [
-        (name, ctypes.c_void_p) for name in ("scores", "losses")]
+        (name, ctypes.c_void_p) for name in ("scores", "losses", "level")]
 
 
 def test_every_pick_changes_scores_and_losses_as_frame_error_says(emulate: Callable[[cluster.Shape], Path]) -> None:
@@ -74,18 +77,15 @@ def test_every_pick_changes_scores_and_losses_as_frame_error_says(emulate: Calla
     rule = AutoGaze(config).paste_error
     assert rule is not None
     error = rule.begin(torch.randn(1, 3, 224, 224), torch.randn(1, 3, 224, 224))
-    error.take(torch.tensor([4]))  # a group before this one
-    error.take(torch.tensor([100]))
     patches, count = config.grid.patches_per_frame, 40
     ids = torch.randperm(patches)[:count].int()
     ids[:3] = torch.tensor([0, 200, 3])  # a coarse one, and one within another
     tables = cluster.grid_tables(patch_at(config.grid, rule.side), patches)
-    errors, looked = error.errors[0].t().contiguous().detach(), error.level[0].to(torch.int8)
+    errors, looked = error.errors[0].t().contiguous().detach(), torch.zeros(rule.side**2, dtype=torch.int8)
     scores, losses = torch.zeros(count, patches), torch.zeros(count)
-    arguments = cluster.Arguments(errors=errors.data_ptr(), looked=looked.data_ptr(), tables=tables.data_ptr(),
-                                  strength=rule.strength.data_ptr())
+    arguments = cluster.Arguments(errors=errors.data_ptr(), tables=tables.data_ptr(), strength=rule.strength.data_ptr())
     library.take(ctypes.byref(Picks(ctypes.addressof(arguments), ids.data_ptr(), count, scores.data_ptr(),
-                                    losses.data_ptr())))
+                                    losses.data_ptr(), looked.data_ptr())))
     for i in range(count):
         torch.testing.assert_close(losses[i], error.left()[0].detach(), atol=2e-6, rtol=0)
         torch.testing.assert_close(scores[i], error.scores()[0].detach(), atol=1e-3, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""All steps of a frame in one kernel: a thread-block cluster a clip (`cuda/steps.cu`), on Hopper or newer.
+"""All ids of a frame in one kernel: a thread-block cluster a clip (`cuda/steps.cu`), on Hopper or newer.
 
 A step of a single clip is some 15 small kernels otherwise, each waiting for the one before through device memory. The
 kernel is compiled at run time by NVRTC, which comes with CUDA builds of PyTorch; nothing else is needed.
@@ -73,8 +73,8 @@ class Arguments(ctypes.Structure):
 
     _fields_ = [*((name, ctypes.c_void_p) for name in (
         "embedding", "qkv", "mix", "gate_up", "down", "heads", "loss_head", "frequencies", "keys", "values", "state",
-        "frame_len", "clock", "requirements", "errors", "looked", "tables", "strength", "ids", "pend_ids", "pend_slots",
-        "taken", "out_ids", "out_chosen", "out_loss", "running")),
+        "frame_len", "clock", "requirements", "logits", "losses", "errors", "tables", "strength", "pend_ids",
+        "pend_slots", "out_ids", "out_chosen", "out_loss", "running")),
         *((name, ctypes.c_float) for name in ("eps", "scale")),
         *((name, ctypes.c_int) for name in ("batch", "ring", "tokens", "window", "chunk", "slots", "stops"))]
 
@@ -91,12 +91,11 @@ class ClusterSteps:
         held: dict[str, Tensor] = packed | {
             "embedding": weights["embedding"], "loss_head": weights["wt"], "frequencies": weights["frequencies"],
             **{name: getattr(space, name) for name in (
-                "keys", "values", "state", "frame_len", "clock", "requirements", "ids", "pend_ids", "pend_slots",
-                "taken", "out_ids", "out_chosen", "out_loss", "running")}}
+                "keys", "values", "state", "frame_len", "clock", "requirements", "logits", "losses", "pend_ids",
+                "pend_slots", "out_ids", "out_chosen", "out_loss", "running")}}
         if self.shape.PLACES:
             self.tables = grid_tables(space.patch_at, space.patches)  # held: the kernel is given its address
-            held |= {"errors": space.errors, "looked": space.looked, "tables": self.tables,
-                     "strength": weights["strength"]}
+            held |= {"errors": space.errors, "tables": self.tables, "strength": weights["strength"]}
         scale = config.head_dim**-0.5 * 1.4426950408889634  # log2(e): the kernel takes powers of two
         self.arguments = Arguments(**{name: tensor.data_ptr() for name, tensor in held.items()},
                                    eps=config.rms_norm_eps, scale=scale, batch=plan.batch, ring=plan.ring,
@@ -104,7 +103,7 @@ class ClusterSteps:
                                    stops=plan.stops)
 
     def launch(self) -> None:
-        """Enqueue what is left of the frame of every clip."""
+        """Enqueue all groups of the frame of every clip, once the prefill has left the logits of the first."""
         self.kernel.launch(self.arguments, self.clips, self.table)
 
 

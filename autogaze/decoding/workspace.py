@@ -72,7 +72,7 @@ class Workspace:
 
     def _frames_shape(self) -> tuple[int, ...]:
         px = self.side * self.config.patch_size if self.pastes else 0
-        return (self.plan.batch, CHUNK, 3, px, px)
+        return (self.plan.batch, CHUNK, 1, px, px)
 
     def _check_memory(self) -> None:
         if self.device.type != "cuda":
@@ -149,7 +149,7 @@ class Workspace:
             return reason, None
         steps = cluster.ClusterSteps(self, CHUNK)
         try:
-            steps.launch()  # no clip has begun, so it does nothing; but a device may be too small for the cluster
+            steps.launch()  # no clip has begun, so none is decoded; but a device may be too small for the cluster
         except RuntimeError as error:
             return f"the device does not take a cluster of this size: {error}", None
         return "", steps
@@ -179,7 +179,7 @@ class Workspace:
         self.begin(tokens)
         for most in steps:
             self.launch(prefill=True)
-            for _ in range(0 if self.cluster is not None else most):  # else the steps came with the prefill
+            for _ in range(0 if self.cluster is not None else most):  # else all came with the prefill
                 self.launch(prefill=False)
             self.look()
 
@@ -270,12 +270,14 @@ class Workspace:
             kernels.next_layer[(grid, 1 if last else shares)](
                 spare, x, self.parts, self.last, *begun, *next_weights, *where, eps, *span, PARTS=parts, BM=block,
                 LAST=last, num_warps=tuning.warps, **ring, **heads, **dims, **columns, **mode)
-        self._launch_choice(prefill, mode["PRECISION"], early)
+        self._launch_heads(mode["PRECISION"], early)
         if prefill and self.cluster is not None:
             self.cluster.launch()
+        else:
+            self._launch_choice(prefill, early)
 
-    def _launch_choice(self, prefill: bool, precision: object, early: dict[str, bool]) -> None:
-        """Enqueue the heads and the choice of a group."""
+    def _launch_heads(self, precision: object, early: dict[str, bool]) -> None:
+        """Enqueue the logits and predicted losses of the newest row."""
         from autogaze.decoding import kernels
 
         plan, weights, width, batch = self.plan, self.weights.tensors, self.config.hidden_size, self.plan.batch
@@ -284,6 +286,12 @@ class Workspace:
             self.last, self.logits, self.losses, weights["wl"], weights["wt"], self.state, self.config.rms_norm_eps,
             batch, VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=16, NB=columns,
             LOSSES=not self.pastes, PRECISION=precision, **_widths(width), **early)
+
+    def _launch_choice(self, prefill: bool, early: dict[str, bool]) -> None:
+        """Enqueue the choice of a group."""
+        from autogaze.decoding import kernels
+
+        plan, weights, batch = self.plan, self.weights.tensors, self.plan.batch
         kernels.choose[(batch,)](
             self.logits, self.losses, self.errors, self.looked, self.places, self.patch_at, weights["strength"],
             self.taken, self.state, self.frame_len, self.clock, self.requirements, self.ids, self.pend_ids,

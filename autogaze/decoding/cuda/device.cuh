@@ -77,6 +77,7 @@ DEVICE float log2_(float value) {
     asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
     return result;
 }
+DEVICE float float_of(unsigned bits) { return __uint_as_float(bits); }
 // Floats as unsigned integers of the same order.
 DEVICE unsigned ordered(float value) {
     const unsigned bits = __float_as_uint(value);

@@ -32,14 +32,14 @@ struct PasteError {
         for (int i = thread; i < (int)(sizeof(Tables) / 16); i += THREADS) to[i] = from[i];
         for (int i = thread; i < (SCALES + 1) * PLACES; i += THREADS)
             (&errors[0][0])[i] = a.errors[(size_t)clip * (SCALES + 1) * PLACES + i];
-        for (int i = thread; i < PLACES; i += THREADS) level[i] = a.looked[clip * PLACES + i];
+        for (int i = thread; i < PLACES; i += THREADS) level[i] = 0;
         for (int i = thread; i < TERMS; i += THREADS) terms[i] = 0;
         if (thread == 0) strength = a.strength[0] * 0.6931471805599453f;  // of logarithms to base 2
     }
 
-    // Once all is loaded.
+    // Once all is loaded; before a look at any place.
     DEVICE void begin(int thread) {
-        for (int n = thread; n < PLACES; n += THREADS) set_terms(n, level[n]);
+        for (int n = thread; n < PLACES; n += THREADS) set_terms(n, 0);
         sync_block();
         for (int patch = thread; patch < PATCHES; patch += THREADS) score(patch);
     }
@@ -99,10 +99,6 @@ struct PasteError {
         sync_warp();
         return gain;
     }
-
-    DEVICE void store(const Arguments &a, int clip, int thread) const {
-        for (int i = thread; i < PLACES; i += THREADS) a.looked[clip * PLACES + i] = level[i];
-    }
 };
 #else
 struct PasteError {  // there is none: the heads alone score patches and predict losses
@@ -112,6 +108,5 @@ struct PasteError {  // there is none: the heads alone score patches and predict
     DEVICE void add_up(int) {}
     DEVICE float add(float logit, int) const { return logit; }
     DEVICE float take(int, int) { return 0; }
-    DEVICE void store(const Arguments &, int, int) const {}
 };
 #endif

@@ -47,12 +47,12 @@ struct Arguments {
     int *frame_len;           // (B, ring)
     const int *clock;         // (2): frame of the chunk, frame of the clip
     const float *requirements;  // (B, chunk)
-    const float *errors;      // (B, SCALES + 1, PLACES) of the frame; this and the next three: see paste_error.cuh
-    signed char *looked;      // (B, PLACES) levels
+    const float *logits;      // (B, K, VOCABULARY) of the frame's first group
+    const float *losses;      // (B, K) that the heads predict for it; not read where there are PLACES
+    const float *errors;      // (B, SCALES + 1, PLACES) of the frame; this and the next two: see paste_error.cuh
     const short *tables;      // `Tables`
     const float *strength;    // (1)
-    int *ids, *pend_ids, *pend_slots;  // (B, K)
-    signed char *taken;       // (B, PATCHES)
+    int *pend_ids, *pend_slots;  // (B, K)
     int *out_ids;             // (chunk, B, slots)
     signed char *out_chosen;
     float *out_loss;

@@ -1,6 +1,7 @@
-// All steps of a frame in one launch: a cluster of thread blocks decodes one clip until it is done with its frame.
+// All ids of a frame in one launch: a cluster of thread blocks decodes one clip until it is done with its frame. The
+// kernels of the prefill leave the logits of the first group; every later group is a step, from ids to logits.
 //
-// A step is one group of K ids. Two blocks (SPLIT) share a head: both compute its queries, keys and values and each
+// Two blocks (SPLIT) share a head: both compute its queries, keys and values and each
 // attends to half of the keys; everything else is spread over the blocks by output columns. Results are pushed into
 // the shared memory of all blocks of the cluster, so a layer needs four cluster barriers and no trip to device memory.
 // Weights and keys stream from L2; those of the next phase are loaded before the barrier that precedes it. Products
@@ -37,6 +38,20 @@ struct Step {
 
     DEVICE void norm() const {
         if (warp < K) norm_row(s.x[warp], s.normed[warp], a.eps, lane);
+    }
+
+    // Clears the clip's slots of the frame, which the ids to come need not fill.
+    DEVICE void clear(int t) const {
+        const size_t out = ((size_t)t * a.batch + clip) * a.slots;
+        for (int i = thread; i < a.slots; i += THREADS)
+            a.out_ids[out + i] = 0, a.out_chosen[out + i] = 0, a.out_loss[out + i] = float_of(0x7fc00000);  // NaN
+    }
+
+    // What the prefill leaves to choose the first group from.
+    DEVICE void load_heads_of_prefill() const {
+        for (int i = thread; i < HEAD_ROWS; i += THREADS) s.logits[i] = a.logits[(size_t)clip * HEAD_ROWS + i];
+        if (PLACES == 0 && thread < K) s.losses[thread] = a.losses[clip * K + thread];
+        if (warp == WARPS - 1) s.paste.add_up(lane);
     }
 
     // Lists the blocks of keys before this group: whole frames of the window, and the frame so far.
@@ -289,7 +304,7 @@ struct Step {
         }
         const int room = s.row[ROOM], used = s.row[SLOTS];
         const bool within = lane < (room < K ? room : K);
-        const bool met = a.stops && within && loss <= need;
+        const bool met = a.stops && within && used + lane > 0 && loss <= need;  // a frame has one id at least
         const bool keep = within && !met, goes_on = room > K && !vote(met);
         const unsigned kept = vote(keep);
         const unsigned before = (1u << lane) - 1;  // fed later: the kept ids, then `eos` where the others stood
@@ -299,7 +314,6 @@ struct Step {
             const size_t out = ((size_t)t * a.batch + clip) * a.slots + used + lane;
             if (within) a.out_ids[out] = group, a.out_chosen[out] = keep, a.out_loss[out] = loss;
             if (lane < K) a.pend_ids[clip * K + place] = keep ? group : PATCHES, a.pend_slots[clip * K + place] = lane;
-            if (lane < K) a.ids[clip * K + lane] = group;
         }
         sync_warp();
         if (lane == 0) {
@@ -319,22 +333,22 @@ extern "C" GLOBAL CLUSTER(BLOCKS) LAUNCH_BOUNDS(THREADS) void steps(const PARAME
     const int clip = block_index() / BLOCKS;
     const Step step = {a, s, thread, thread / 32, lane, lane / 4, lane % 4, rank, rank / SPLIT, rank % SPLIT, clip};
     const int warp = step.warp, g = step.g, q = step.q;
-    if (a.state[clip * STATE_COLUMNS + ACTIVE] == 0) return;  // all blocks of the cluster alike
     const int t = a.clock[0], frame = a.clock[1], current = frame % a.ring;
+    if (rank == 0) step.clear(t);
+    if (a.state[clip * STATE_COLUMNS + ACTIVE] == 0) {  // a frame with no budget; all blocks of the cluster alike
+        if (rank == 0 && thread == 0) a.state[clip * STATE_COLUMNS + PEND_N] = 0;
+        return;
+    }
     const float need = a.stops ? a.requirements[clip * a.chunk + t] : 0.0f;
     for (int i = thread; i < a.ring; i += THREADS) s.table[i] = a.frame_len[clip * a.ring + i];
-    if (thread < STATE_COLUMNS) s.row[thread] = a.state[clip * STATE_COLUMNS + thread];
-    if (thread < K) s.group[thread] = a.ids[clip * K + thread];
+    if (thread < STATE_COLUMNS)  // as if a group had just been fed, with which the visual tokens end
+        s.row[thread] = thread == STEP_OFFSET ? a.frame_len[clip * a.ring + current] - K
+                                              : a.state[clip * STATE_COLUMNS + thread];
     for (int i = thread; i < ROWS * WIDE; i += THREADS) (&s.normed[0][0])[i] = (&s.attended[0][0])[i] = to_bf16(0);
     for (int i = thread; i < ROWS * DEEP; i += THREADS) (&s.hidden[0][0])[i] = to_bf16(0);
     for (int i = thread; i < ROWS * NARROW; i += THREADS) (&s.query[0][0])[i] = to_bf16(0);
     for (int i = thread; i < BN * D; i += THREADS) (&s.new_keys[0][0])[i] = (&s.new_values[0][0])[i] = to_bf16(0);
     s.paste.load(a, clip, thread);
-    unsigned taken = 0;
-    for (int n = 0; n < LANE_PATCHES; ++n) {
-        const int patch = lane + 32 * n;
-        if (patch < PATCHES && a.taken[clip * PATCHES + patch] > 0) taken |= 1u << n;
-    }
     sync_block();
     for (int i = thread; i < K * D / 2; i += THREADS) {
         const int r = i / (D / 2), j = i % (D / 2);
@@ -342,8 +356,13 @@ extern "C" GLOBAL CLUSTER(BLOCKS) LAUNCH_BOUNDS(THREADS) void steps(const PARAME
         s.cosine[r][j] = cosf(angle), s.sine[r][j] = sinf(angle);
     }
     s.paste.begin(thread);
-    sync_cluster();  // nobody pushes into a block that has not begun
+    step.load_heads_of_prefill();
+    unsigned taken = 0;  // patches of this lane, as bits
+    sync_cluster();  // nobody pushes into a block that has not begun, or writes what another one still reads
     while (true) {
+        if (warp == 0) step.choose(t, need, taken);
+        sync_block();
+        if (!s.goes_on) break;
         for (int i = thread; i < K * C; i += THREADS)
             s.x[i / C][i % C] = from_bf16(a.embedding[(size_t)s.group[i / C] * C + i % C]);
         step.list_keys(frame);
@@ -389,18 +408,11 @@ extern "C" GLOBAL CLUSTER(BLOCKS) LAUNCH_BOUNDS(THREADS) void steps(const PARAME
         }
         step.read_heads(long_rows);
         sync_cluster();
-        if (warp == 0) step.choose(t, need, taken);
-        sync_block();
-        if (!s.goes_on) break;
     }
     if (rank) return;
-    s.paste.store(a, clip, thread);
     if (thread < STATE_COLUMNS) a.state[clip * STATE_COLUMNS + thread] = s.row[thread];
     if (thread == 0) {
         a.frame_len[clip * a.ring + current] = s.row[STEP_OFFSET] + K;
-        atomic_add(a.running, -1);
+        if (a.stops) atomic_add(a.running, -1);
     }
-    if (warp == 0)
-        for (int n = 0; n < LANE_PATCHES; ++n)
-            if (lane + 32 * n < PATCHES) a.taken[clip * PATCHES + lane + 32 * n] = taken >> n & 1;
 }
