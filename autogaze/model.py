@@ -68,12 +68,12 @@ class AutoGazeConfig:
     def tiny(cls) -> AutoGazeConfig:
         """The published grid with a small network of the shipped kind, for a CPU."""
         return cls(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, head_dim=16, intermediate_size=96,
-                   seen_memory=True, paste_error=True)
+                   paste_error=True)
 
     @classmethod
     def base(cls) -> AutoGazeConfig:
-        """What is shipped: the published size, a memory of what was seen, and the error of what is known."""
-        return cls(seen_memory=True, paste_error=True)
+        """What is shipped: the published size, and the error of what is known."""
+        return cls(paste_error=True)
 
     @property
     def grid(self) -> PatchGrid:
