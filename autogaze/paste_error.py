@@ -94,8 +94,8 @@ class PasteError(nn.Module):
         Returns:
             scores (B, T, K, P) float32 at each slot, and the losses (B, T, K) float32 predicted after each slot.
         """
-        features, levels = self.features_along(frames, ids, chosen), self.levels(ids, chosen).cummax(dim=2).values
-        errors = features @ self.weight.float().clamp(min=0)  # (B, T, N, scales + 1)
+        levels = self.levels(ids, chosen).cummax(dim=2).values
+        errors = self._weighed(self.features_along(frames, ids, chosen))  # (B, T, N, scales + 1)
         before = F.pad(levels, (0, 0, 1, 0))[:, :, :-1]
         wide = errors[:, :, None].expand(*levels.shape, -1)
         return self.scores(wide, before), left(wide, levels).mean(-1)
@@ -110,7 +110,11 @@ class PasteError(nn.Module):
 
     def errors(self, frame: Tensor, canvas: Tensor) -> Tensor:
         """What is wrong with each place as the canvas is, and after a look at each scale: (B, N, scales + 1)."""
-        return self.features(frame, canvas) @ self.weight.float().clamp(min=0)
+        return self._weighed(self.features(frame, canvas))
+
+    def _weighed(self, features: Tensor) -> Tensor:
+        """Errors (...) float32 of their features (..., 2), under autocast too."""
+        return (features * self.weight.float().clamp(min=0)).sum(-1)
 
     def features(self, frame: Tensor, canvas: Tensor) -> Tensor:
         """What `errors` are made of, (B, N, scales + 1, 2): of the difference in each place the mean absolute value,

@@ -130,6 +130,18 @@ def test_the_strength_is_trained_and_the_weights_are_not() -> None:
     assert not scores.task_loss_prediction.requires_grad
 
 
+def test_autocast_changes_neither_errors_nor_scores() -> None:
+    model, video = with_error(), random_video(1, 3)
+    gaze = model.generate(video, gazing_ratio=0.4)
+    assert model.paste_error is not None
+    known = model.paste_error.grey(video), gaze.ids, gaze.chosen
+    exact = model.paste_error.along(*known)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = model.paste_error.along(*known)
+        model.score(video, gaze, temperature=1.0)
+    assert all(torch.equal(a, b) for a, b in zip(exact, cast, strict=True))
+
+
 def test_a_saved_model_has_it_again(tmp_path: Path) -> None:
     model, video = with_error(), random_video(1, 3)
     model.save_pretrained(tmp_path)

@@ -44,8 +44,6 @@ def tune(batch: int, rows_a_clip: int, dtype: torch.dtype, prefill: bool) -> Tun
         return Tuning(wide, warps=8, **attention)
     if not prefill:
         return Tuning(wide, pairs=16, **attention)
-    if rows <= 64 * PROCESSORS:  # too few for a program of 64 rows on every processor
-        return Tuning(wide, rows=32, queries=128, attend_warps=8)
     return Tuning(wide, rows=64, pairs=16, hidden=32, stages=3, **attention)
 
 
