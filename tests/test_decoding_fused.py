@@ -30,13 +30,18 @@ def test_kernels_choose_what_the_plain_loop_chooses(tuning: str) -> None:
     )
     assert run.returncode == 0, run.stderr[-2000:]
     cases = [json.loads(line) for line in run.stdout.splitlines()]
-    names = ["published", "memory alone", "paste error alone", "ratio", "samples", "per clip", "stop", "in step",
-             "nothing", "window", "chunks", "blocks", "stream", "clips"]
+    names = ["published", "ratio", "per clip", "blocks"]
+    if tuning == "spread columns":
+        names += ["memory alone", "paste error alone", "samples", "stop", "in step", "nothing", "window", "chunks",
+                  "stream", "clips"]
     assert list(dict.fromkeys(case["case"] for case in cases)) == names
     for case in cases:
         assert case["equal_ids"] == 1 and case["equal_chosen"] and case["loss_difference"] < 1e-4, case
-    assert cases[-2]["replayed"] == 4  # of six frames: all but the first, and but the one of another size
-    assert cases[-1]["replayed"] == 3  # the second and third of their form, and the second with other weights
+    replayed = {case["case"]: case["replayed"] for case in cases if "replayed" in case}
+    if tuning == "spread columns":
+        # of six frames all but the first, and but the one of another size; of clips the second and third of their form,
+        # and the second with other weights
+        assert replayed == {"stream": 4, "clips": 3}
 
 
 def test_cpu_model_says_why_the_kernels_are_not_used() -> None:

@@ -45,7 +45,7 @@ def test_the_loss_head_is_fitted_first_and_kept_in_the_type_it_had(
     assert len(changed) == 1 and "task_loss_prediction_head" in changed[0]
     assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
     assert AutoGaze.from_pretrained(folder / "model").config.calibration != ()
-    assert "loss head: " in capsys.readouterr().err
+    assert "predicted loss: " in capsys.readouterr().err
 
 
 def test_nothing_is_written_if_what_to_calibrate_on_is_not_there(folder: Path) -> None:
