@@ -3,9 +3,9 @@
 The decoder's heads read one state a group, in which the places of a frame must share 192 numbers: it learns soon
 whether to look coarsely or finely, and very slowly exactly where, or how much is left to be seen. Pixels say both. A
 canvas holds the last known pixels of every place, as `autogaze.selectors.canvas` does, but grey: three colours tell the
-loss no better than their mean (docs/log.md), at three times the work. A place's error is how far the canvas is from the
-frame, in absolute values and in steps between neighbours, with the weights that tell the judge's loss best. From that
-follow:
+loss hardly better than their mean (docs/log.md), at three times the work. A place's error is how far the canvas is from
+the frame, in absolute values and in steps between neighbours, with the weights that tell the judge's loss best. From
+that follow:
 
 - *scores* of patches, added to what every head says: the logarithm of the error that a look would take away, over and
   above the ids chosen before in the frame;
@@ -31,7 +31,7 @@ from autogaze.grid import PatchGrid
 from autogaze.seen import NEVER, patch_at
 
 LEAST_GAIN = 1e-5  # a patch that takes away less of a frame's loss than this scores as if it took away this much
-L1, STEPS, STRENGTH = 1.25, 0.25, 8.0  # where training begins; the first two were fitted on validation clips
+L1, STEPS, STRENGTH = 1.25, 0.25, 8.0  # of new models; the first two tell the loss of validation clips
 
 
 class PasteError(nn.Module):

@@ -6,9 +6,9 @@ gather that from the ids in its cache, one place at a time, and in practice look
 and each visual token is given the difference between the frame's trace and the held one, and a learned embedding of
 the scale of that look. Nothing is encoded again, and a stream's memory is one trace a place.
 
-Not in arXiv:2603.12254; published checkpoints have none of it and decode as they did. What counts as the last look is
-what reconstruction counts as known (`autogaze.selectors.canvas`): within a frame the finest patch of a place, and a
-later frame's patch whatever was there.
+Not in arXiv:2603.12254, nor in the shipped weights; published checkpoints have none of it and decode as they did. What
+counts as the last look is what reconstruction counts as known (`autogaze.selectors.canvas`): within a frame the finest
+patch of a place, and a later frame's patch whatever was there.
 """
 
 from __future__ import annotations
