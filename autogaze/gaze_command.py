@@ -25,7 +25,7 @@ from autogaze.gaze_file import GazeFileWriter
 from autogaze.model import AutoGaze
 from autogaze.report import Overlay
 from autogaze.report_page import Rebuild, write_report
-from autogaze.tiling import FrameGazer
+from autogaze.tiling import FrameGazer, check_stride, make_tiling
 from autogaze.video import FrameChunk, VideoInfo, open_writer, probe, read_chunks
 
 DEFAULT_CHECKPOINT = "autogaze-base"
@@ -39,8 +39,10 @@ class GazeOptions:
     gazing_ratio: float = 1.0  # largest share of a frame's patches
     task_loss_requirement: float | None = None  # reconstruction loss at which a frame may stop; None: never
     tiles: bool = False  # look at full resolution, tile by tile, instead of at one small square
+    gaze_stride: int = 1  # with tiles: look with so many times fewer pixels each way
 
     def __post_init__(self) -> None:
+        check_stride(self.gaze_stride, self.tiles)
         if not 0 <= self.gazing_ratio <= 1:
             raise ValueError(f"gazing ratio must be in [0, 1], got {self.gazing_ratio}")
 
@@ -88,6 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              "sets no limit, if none is both are the checkpoint's")
     parser.add_argument("--tiles", action="store_true",
                         help="look at full resolution in tiles (default: the whole frame in one square)")
+    parser.add_argument("--gaze-stride", type=int, default=1, metavar="N",
+                        help="with --tiles: look with N times fewer pixels each way; there are about N * N times fewer "
+                             "tiles then, and patches are chosen in blocks of N x N (default 1)")
     parser.add_argument("--reconstructor", type=Path, metavar="DIR",
                         help="show in the report what this reconstructor makes of the gaze (default: the run's own, if "
                              "the checkpoint is a run)")
@@ -97,10 +102,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     infos = [probe(path) for path in args.video]  # every file must be readable before work begins
+    check_stride(args.gaze_stride, args.tiles)
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"{args.out} exists and is not a folder")
     model = AutoGaze.from_pretrained(args.checkpoint, pick_device(args.device))
-    options = choose_options(model, args.gazing_ratio, args.task_loss_requirement, args.tiles)
+    options = choose_options(model, args.gazing_ratio, args.task_loss_requirement, args.tiles, args.gaze_stride)
+    for info in infos if args.tiles else ():
+        make_tiling(model.grid, (info.height, info.width), gaze_stride=args.gaze_stride)  # a stride must fit them all
     judge = args.reconstructor or find_reconstructor(args.checkpoint)
     rebuild = None if judge is None else load_rebuild(judge, model)
     summaries = []
@@ -114,11 +122,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def choose_options(model: AutoGaze, gazing_ratio: float | None, task_loss_requirement: float | None,
-                   tiles: bool = False) -> GazeOptions:
+                   tiles: bool = False, gaze_stride: int = 1) -> GazeOptions:
     """As `AutoGaze.gaze`: if only one is given the other sets no limit; if none is, both are the model's own."""
     if gazing_ratio is None and task_loss_requirement is None:
-        return GazeOptions(model.config.gazing_ratio, model.config.task_loss_requirement, tiles)
-    return GazeOptions(1.0 if gazing_ratio is None else gazing_ratio, task_loss_requirement, tiles)
+        return GazeOptions(model.config.gazing_ratio, model.config.task_loss_requirement, tiles, gaze_stride)
+    return GazeOptions(1.0 if gazing_ratio is None else gazing_ratio, task_loss_requirement, tiles, gaze_stride)
 
 
 def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOptions,
@@ -189,7 +197,7 @@ def gaze_chunks(model: AutoGaze, chunks: Iterable[FrameChunk], options: GazeOpti
                 spent: Seconds | None = None) -> Iterator[tuple[FrameChunk, Gaze]]:
     """The gaze of every chunk of frames, with what came before carried along; memory is that of one chunk."""
     spent = spent or Seconds()
-    look = FrameGazer(model, options.gazing_ratio, options.task_loss_requirement, options.tiles)
+    look = FrameGazer(model, options.gazing_ratio, options.task_loss_requirement, options.tiles, options.gaze_stride)
     for chunk in chunks:
         begun = time.perf_counter()
         gaze = look(chunk.frames).to("cpu")

@@ -155,7 +155,8 @@ class AutoGaze(nn.Module):
 
     def generate(self, video: Tensor, gazing_ratio: PerFrame = None, task_loss_requirement: PerFrame = None,
                  target_scales: tuple[int, ...] | list[int] | None = None, target_patch_size: int | None = None,
-                 temperature: float | None = None, generator: torch.Generator | None = None) -> Gaze:
+                 temperature: float | None = None, generator: torch.Generator | None = None,
+                 gaze_stride: int = 1) -> Gaze:
         """Choose patches in every frame.
 
         Args:
@@ -170,6 +171,8 @@ class AutoGaze(nn.Module):
             target_patch_size: pixels, with `target_scales`; the model's patch size by default.
             temperature: sample ids at this temperature; None takes the best.
             generator: for sampling.
+            gaze_stride: with a target, look at the frames with so many times fewer pixels each way: about its square
+                fewer tiles to choose in, the same share of patches, in blocks of stride x stride patches.
 
         Returns:
             Gaze of (B, T, K): ids in the order chosen (increasing with `target_scales`).
@@ -179,12 +182,14 @@ class AutoGaze(nn.Module):
 
         Source: arXiv:2603.12254 sec. 3; stop rule and tiles as in the published implementation.
         """
-        check_video(video)
-        if target_scales is not None or target_patch_size is not None:
-            from autogaze.tiling import generate_tiled
+        from autogaze.tiling import check_stride, generate_tiled
 
+        check_video(video)
+        tiled = target_scales is not None or target_patch_size is not None
+        check_stride(gaze_stride, tiled)
+        if tiled:
             return generate_tiled(self, video, gazing_ratio, task_loss_requirement, target_scales, target_patch_size,
-                                  temperature, generator)
+                                  temperature, generator, gaze_stride)
         request = make_request(self.grid, len(video), video.shape[1], gazing_ratio, task_loss_requirement, temperature,
                                generator)
         return self.decode(video, request)
@@ -197,7 +202,7 @@ class AutoGaze(nn.Module):
         return decode_clip(self, video, request)
 
     def gaze(self, source: str | Path | np.ndarray | Tensor, gazing_ratio: float | None = None,
-             task_loss_requirement: float | None = None, tiles: bool = False) -> Gaze:
+             task_loss_requirement: float | None = None, tiles: bool = False, gaze_stride: int = 1) -> Gaze:
         """Look at a whole video: reading, preprocessing, tiling and merging included, frame by frame.
 
         Args:
@@ -206,18 +211,19 @@ class AutoGaze(nn.Module):
             task_loss_requirement: reconstruction loss at which a frame may stop. If only one of the two is given, the
                 other sets no limit; if none is, both are the model's own (`config`), as published.
             tiles: look at full resolution, tile by tile, instead of at the whole frame in one square.
+            gaze_stride: with `tiles`, look with so many times fewer pixels each way, as in `generate`.
 
         Returns:
             Gaze of (1, T, K), on the model's grid; with `tiles` on the frame's own. For a video that is too long to
             keep the gaze of every frame, see `autogaze.tiling.gaze_frames`.
 
         Raises:
-            ValueError: if the frames are not uint8 RGB, or the file is not a readable video.
+            ValueError: if the frames are not uint8 RGB, the file is not a readable video, or the stride does not fit.
             FileNotFoundError: if there is no such file.
         """
         from autogaze.tiling import gaze_at
 
-        return gaze_at(self, source, gazing_ratio, task_loss_requirement, tiles)
+        return gaze_at(self, source, gazing_ratio, task_loss_requirement, tiles, gaze_stride)
 
     def score(self, video: Tensor, gaze: Gaze, temperature: float | None = None,
               as_decoded: bool | None = None) -> Scores:

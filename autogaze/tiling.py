@@ -3,12 +3,16 @@
 A tile is a square of `finest side * patch size` pixels: 14 x 14 patches of 16 pixels make 224. A 1080 x 1920 frame is
 5 x 9 tiles; what lies below and right of the frame is zeros, and patches that would start there are cut off. Published
 models know square frames only; for them the grid is `target_scales` / `target_patch_size`, cut as published.
+
+Choosing costs time per tile. With `gaze_stride` n a tile covers n times the length and is looked at with n times fewer
+pixels each way, and a patch that is chosen stands for a block of n x n patches: 3 x 5 tiles of 1080p for n = 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +44,7 @@ class Tiling:
     tile_px: int  # side of a tile in the frame
     rows: int
     columns: int
+    stride: int = 1  # pixels of the frame along one that is looked at, and patches along one that is chosen
 
     @property
     def count(self) -> int:
@@ -47,25 +52,34 @@ class Tiling:
         return self.rows * self.columns
 
     def cut(self, video: Tensor) -> Tensor:
-        """(B, T, C, H, W) -> (B * count, T, C, tile_px, tile_px), zeros beyond the frame."""
+        """(B, T, C, H, W) -> (B * count, T, C, side, side), zeros beyond the frame; side is tile_px / stride.
+
+        With a stride a pixel is the mean of the block that it stands for. The encoder resizes without antialias, as
+        published: left to it, a tile would lose what lies between its samples, and thin lines and noise would alias.
+        """
         height, width = self.rows * self.tile_px, self.columns * self.tile_px
         video = F.pad(video, (0, width - video.shape[-1], 0, height - video.shape[-2]))
+        if self.stride > 1:
+            video = F.avg_pool2d(video.flatten(0, 1), self.stride).unflatten(0, video.shape[:2])
         tiles = video.unflatten(-1, (self.columns, -1)).unflatten(-3, (self.rows, -1))  # (B, T, C, rows, y, columns, x)
         return tiles.permute(0, 3, 5, 1, 2, 4, 6).flatten(0, 2)
 
     def join(self, mask: Tensor) -> Tensor:
-        """(B * count, T, patches of a tile) -> (B, T, patches of the frame), for any value per patch."""
+        """(B * count, T, patches of a tile) -> (B, T, patches of the frame), for any value per patch; with a stride
+        every patch of a block gets the block's."""
         parts = []
         for k, part in enumerate(mask.split(list(self.tile.patches_per_scale), dim=-1)):
             placed = part.unflatten(-1, self.tile.sides[k]).unflatten(0, (-1, self.rows, self.columns))
             placed = placed.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # (B, T, rows * y, columns * x)
+            if self.stride > 1:
+                placed = placed.repeat_interleave(self.stride, 2).repeat_interleave(self.stride, 3)
             height, width = self.whole.sides[k]
             parts.append(placed[:, :, :height, :width].flatten(2))
         return torch.cat(parts, dim=-1)
 
 
 def make_tiling(grid: PatchGrid, frame_size: tuple[int, int], target_scales: Sequence[int] | None = None,
-                target_patch_size: int | None = None) -> Tiling:
+                target_patch_size: int | None = None, gaze_stride: int = 1) -> Tiling:
     """The tiling of frames of one size.
 
     Args:
@@ -75,9 +89,10 @@ def make_tiling(grid: PatchGrid, frame_size: tuple[int, int], target_scales: Seq
             published grid, `PatchGrid(target_scales, target_patch_size)`. On any other frame the patches keep the
             proportions of the model's scales and the grid covers the frame; by default (None) so do the scales' sizes.
         target_patch_size: pixels of a patch at the finest scale; the model's by default.
+        gaze_stride: look with so many times fewer pixels each way.
 
     Raises:
-        ValueError: if there are not as many scales, or they do not fit the tiles.
+        ValueError: if there are not as many scales, they do not fit the tiles, or the stride saves no tiles.
     """
     patch = grid.patch_size if target_patch_size is None else target_patch_size
     sides = [rows for rows, _ in grid.sides]
@@ -87,29 +102,57 @@ def make_tiling(grid: PatchGrid, frame_size: tuple[int, int], target_scales: Seq
         raise ValueError(f"target_scales must be as many as the model's {grid.scales}, got {whole.scales}")
     targets = [rows for rows, _ in whole.sides]
     if frame_size == (whole.scales[-1],) * 2:
-        rows = columns = -(-targets[-1] // sides[-1])
-        if any(target > rows * side for target, side in zip(targets, sides, strict=True)):
+        rows = columns = tiles_along((targets[-1],), sides[-1], gaze_stride)[0]
+        if any(target > rows * side * gaze_stride for target, side in zip(targets, sides, strict=True)):
             raise ValueError(f"target_scales {whole.scales} have more patches than {rows} x {rows} tiles of "
-                             f"{tile_px} px give at the model's scales {grid.scales}")
+                             f"{gaze_stride * tile_px} px give at the model's scales {grid.scales}")
     else:
         if any(target * sides[-1] != side * targets[-1] for target, side in zip(targets, sides, strict=True)):
             raise ValueError(f"on a {frame_size[0]} x {frame_size[1]} frame target_scales must have the proportions of "
                              f"the model's scales {grid.scales}, got {whole.scales}; or resize the frame to a square "
                              f"of {whole.scales[-1]} pixels")
         whole = replace(whole, frame_size=frame_size)
-        rows, columns = (-(-length // tile_px) for length in frame_size)
-    return Tiling(grid, whole, tile_px, rows, columns)
+        rows, columns = tiles_along(frame_size, tile_px, gaze_stride)
+    return Tiling(grid, whole, gaze_stride * tile_px, rows, columns, gaze_stride)
+
+
+def tiles_along(lengths: tuple[int, ...], tile: int, gaze_stride: int = 1) -> tuple[int, ...]:
+    """How many tiles cover each length, of the frame or in patches, when a tile covers `gaze_stride * tile` of it.
+
+    Raises:
+        ValueError: if the stride is not a whole number from 1 on, or a smaller one needs no more tiles: then it only
+            takes pixels away, and fills the tiles with zeros.
+    """
+    check_stride(gaze_stride)
+
+    def needed(stride: int) -> tuple[int, ...]:
+        return tuple(-(-length // (stride * tile)) for length in lengths)
+
+    enough = next(stride for stride in count(1) if needed(stride) == needed(gaze_stride))
+    if enough < gaze_stride:
+        raise ValueError(f"gaze_stride={gaze_stride} gains nothing here: gaze_stride={enough} needs no more tiles and "
+                         f"sees more; use at most {enough}")
+    return needed(gaze_stride)
+
+
+def check_stride(gaze_stride: int, tiles: bool = True) -> None:
+    """Refuse a stride that is not a whole number from 1 on, or one above 1 where frames are not cut into tiles."""
+    if isinstance(gaze_stride, bool) or not isinstance(gaze_stride, int) or gaze_stride < 1:
+        raise ValueError(f"gaze_stride must be a whole number of at least 1, got {gaze_stride!r}")
+    if gaze_stride > 1 and not tiles:
+        raise ValueError(f"gaze_stride={gaze_stride} is for gazing in tiles (tiles, or target_scales or "
+                         "target_patch_size of generate): without them the whole frame is seen in one square")
 
 
 def generate_tiled(model: AutoGaze, video: Tensor, gazing_ratio: PerFrame, task_loss_requirement: PerFrame,
                    target_scales: Sequence[int] | None, target_patch_size: int | None, temperature: float | None = None,
-                   generator: torch.Generator | None = None) -> Gaze:
+                   generator: torch.Generator | None = None, gaze_stride: int = 1) -> Gaze:
     """`AutoGaze.generate` at another resolution: ids in increasing order, on the frame's own grid.
 
     Tiles are decoded as one batch, as published, if every clip was asked the same; else every clip's tiles by
     themselves, so that a clip gets what it would get alone. Ratio and requirement hold in each tile.
     """
-    tiling = make_tiling(model.grid, (video.shape[-2], video.shape[-1]), target_scales, target_patch_size)
+    tiling = make_tiling(model.grid, (video.shape[-2], video.shape[-1]), target_scales, target_patch_size, gaze_stride)
     request = make_request(model.grid, len(video), video.shape[1], gazing_ratio, task_loss_requirement, temperature,
                            generator)
     if tiling.whole == model.grid:
@@ -163,11 +206,17 @@ class FrameGazer:
         model: the model; its preprocessing is used.
         gazing_ratio, task_loss_requirement: numbers, see `defaults`.
         tiles: look at full resolution, tile by tile, instead of at the whole frame in one square.
+        gaze_stride: with `tiles`, look with so many times fewer pixels each way: fewer tiles, coarser choices.
+
+    Raises:
+        ValueError: if the stride is not a whole number from 1 on, is above 1 without `tiles`, or (with the first
+            frames) saves no tiles.
     """
 
     def __init__(self, model: AutoGaze, gazing_ratio: float | None = None, task_loss_requirement: float | None = None,
-                 tiles: bool = False) -> None:
-        self.model, self.tiles = model, tiles
+                 tiles: bool = False, gaze_stride: int = 1) -> None:
+        check_stride(gaze_stride, tiles)
+        self.model, self.tiles, self.gaze_stride = model, tiles, gaze_stride
         self.gazing_ratio, self.task_loss_requirement = gazing_ratio, task_loss_requirement
         self._stream: GazeStream | None = None
         self._tiling: Tiling | None = None
@@ -185,8 +234,8 @@ class FrameGazer:
         return Gaze.join([self._look(frame) for frame in frames])
 
     def _open(self, size: tuple[int, int]) -> None:
+        self._tiling = make_tiling(self.model.grid, size, gaze_stride=self.gaze_stride) if self.tiles else None
         self._frame_size = size
-        self._tiling = make_tiling(self.model.grid, size) if self.tiles else None
         batch = self._tiling.count if self._tiling else 1
         self._stream = self.model.stream(self.gazing_ratio, self.task_loss_requirement, batch)
 
@@ -202,18 +251,18 @@ class FrameGazer:
 
 def gaze_frames(model: AutoGaze, frames: Iterable[np.ndarray | Tensor], gazing_ratio: float | None = None,
                 task_loss_requirement: float | None = None, tiles: bool = False,
-                at_once: int = FRAMES_AT_ONCE) -> Iterator[Gaze]:
+                at_once: int = FRAMES_AT_ONCE, gaze_stride: int = 1) -> Iterator[Gaze]:
     """Gaze at a camera or any other source of frames.
 
     Args:
         frames: uint8 frames (H, W, 3) of one size, in order.
-        gazing_ratio, task_loss_requirement, tiles: as in `FrameGazer`.
+        gazing_ratio, task_loss_requirement, tiles, gaze_stride: as in `FrameGazer`.
         at_once: frames a result.
 
     Yields:
         Gaze (1, t, K) of the next t <= at_once frames.
     """
-    look, waiting = FrameGazer(model, gazing_ratio, task_loss_requirement, tiles), []
+    look, waiting = FrameGazer(model, gazing_ratio, task_loss_requirement, tiles, gaze_stride), []
     for frame in frames:
         waiting.append(torch.as_tensor(frame))
         if len(waiting) == at_once:
@@ -224,11 +273,11 @@ def gaze_frames(model: AutoGaze, frames: Iterable[np.ndarray | Tensor], gazing_r
 
 
 def gaze_at(model: AutoGaze, source: str | Path | np.ndarray | Tensor, gazing_ratio: float | None,
-            task_loss_requirement: float | None, tiles: bool) -> Gaze:
+            task_loss_requirement: float | None, tiles: bool, gaze_stride: int = 1) -> Gaze:
     """See `AutoGaze.gaze`."""
     if gazing_ratio is None and task_loss_requirement is None:
         gazing_ratio, task_loss_requirement = model.config.gazing_ratio, model.config.task_loss_requirement
-    look = FrameGazer(model, gazing_ratio, task_loss_requirement, tiles)
+    look = FrameGazer(model, gazing_ratio, task_loss_requirement, tiles, gaze_stride)
     if isinstance(source, str | Path):
         return Gaze.join([look(chunk.frames) for chunk in read_chunks(source)])
     frames = check_frames(source)

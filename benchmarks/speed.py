@@ -162,6 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         "clips": clips(device, [1, 8, 64, 256], [0.1, 0.4, 0.75], dtypes),
         "streams": [stream(device, 1, args.frames), stream(device, 64, 300)],
         "tiles_1080p": stream(device, 45, 300),
+        "tiles_1080p_stride_2": stream(device, 15, 300),  # 3 x 5 tiles; without taking the frames' means
     }
     text = json.dumps(result, indent=1)
     if args.out:

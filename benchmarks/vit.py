@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,25 +53,20 @@ class Case:
     attention: str
     chunks: tuple[int, ...]  # frames at once that the dense model may try
     at_least: float  # how many times faster than dense we must be, gaze included
+    gaze_stride: int = 1  # of `AutoGaze.generate`, where a frame is cut into tiles
 
 
 BASE, SO400M = "vit_base_patch16_siglip_224", "vit_so400m_patch14_siglip_378"
 CASES = (
     Case("base", "ViT-B/16 224, 16 frames, batch 64", BASE, 224, 64, 16, 0.1, "frame", (128, 256, 1024), 2.0),
-    Case("so400m-1", "SO400M/14 378, 16 frames, batch 1", SO400M, 378, 1, 16, 0.1, "frame", (16,), 2.0),
-    Case("so400m-8", "SO400M/14 378, 16 frames, batch 8", SO400M, 378, 8, 16, 0.1, "frame", (32, 128), 5.0),
+    Case("so400m-1", "SO400M/14 378, 16 frames, batch 1", SO400M, 378, 1, 16, 0.1, "frame", (16,), 2.0, 2),
+    Case("so400m-8", "SO400M/14 378, 16 frames, batch 8", SO400M, 378, 8, 16, 0.1, "frame", (32, 128), 5.0, 2),
     Case("joint", "ViT-B/16 224, joint attention over 256 frames", BASE, 224, 1, 256, 0.1, "joint", (), 10.0),
     # A second of 1080p at 30 fps: 3 x 6 tiles of 378 px, each two clips of 15 frames.
-    Case("1080p", "one second of 1080p, SO400M/14 over 18 tiles", SO400M, 378, 36, 15, 0.05, "frame", (60, 180), 8.0),
+    Case("1080p", "a second of 1080p, SO400M/14 over 18 tiles", SO400M, 378, 36, 15, 0.05, "frame", (60, 180), 8.0, 2),
 )
 QUICK = tuple(
-    replace(
-        case,
-        clips=min(2, case.clips),
-        frames=min(4, case.frames),
-        size=224 if "378" not in case.vit else 98,
-        chunks=(4,),
-    )
+    replace(case, clips=min(2, case.clips), frames=min(4, case.frames), size=224, chunks=(4,))
     for case in CASES
 )
 
@@ -81,6 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", action="store_true", help="measure the parts of the break-even chart instead")
     parser.add_argument("--ship", action="store_true", help="with --parts: write them into the package too")
     parser.add_argument("--runs", type=int, default=20, help="timed runs of each call (20)")
+    parser.add_argument(
+        "--gaze-stride",
+        type=int,
+        metavar="N",
+        help="look with N times fewer pixels each way in the cases that gaze in tiles (2); the others do not change",
+    )
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to see that it runs")
     args = parser.parse_args(argv)
@@ -109,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             ship(result)
     else:
         cases = [case for case in (QUICK if args.quick else CASES) if not args.case or case.name in args.case]
+        if args.gaze_stride is not None:  # the others look at the model's own square
+            cases = [replace(case, gaze_stride=args.gaze_stride) if case.gaze_stride > 1 else case for case in cases]
         result["cases"] = [run_case(case, device, args.runs, args.quick) for case in cases]
     if args.out:
         write_json(args.out, result)
@@ -126,8 +130,8 @@ def run_case(case: Case, device: torch.device, runs: int, quick: bool) -> dict[s
     model = AutoGaze(AutoGazeConfig.tiny() if quick else AutoGazeConfig.base()).to(device, dtype).eval()
     video = torch.randn(case.clips, case.frames, 3, case.size, case.size, device=device, dtype=dtype)
     gazed = GazedViT(vit, case.attention)
-    gaze = choose(model, gazed, video, case.ratio)
-    ours = _ours(model, gazed, video, case.ratio, runs)
+    gaze = choose(model, gazed, video, case.ratio, case.gaze_stride)
+    ours = _ours(case, model, gazed, video, runs)
     dense = _dense(case, vit, video, runs)
     rival = _published(case, vit, video, gaze, runs)
     faster = dense["timing"]["median_ms"] / ours["total"]["median_ms"]
@@ -153,7 +157,7 @@ def run_case(case: Case, device: torch.device, runs: int, quick: bool) -> dict[s
     return result
 
 
-def choose(model: AutoGaze, gazed: GazedViT, video: Tensor, ratio: float) -> Gaze:
+def choose(model: AutoGaze, gazed: GazedViT, video: Tensor, ratio: float, gaze_stride: int = 1) -> Gaze:
     """A gaze for the ViT: long clips in parts of 16 frames, other sizes and patches by tiles."""
     clips, frames = video.shape[:2]
     parts = video
@@ -163,7 +167,7 @@ def choose(model: AutoGaze, gazed: GazedViT, video: Tensor, ratio: float) -> Gaz
         parts = video.unflatten(1, (-1, GAZE_FRAMES)).flatten(0, 1)
     tiled = gazed.patch_size != model.config.patch_size or video.shape[-1] != model.grid.scales[-1]
     target = {"target_scales": gazed.target_scales(model.grid), "target_patch_size": gazed.patch_size} if tiled else {}
-    gaze = model.generate(parts, gazing_ratio=ratio, **target)
+    gaze = model.generate(parts, gazing_ratio=ratio, gaze_stride=gaze_stride, **target)
     loss = gaze.task_loss
     return replace(
         gaze,
@@ -183,14 +187,15 @@ def make_vit(name: str, size: int, quick: bool) -> nn.Module:
     )
 
 
-def _ours(model: AutoGaze, gazed: GazedViT, video: Tensor, ratio: float, runs: int) -> dict[str, Any]:
+def _ours(case: Case, model: AutoGaze, gazed: GazedViT, video: Tensor, runs: int) -> dict[str, Any]:
     before = start_memory(video.device)
-    gaze = choose(model, gazed, video, ratio)
+    look = partial(choose, model, gazed, video, case.ratio, case.gaze_stride)
+    gaze = look()
     graphs = GraphedViT(gazed, video, gaze) if video.is_cuda else None
     encode: Callable[[Tensor, Gaze], object] = graphs or gazed
-    total = measure(lambda: encode(video, choose(model, gazed, video, ratio)), video.device, runs, before)
+    total = measure(lambda: encode(video, look()), video.device, runs, before)
     alone = {
-        "gaze": measure(lambda: choose(model, gazed, video, ratio), video.device, runs),
+        "gaze": measure(look, video.device, runs),
         "encode": measure(lambda: encode(video, gaze), video.device, runs),
     }
     parts = {name: asdict(replace(timing, peak_memory_mib=None)) for name, timing in alone.items()}
@@ -226,7 +231,7 @@ def _published(case: Case, vit: nn.Module, video: Tensor, gaze: Gaze, runs: int)
 
 
 def _tiles(size: int, patch: int) -> int:
-    """Squares of 14 x 14 patches that the gaze model looks at in a frame."""
+    """Squares of 14 x 14 patches that the published gaze model looks at in a frame."""
     return (-(-size // (14 * patch))) ** 2
 
 

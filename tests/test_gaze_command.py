@@ -107,6 +107,29 @@ def test_tiles_look_at_every_part_of_a_large_frame(model: AutoGaze, tmp_path: Pa
     assert boxes[:, 2].max() <= 470 and boxes[:, 3].max() <= 240 and boxes[:, 0].max() > 224
 
 
+def test_a_stride_looks_at_the_whole_of_a_large_frame_in_fewer_tiles(model: AutoGaze, tmp_path: Path) -> None:
+    write_video(tmp_path / "wide.mp4", render_scene(0, 2, (240, 470), "pan"))
+    options = GazeOptions(0.1, None, tiles=True, gaze_stride=2)
+    summary = gaze_video(model, probe(tmp_path / "wide.mp4"), tmp_path / "out", options)
+    loaded = load_gaze(tmp_path / "out/gaze.npz")
+    assert summary.grid["frame_size"] == [240, 470] and summary.model["gaze_stride"] == 2
+    finest = loaded.gaze().mask(-1).unflatten(-1, loaded.grid.sides[-1])[:, :, :14, :28]
+    assert finest.any() and torch.equal(finest, finest[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--gaze-stride", "2"], "gaze_stride=2 is for gazing in tiles"),
+    (["--tiles", "--gaze-stride", "0"], "gaze_stride must be a whole number of at least 1, got 0"),
+    (["--tiles", "--gaze-stride", "2"], "gaze_stride=2 gains nothing here"),  # the scene is smaller than a tile
+])
+def test_strides_that_do_not_fit_are_refused_before_any_work(
+        scene: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str],
+        message: str) -> None:
+    out = tmp_path / "out"
+    assert main(["gaze", str(scene), "--out", str(out), "--checkpoint", str(tiny_checkpoint), *arguments]) == 2
+    assert message in capsys.readouterr().err and not out.exists()
+
+
 @pytest.mark.parametrize("ratio, loss, expected", [(None, None, (0.1, None)), (0.3, None, (0.3, None)),
                                                    (None, 0.5, (1.0, 0.5)), (0.2, 0.5, (0.2, 0.5))])
 def test_one_limit_alone_lifts_the_other(model: AutoGaze, ratio: float | None, loss: float | None,

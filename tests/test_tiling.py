@@ -139,19 +139,111 @@ def test_how_many_tiles_are_decoded_at_once_does_not_matter(monkeypatch: pytest.
         assert torch.equal(model.generate(video, 0.4, target_patch_size=16).ids, expected.ids)
 
 
-def whole_clip(model: AutoGaze, video: np.ndarray, *limits: Any) -> Gaze:
-    return model.generate(model.preprocessor.normalise(torch.from_numpy(video))[None], *limits, target_patch_size=16)
+def in_blocks(gaze: Gaze, n: int) -> list[torch.Tensor]:
+    """Masks (B, T, n * rows, n * columns) of a gaze, coarse to fine: every patch n x n times."""
+    masks = [mask.unflatten(-1, sides) for mask, sides in zip(gaze.masks(), gaze.grid.sides, strict=True)]
+    return [torch.kron(mask.long(), torch.ones(n, n, dtype=torch.long)).bool() for mask in masks]
 
 
+@pytest.mark.parametrize("config", [{}, {"paste_error": True}])
+@pytest.mark.parametrize("limits", [(0.1, None), (None, "typical")])
+def test_a_stride_is_the_models_own_gaze_at_the_small_frame_in_blocks(config: dict[str, Any], limits: Any) -> None:
+    model = small_model(scales=(32, 64, 112, 224), **config)
+    video = random_video(2, 3, side=448)
+    small = torch.nn.functional.avg_pool2d(video.flatten(0, 1), 2).unflatten(0, (2, 3))
+    asked = (limits[0], None if limits[1] is None else typical_loss(model, small))
+    gaze = model.generate(video, *asked, target_scales=(64, 128, 224, 448), gaze_stride=2)
+    own = model.generate(small, *asked)
+    assert gaze.grid == PatchGrid((64, 128, 224, 448)) and 0 < own.ratio.min() < 1
+    for k, expected in enumerate(in_blocks(own, 2)):
+        assert torch.equal(gaze.mask(k), expected.flatten(-2))
+    assert torch.equal(gaze.ratio, own.ratio) and torch.equal(gaze.counts, 4 * own.counts)
+
+
+def test_blocks_are_cut_at_the_sides_of_the_target() -> None:
+    """SO400M/14 at 378 px: 27 x 27 patches of 28 x 28, one tile of 392 px whose last pixels are zeros."""
+    model, video = small_model(scales=(32, 64, 112, 224)), random_video(1, 2, side=378)
+    scales = (56, 112, 196, 378)
+    tiling = make_tiling(model.grid, (378, 378), scales, 14, gaze_stride=2)
+    assert (tiling.tile_px, tiling.count) == (392, 1) and tiling.cut(video).shape == (1, 2, 3, 196, 196)
+    gaze = model.generate(video, 0.1, target_scales=scales, target_patch_size=14, gaze_stride=2)
+    small = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(video, (0, 14, 0, 14)).flatten(0, 1), 2)[None]
+    own = model.generate(small, 0.1)
+    assert gaze.grid == PatchGrid(scales, 14) and gaze.grid.sides[-1] == (27, 27)
+    for k, (expected, (rows, columns)) in enumerate(zip(in_blocks(own, 2), gaze.grid.sides, strict=True)):
+        assert torch.equal(gaze.mask(k), expected[..., :rows, :columns].flatten(-2))
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+def test_what_is_known_of_large_tiles_lands_on_the_blocks_that_it_is_of(stride: int) -> None:
+    """Where the frame is one colour a block, the colours of the tiles' patches are those of the frame's patches."""
+    size, block = (200, 330), stride * 16
+    tiling = make_tiling(GRID, size, gaze_stride=stride)
+    colours = torch.rand(1, 2, 1, -(-size[0] // block), -(-size[1] // block)).expand(-1, -1, 3, -1, -1)
+    video = colours.repeat_interleave(block, -1).repeat_interleave(block, -2)[..., : size[0], : size[1]]
+    tiles = tiling.cut(video)
+    assert tiles.shape == (tiling.count, 2, 3, 64, 64) and tiling.tile_px == 64 * stride
+    brightest = torch.cat([torch.nn.functional.adaptive_max_pool2d(tiles.flatten(0, 1), side).mean(1).flatten(1)
+                           for side, _ in GRID.sides], dim=1).unflatten(0, tiles.shape[:2])
+    joined = tiling.join(brightest)
+    assert joined.shape == (1, 2, tiling.whole.patches_per_frame)
+    finest = joined[..., tiling.whole.offsets[-1] :].unflatten(-1, tiling.whole.sides[-1])
+    torch.testing.assert_close(finest, video[:, :, 0, ::16, ::16])
+
+
+def test_a_stride_looks_at_fewer_tiles() -> None:
+    tiles = [make_tiling(PatchGrid(), (1080, 1920), gaze_stride=n) for n in (1, 2, 3)]
+    assert [(tiling.rows, tiling.columns) for tiling in tiles] == [(5, 9), (3, 5), (2, 3)]
+    assert all(tiling.whole == PatchGrid(frame_size=(1080, 1920)) for tiling in tiles)
+    assert tiles[0] == make_tiling(PatchGrid(), (1080, 1920))
+    model, video = small_model(), random_video(1, 2, side=256)
+    for n in (1, 2, 4):
+        gaze = model.generate(video, 0.3, target_patch_size=16, gaze_stride=n)
+        assert gaze.counts.unique().tolist() == [16 * 6] and gaze.grid == PatchGrid((16, 32, 64), 16, (256, 256))
+    assert torch.equal(model.generate(video, 0.3, target_patch_size=16, gaze_stride=1).ids,
+                       model.generate(video, 0.3, target_patch_size=16).ids)
+
+
+@pytest.mark.parametrize("stride", [0, -1, True, 2.0, "2", None])
+def test_strides_that_are_no_number_of_pixels_are_refused(stride: Any) -> None:
+    model, video = small_model(), torch.zeros(1, 1, 3, 128, 128)
+    for target in ({}, {"target_patch_size": 16}):
+        with pytest.raises(ValueError, match="gaze_stride must be a whole number of at least 1, got"):
+            model.generate(video, 0.5, gaze_stride=stride, **target)
+    with pytest.raises(ValueError, match="gaze_stride must be a whole number"):
+        FrameGazer(model, 0.5, tiles=True, gaze_stride=stride)
+
+
+def test_a_stride_without_tiles_or_without_gain_is_refused() -> None:
+    model, video, taken = small_model(), torch.zeros(1, 1, 3, 128, 128), frames(1, 128, 128)
+    for call in (lambda: model.generate(video, 0.5, gaze_stride=2), lambda: model.gaze(taken, 0.5, gaze_stride=2),
+                 lambda: list(gaze_frames(model, taken, 0.5, gaze_stride=2))):
+        with pytest.raises(ValueError, match="gaze_stride=2 is for gazing in tiles"):
+            call()
+    for size, stride, enough in ((64, 2, 1), (40, 2, 1), (128, 3, 2), (300, 4, 3)):
+        with pytest.raises(ValueError, match=f"gaze_stride={stride} gains nothing here: gaze_stride={enough} needs no"):
+            model.generate(torch.zeros(1, 1, 3, size, size), 0.5, target_patch_size=16, gaze_stride=stride)
+    with pytest.raises(ValueError, match="gaze_stride=2 gains nothing"):
+        model.generate(torch.zeros(1, 1, 3, 64, 64), 0.5, target_scales=[16, 32, 64], gaze_stride=2)
+    with pytest.raises(ValueError, match="more patches than 1 x 1 tiles of 128 px"):
+        model.generate(video, 0.5, target_scales=[48, 96, 128], gaze_stride=2)
+
+
+def whole_clip(model: AutoGaze, video: np.ndarray, *limits: Any, **options: Any) -> Gaze:
+    normal = model.preprocessor.normalise(torch.from_numpy(video))[None]
+    return model.generate(normal, *limits, target_patch_size=16, **options)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("limits", [(0.3, None), (1.0, 0.0)])
-def test_frames_in_chunks_equal_the_whole_clip(limits: tuple[float, float | None]) -> None:
-    model, video = small_model(), frames(7, 100, 90)
-    chunks = list(gaze_frames(model, video, *limits, tiles=True, at_once=3))
+def test_frames_in_chunks_equal_the_whole_clip(limits: tuple[float, float | None], stride: int) -> None:
+    model, video = small_model(), frames(7, 100, 170)
+    chunks = list(gaze_frames(model, video, *limits, tiles=True, at_once=3, gaze_stride=stride))
     assert [chunk.ids.shape[1] for chunk in chunks] == [3, 3, 1]
-    joined, whole = Gaze.join(chunks), whole_clip(model, video, *limits)
-    assert joined.grid == whole.grid == PatchGrid((16, 32, 64), 16, (100, 90))
+    joined, whole = Gaze.join(chunks), whole_clip(model, video, *limits, gaze_stride=stride)
+    assert joined.grid == whole.grid == PatchGrid((16, 32, 64), 16, (100, 170))
     assert torch.equal(joined.patch_mask(), whole.patch_mask())
-    assert torch.equal(model.gaze(video, *limits, tiles=True).patch_mask(), whole.patch_mask())
+    assert torch.equal(model.gaze(video, *limits, tiles=True, gaze_stride=stride).patch_mask(), whole.patch_mask())
 
 
 def test_without_tiles_frames_are_seen_in_one_square() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("timm")
 
-from autogaze import Gaze, PatchGrid  # noqa: E402
+from autogaze import AutoGaze, Gaze, PatchGrid  # noqa: E402
 from autogaze.vit import GazedViT  # noqa: E402
 from benchmarks.vit import main, make_vit  # noqa: E402
 from benchmarks.vit_opponents import dense_joint, published, published_decode_ms  # noqa: E402
@@ -56,6 +57,24 @@ def test_a_quick_run_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     case = printed["cases"][0]
     assert case["tokens"] < case["dense_tokens"] and case["ours"]["total"]["median_ms"] > 0
     assert printed["torch"] == torch.__version__ and printed["quick"]
+
+
+def test_the_stride_of_a_case_in_tiles_can_be_changed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: set[int] = set()
+    generate = AutoGaze.generate
+
+    def watched(*args: Any, gaze_stride: int = 1, **options: Any) -> Gaze:
+        looked.add(gaze_stride)
+        return generate(*args, gaze_stride=gaze_stride, **options)
+
+    monkeypatch.setattr(AutoGaze, "generate", watched)
+    for arguments, stride in (([], 2), (["--gaze-stride", "1"], 1)):
+        looked.clear()
+        assert main(["--quick", "--case", "so400m-1", "joint", "--runs", "1", *arguments]) == 0
+        tiled, joint = json.loads(capsys.readouterr().out)["cases"]
+        assert tiled["gaze_stride"] == stride and joint["gaze_stride"] == 1 and looked == {1, stride}
 
 
 def test_toy_measurements_are_not_shipped(capsys: pytest.CaptureFixture[str]) -> None:

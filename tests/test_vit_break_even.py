@@ -51,6 +51,17 @@ def test_other_frame_sizes_are_reckoned_by_operations() -> None:
     assert large.gaze_ms == pytest.approx(4 * small.gaze_ms)  # four squares to look at
 
 
+def test_a_gaze_stride_leaves_fewer_squares_to_look_at() -> None:
+    near, far = (will_it_pay(VIT, 448, 16, 1, 0.1, _parts(), gaze_stride=n) for n in (1, 2))
+    assert near.gaze_ms == pytest.approx(4) and far.gaze_ms == pytest.approx(1) and far.gaze_stride == 2
+    assert (near.dense_ms, near.encode_ms) == (far.dense_ms, far.encode_ms)
+    assert near.break_even_ratio is not None and far.break_even_ratio is not None
+    assert near.break_even_ratio < far.break_even_ratio
+    assert "ratio 0.1, gaze stride 2;" in in_words(far) and "stride" not in in_words(near)
+    with pytest.raises(ValueError, match="gaze_stride=2 gains nothing"):
+        will_it_pay(VIT, 224, 16, 1, 0.1, _parts(), gaze_stride=2)
+
+
 def test_shorter_clips_cost_less_to_gaze_at_and_longer_ones_more() -> None:
     times = [will_it_pay(VIT, 224, frames, 1, 0.1, _parts()).gaze_ms for frames in (4, 16, 32)]
     assert times == pytest.approx([0.25, 1.0, 2.0])
@@ -82,6 +93,8 @@ def test_the_command_answers_in_words_and_numbers(
     assert run(parser.parse_args([*question, "--json"])) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["pays"] and math.isclose(result["dense_ms"], 64)
+    assert run(parser.parse_args([*question, "--size", "448", "--gaze-stride", "2", "--json"])) == 0
+    assert json.loads(capsys.readouterr().out)["gaze_stride"] == 2
     assert run(parser.parse_args(question)) == 0
     assert capsys.readouterr().out.startswith("Yes: ")
 

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from autogaze.tiling import tiles_along
+
 PARTS_FILE = Path(__file__).with_name("break_even.json")
 GAZE_FRAMES = 16  # frames of the clips that the gaze was measured on
 GAZE_SIDE = 14  # patches along a square that the gaze model looks at
@@ -66,6 +68,7 @@ class Verdict:
     encode_ms: float
     break_even_ratio: float | None  # gazing pays below this ratio; None: at no ratio that was measured
     device: str
+    gaze_stride: int = 1  # pixels of the frame along one that is looked at
 
     @property
     def times_faster(self) -> float:
@@ -76,7 +79,9 @@ class Verdict:
         return self.times_faster > 1
 
 
-def will_it_pay(vit: str, size: int, frames: int, batch: int, ratio: float, parts: Parts | None = None) -> Verdict:
+def will_it_pay(
+    vit: str, size: int, frames: int, batch: int, ratio: float, parts: Parts | None = None, gaze_stride: int = 1
+) -> Verdict:
     """Whether gazing is faster than the dense ViT.
 
     Args:
@@ -86,9 +91,10 @@ def will_it_pay(vit: str, size: int, frames: int, batch: int, ratio: float, part
         batch: clips at once.
         ratio: gazing ratio, share of a frame's patches.
         parts: measurements; those shipped with the package by default.
+        gaze_stride: as in `AutoGaze.generate`, where the frame is looked at in several tiles.
 
     Raises:
-        ValueError: if the ViT was not measured or a number is out of range.
+        ValueError: if the ViT was not measured, a number is out of range, or the stride saves no tiles.
         FileNotFoundError: if the package ships no measurements.
     """
     parts = parts or load_parts()
@@ -101,17 +107,18 @@ def will_it_pay(vit: str, size: int, frames: int, batch: int, ratio: float, part
             f"size, frames and batch must be positive and ratio in (0, 1], got {size}, {frames}, {batch}, {ratio}"
         )
     part = parts.vits[name]
+    along = tiles_along((size,), GAZE_SIDE * part.patch_size, gaze_stride)[0]
     dense = _dense_ms(part, size, frames * batch)
-    gaze, encode = _gaze_ms(parts, part, size, frames, batch, ratio), _encode_ms(part, size, frames * batch, ratio)
-    edge = _break_even(parts, part, size, frames, batch, dense)
-    return Verdict(
-        name, size, frames, batch, ratio, round(dense, 3), round(gaze, 3), round(encode, 3), edge, parts.device
-    )
+    gaze = _gaze_ms(parts, along**2, frames, batch, ratio)
+    encode = _encode_ms(part, size, frames * batch, ratio)
+    edge = _break_even(parts, part, size, along**2, frames, batch, dense)
+    times = (round(dense, 3), round(gaze, 3), round(encode, 3))
+    return Verdict(name, size, frames, batch, ratio, *times, edge, parts.device, gaze_stride)
 
 
-def answer(vit: str, size: int, frames: int, batch: int, ratio: float) -> str:
+def answer(vit: str, size: int, frames: int, batch: int, ratio: float, gaze_stride: int = 1) -> str:
     """The verdict in words."""
-    return in_words(will_it_pay(vit, size, frames, batch, ratio))
+    return in_words(will_it_pay(vit, size, frames, batch, ratio, gaze_stride=gaze_stride))
 
 
 def in_words(verdict: Verdict) -> str:
@@ -125,9 +132,10 @@ def in_words(verdict: Verdict) -> str:
         says = f"No: {1 / verdict.times_faster:.1f} x slower ({times})."
     edge = verdict.break_even_ratio
     rule = "It pays at no ratio that was measured." if edge is None else f"It pays below ratio {edge:.2f}."
+    stride = "" if verdict.gaze_stride == 1 else f", gaze stride {verdict.gaze_stride}"
     return (
         f"{says} {rule} {verdict.vit} at {verdict.size} px, {verdict.frames} frames, batch {verdict.batch}, "
-        f"ratio {verdict.ratio:g}; parts measured on {verdict.device}."
+        f"ratio {verdict.ratio:g}{stride}; parts measured on {verdict.device}."
     )
 
 
@@ -138,11 +146,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=16, help="frames of a clip (16)")
     parser.add_argument("--batch", type=int, default=1, help="clips at once (1)")
     parser.add_argument("--ratio", type=float, default=0.1, help="gazing ratio (0.1)")
+    parser.add_argument(
+        "--gaze-stride", type=int, default=1, metavar="N", help="look with N times fewer pixels each way in tiles (1)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer in words, or in numbers with `--json`."""
-    verdict = will_it_pay(args.vit, args.size, args.frames, args.batch, args.ratio)
+    verdict = will_it_pay(args.vit, args.size, args.frames, args.batch, args.ratio, gaze_stride=args.gaze_stride)
     numbers = {**asdict(verdict), "pays": verdict.pays, "times_faster": round(verdict.times_faster, 3)}
     print(json.dumps(numbers) if args.json else in_words(verdict))
     return 0
@@ -193,19 +204,20 @@ def _encode_ms(part: VitParts, size: int, frames: int, ratio: float) -> float:
     return _read(part.encode, frames * max(1, int(ratio * patches_per_frame(size, part.patch_size))))
 
 
-def _gaze_ms(parts: Parts, part: VitParts, size: int, frames: int, batch: int, ratio: float) -> float:
-    squares = (-(-size // (GAZE_SIDE * part.patch_size))) ** 2
+def _gaze_ms(parts: Parts, squares: int, frames: int, batch: int, ratio: float) -> float:
     clips = batch * squares * -(-frames // GAZE_FRAMES)
     share = min(frames, GAZE_FRAMES) / GAZE_FRAMES
     return share * _read(tuple(sorted((r, _read(curve, clips)) for r, curve in parts.gaze.items())), ratio)
 
 
-def _break_even(parts: Parts, part: VitParts, size: int, frames: int, batch: int, dense_ms: float) -> float | None:
+def _break_even(
+    parts: Parts, part: VitParts, size: int, squares: int, frames: int, batch: int, dense_ms: float
+) -> float | None:
     """The largest ratio at which gazing is not slower, to two digits."""
     for percent in range(100, 0, -1):
         ratio = percent / 100
         if (
-            _gaze_ms(parts, part, size, frames, batch, ratio) + _encode_ms(part, size, frames * batch, ratio)
+            _gaze_ms(parts, squares, frames, batch, ratio) + _encode_ms(part, size, frames * batch, ratio)
             <= dense_ms
         ):
             return ratio

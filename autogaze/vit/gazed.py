@@ -144,7 +144,8 @@ class GazedViT(nn.Module):
             raise ValueError(
                 f"the gaze's patches have {gaze.grid.patch_size} px, this ViT's {self.patch_size} px; ask for the gaze "
                 f"with model.generate(video, ..., target_scales={self.target_scales(gaze.grid)}, "
-                f"target_patch_size={self.patch_size})"
+                f"target_patch_size={self.patch_size}); with gaze_stride=2 it is chosen with fewer pixels, faster and "
+                "coarser, where the frame has several tiles"
             )
         if video.device != gaze.device:
             raise ValueError(f"video is on {video.device}, the gaze on {gaze.device}; move one with .to()")
