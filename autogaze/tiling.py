@@ -54,8 +54,8 @@ class Tiling:
     def cut(self, video: Tensor) -> Tensor:
         """(B, T, C, H, W) -> (B * count, T, C, side, side), zeros beyond the frame; side is tile_px / stride.
 
-        With a stride a pixel is the mean of the block that it stands for. The encoder resizes without antialias, as
-        published: left to it, a tile would lose what lies between its samples, and thin lines and noise would alias.
+        With a stride a pixel is the mean of the block that it stands for: every pixel of the frame counts, once. The
+        encoder's own resize has no antialias, as published, and reads four pixels of a line however many there are.
         """
         height, width = self.rows * self.tile_px, self.columns * self.tile_px
         video = F.pad(video, (0, width - video.shape[-1], 0, height - video.shape[-2]))
