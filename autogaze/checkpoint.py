@@ -150,7 +150,7 @@ def config_from_published(data: Mapping[str, Any], path: Path | str = CONFIG) ->
             encoder_depth=vision["depth"], temporal_kernel=vision["trunk_temporal_kernel_size"],
             spatial_kernel=vision["trunk_spatial_kernel_size"], num_multi_token_pred=decoder["num_multi_token_pred"],
             rms_norm_eps=decoder["rms_norm_eps"], rope=_rope(decoder), max_num_frames=data.get("max_num_frames", 16),
-            seen_memory=bool(data.get("seen_memory", False)), paste_error=bool(data.get("paste_error", False)),
+            paste_error=bool(data.get("paste_error", False)),
             gazing_ratio=ratio, task_loss_requirement=requirement if needs else None,
             calibration=tuple((float(a), float(b)) for a, b in data.get("calibration", ())))
     except KeyError as error:
@@ -169,7 +169,7 @@ def _rope(decoder: Mapping[str, Any]) -> RopeConfig:
 
 
 def config_to_published(config: AutoGazeConfig) -> dict[str, Any]:
-    """The published form of a config, with our `calibration`, `seen_memory` and `paste_error` beside it."""
+    """The published form of a config, with our `calibration` and `paste_error` beside it."""
     rope = config.rope
     tokens = (config.scales[-1] // config.patch_size) ** 2
     patches = config.grid.patches_per_frame
@@ -181,7 +181,6 @@ def config_to_published(config: AutoGazeConfig) -> dict[str, Any]:
         "architectures": ["AutoGaze"],
         "scales": "+".join(map(str, config.scales)),
         "max_num_frames": config.max_num_frames,
-        "seen_memory": config.seen_memory,
         "paste_error": config.paste_error,
         "num_vision_tokens_each_frame": patches,
         "attn_mode": "sdpa",

@@ -9,12 +9,24 @@ from __future__ import annotations
 
 import contextlib
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 EncoderCache = tuple[Tensor, ...]  # one (B, C, kernel - 1, side, side) tensor a block: its last inputs
+
+
+class FrameTokens(NamedTuple):
+    """What there is to know of some frames before anything is chosen in them."""
+
+    visual: Tensor  # (B, T, N, width) visual tokens, row by row
+    grey: Tensor | None  # (B, T, 1, H, W) the frames as they were encoded, without colours; None: nobody asked
+
+    def frame(self, t: int) -> FrameTokens:
+        """Of one frame: (B, N, width) and (B, 1, H, W)."""
+        return FrameTokens(self.visual[:, t], None if self.grey is None else self.grey[:, t])
 
 
 class CausalConv3d(nn.Module):
@@ -72,15 +84,14 @@ class FrameEncoder(nn.Module):
         Returns:
             (B, T, side * side, out_channels) visual tokens row by row, and the new cache.
         """
-        tokens, _, cache = self.encode(video, cache)
-        return tokens, cache
+        tokens, cache = self.encode(video, cache)
+        return tokens.visual, cache
 
     def encode(self, video: Tensor, cache: EncoderCache | None = None,
-               patches: bool = False) -> tuple[Tensor, Tensor | None, EncoderCache]:
-        """`forward` with the patch embeddings on the way: (B, T, side * side, channels), before their norm, each of its
-        own frame's pixels alone; None unless `patches` asks for them."""
+               grey: bool = False) -> tuple[FrameTokens, EncoderCache]:
+        """`forward`, and with `grey` the frames without colours, since the first layer reads them anyway."""
         cache = self.empty_cache(len(video)) if cache is None else cache
-        x, embedded = self._patch_tokens(self.fit(video), patches)
+        x, frames = self._patch_tokens(self._fit(video), grey)
         x = x.unflatten(2, (self.side, self.side))
         x = x.permute(0, 4, 1, 2, 3)
         new_cache = []
@@ -88,25 +99,25 @@ class FrameEncoder(nn.Module):
             x, past = block(x, past)
             new_cache.append(past)
         tokens = x.permute(0, 2, 3, 4, 1).flatten(2, 3)
-        return F.linear(tokens, self.out_proj.weight.flatten(1), self.out_proj.bias), embedded, tuple(new_cache)
+        visual = F.linear(tokens, self.out_proj.weight.flatten(1), self.out_proj.bias)
+        return FrameTokens(visual, frames), tuple(new_cache)
 
-    def fit(self, video: Tensor) -> Tensor:
+    def _fit(self, video: Tensor) -> Tensor:
         """Frames (B, T, 3, H, W) in the encoder's dtype and size."""
         video = video.to(self.out_proj.weight.dtype)
         if video.shape[-2:] == (self.image_size, self.image_size):
             return video
         return resize(video.flatten(0, 1), self.image_size).unflatten(0, video.shape[:2])
 
-    def _patch_tokens(self, video: Tensor, patches: bool) -> tuple[Tensor, Tensor | None]:
-        """(B, T, side * side, C) normed patch embeddings of frames (B, T, 3, H, W); and, if asked for, as they were
-        before the norm."""
+    def _patch_tokens(self, video: Tensor, grey: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, T, side * side, C) normed patch embeddings of frames (B, T, 3, H, W); and, if asked for,
+        the mean of the frames' colours."""
         if video.is_cuda and video.dtype == torch.bfloat16 and not torch.is_grad_enabled():
             with contextlib.suppress(ImportError):  # Triton comes with CUDA builds of PyTorch, not with all others
                 from autogaze.patch_embedding import patch_tokens
 
-                return patch_tokens(video, self.temporal_conv, self.norm, self.side, patches)
-        embedded = self._patchify(video)
-        return self.norm(embedded), embedded if patches else None
+                return patch_tokens(video, self.temporal_conv, self.norm, self.side, grey)
+        return self.norm(self._patchify(video)), video.mean(-3, keepdim=True) if grey else None
 
     def _patchify(self, video: Tensor) -> Tensor:
         """The patch convolution as one matrix product, which is faster than Conv3d everywhere we run."""

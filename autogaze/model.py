@@ -1,8 +1,8 @@
 """AutoGaze: frame encoder and gaze decoder, with the calls that people use.
 
 `generate` chooses, `score` says what training needs to know about a choice, `stream` goes frame by frame.
-Architecture and parameter names are the published ones (arXiv:2603.12254): 3,258,240 parameters at base size. Two parts
-are ours and off by default: `autogaze.seen` and `autogaze.paste_error`.
+Architecture and parameter names are the published ones (arXiv:2603.12254): 3,258,240 parameters at base size. One part
+is ours and off by default: `autogaze.paste_error`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from autogaze.decoder import GazeDecoder, RopeConfig
 from autogaze.decoding.request import PerFrame, Request, make_request
-from autogaze.encoder import FrameEncoder
+from autogaze.encoder import FrameEncoder, FrameTokens
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
 from autogaze.paste_error import PasteError
 from autogaze.preprocess import Preprocessor
-from autogaze.seen import FrameTokens, SeenMemory
 
 if TYPE_CHECKING:
     from autogaze.decoding.stream import GazeStream
@@ -47,8 +46,7 @@ class AutoGazeConfig:
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = field(default_factory=RopeConfig)
     max_num_frames: int = 16  # frames that the decoder remembers
-    seen_memory: bool = False  # visual tokens know what was seen of their places (`autogaze.seen`); not as published
-    paste_error: bool = False  # patches are scored by what is wrong without them (`autogaze.paste_error`); ours too
+    paste_error: bool = False  # patches are scored by what is wrong without them (`autogaze.paste_error`); ours
     gazing_ratio: float = 0.75  # default of the command line: largest share of a frame's patches
     task_loss_requirement: float | None = 0.7  # default of the command line: loss at which a frame may stop
     calibration: tuple[tuple[float, float], ...] = ()  # (requested loss, threshold on the prediction), ascending
@@ -132,7 +130,6 @@ class AutoGaze(nn.Module):
         self.gaze_decoder = GazeDecoder(
             self.grid.patches_per_frame, config.hidden_size, config.num_hidden_layers, config.num_attention_heads,
             config.head_dim, config.intermediate_size, config.num_multi_token_pred, config.rms_norm_eps, config.rope)
-        self.seen = SeenMemory(self.grid, self.vision_model.side, config.hidden_size) if config.seen_memory else None
         self.paste_error = (PasteError(self.grid, self.vision_model.side, config.patch_size) if config.paste_error
                             else None)
         self.apply(_initialise)
@@ -257,13 +254,10 @@ class AutoGaze(nn.Module):
         return GazeStream(self, gazing_ratio, task_loss_requirement, batch)
 
     def embed(self, video: Tensor, cache: tuple[Tensor, ...] | None = None) -> tuple[FrameTokens, tuple[Tensor, ...]]:
-        """Visual tokens with their positions and, where the model has use for them, traces and grey frames; and the
-        encoder's cache."""
-        video = self.vision_model.fit(video)
-        visual, patches, cache = self.vision_model.encode(video, cache, patches=self.seen is not None)
-        trace = None if self.seen is None else self.seen.trace_proj(patches)
-        frames = None if self.paste_error is None else self.paste_error.grey(video)
-        return FrameTokens(self.connector(visual), trace, frames), cache
+        """Visual tokens with their positions and, for a model with `paste_error`, grey frames; and the encoder's
+        cache."""
+        tokens, cache = self.vision_model.encode(video, cache, grey=self.paste_error is not None)
+        return FrameTokens(self.connector(tokens.visual), tokens.grey), cache
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: torch.device | str | None = None) -> AutoGaze:

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autogaze.grid import PatchGrid
-from autogaze.seen import NEVER, patch_at
 
+NEVER = 0  # level of a place that nobody has looked at; scale k of the grid is level k + 1
 LEAST_GAIN = 1e-5  # a patch that takes away less of a frame's loss than this scores as if it took away this much
 L1, STEPS, STRENGTH = 1.25, 0.25, 8.0  # of new models; the first two tell the loss of validation clips
 
@@ -63,10 +63,6 @@ class PasteError(nn.Module):
             cover[patches, torch.arange(side**2)] = k + 1
         self.register_buffer("cover", cover, persistent=False)  # (P, N) level of a patch at the places in it, else 0
         self.register_buffer("share", (cover > 0).float().t() / side**2, persistent=False)  # (N, P)
-
-    def grey(self, video: Tensor) -> Tensor:
-        """Frames (..., 1, H, W) as this class takes them, of colours (..., 3, H, W)."""
-        return video.mean(-3, keepdim=True)
 
     def open(self, frame: Tensor) -> Tensor:
         """The canvas (B, 1, H, W) of clips that begin with a frame: mid-grey, nothing is known."""
@@ -188,3 +184,13 @@ def blurred(frame: Tensor, block: int) -> Tensor:
         return frame
     parts = frame.unflatten(-1, (-1, block)).unflatten(-3, (-1, block))
     return parts.mean((-3, -1), keepdim=True).expand_as(parts).flatten(-2).flatten(-3, -2)
+
+
+def patch_at(grid: PatchGrid, side: int) -> Tensor:
+    """(scales, side * side) int64: the patch of each scale in which the centre of each place lies."""
+    tables = []
+    for offset, (rows, columns) in zip(grid.offsets, grid.sides, strict=True):
+        twice = 2 * torch.arange(side) + 1
+        row, column = twice * rows // (2 * side), twice * columns // (2 * side)
+        tables.append(offset + (row[:, None] * columns + column).flatten())
+    return torch.stack(tables)

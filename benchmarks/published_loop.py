@@ -63,30 +63,26 @@ def generate_published(model: AutoGaze, video: Tensor, gazing_ratio: float = 1.0
         gazing_ratio: largest share of a frame's patches.
         task_loss_requirement: predicted loss at which a frame may stop.
     """
-    tokens, memory, rule = model.embed(video)[0], model.seen, model.paste_error  # the last two are ours
-    video = video if tokens.frames is None else tokens.frames
-    seen = None if memory is None else memory.open(tokens.frame(0))
+    tokens, rule = model.embed(video)[0], model.paste_error  # the latter is ours
+    grey = video if tokens.grey is None else tokens.grey
     decoder, budget, eos = model.gaze_decoder, model.grid.budget(gazing_ratio), model.grid.patches_per_frame
     cache = GrowingCache(len(decoder.model.layers))
     embeds: list[Tensor] = []
     valid: list[Tensor] = []
     frames: list[Tensor] = []
-    canvas = None if rule is None else rule.open(video[:, 0])
+    canvas = None if rule is None else rule.open(grey[:, 0])
     for t in range(video.shape[1]):
-        visual = tokens.visual[:, t] if memory is None or seen is None else memory.tell(tokens.frame(t), seen)
+        visual = tokens.visual[:, t]
         embeds.append(visual)
         valid.append(torch.ones(visual.shape[:2], dtype=torch.bool))
-        error = None if rule is None or canvas is None else rule.begin(video[:, t], canvas)
+        error = None if rule is None or canvas is None else rule.begin(grey[:, t], canvas)
         ids, cache = _decode_frame(model, torch.cat(embeds, 1), torch.cat(valid, 1), cache, budget,
                                    task_loss_requirement, error)
         embeds.append(decoder.model.embed_tokens(ids))
         valid.append(ids != eos)
         frames.append(ids)
-        looked = (ids.where(ids != eos, 0), ids != eos)
-        if memory is not None and seen is not None:
-            seen = memory.look(seen, tokens.frame(t), *looked)
         if rule is not None and canvas is not None:
-            canvas = rule.look(canvas, video[:, t], *looked)
+            canvas = rule.look(canvas, grey[:, t], ids.where(ids != eos, 0), ids != eos)
     slots = max(ids.shape[1] for ids in frames)
     padded = torch.stack([F.pad(ids, (0, slots - ids.shape[1]), value=eos) for ids in frames], dim=1)
     return Gaze(padded.where(padded != eos, 0), padded != eos, model.grid)

@@ -61,7 +61,7 @@ def model(window: int = 16, **parts: bool) -> AutoGaze:
     torch.manual_seed(0)
     config = replace(AutoGazeConfig.tiny(), scales=(32, 64), hidden_size=64, num_attention_heads=2, head_dim=32,
                      intermediate_size=64, num_multi_token_pred=3, max_num_frames=window,
-                     **{"seen_memory": False, "paste_error": False, **parts})
+                     **{"paste_error": False, **parts})
     made = AutoGaze(config).eval()
     for parameter in made.parameters():
         if parameter.ndim > 1:
@@ -110,14 +110,13 @@ def main(without: str, knowing: str) -> None:
     compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
     compare_first(gazer, video, "heads: ")
     compare("window", model(window=2), torch.randn(1, 5, 3, 64, 64), gazing_ratio=0.6)
-    compare("memory", model(seen_memory=True), video[:1, :2], gazing_ratio=0.4)
     gazer = model(paste_error=True)
     losses = compare("paste error", gazer, video, gazing_ratio=0.6)
     stop = float(losses[~losses.isnan()].quantile(0.3))
     compare("paste error, stop", gazer, video[:, :2], gazing_ratio=1.0,
             task_loss_requirement=torch.tensor([stop, stop / 2]))
     compare_first(gazer, video, "paste error: ")
-    compare("both", model(window=2, paste_error=True, seen_memory=True), torch.randn(1, 4, 3, 64, 64), gazing_ratio=0.4)
+    compare("paste error, window", model(window=2, paste_error=True), torch.randn(1, 4, 3, 64, 64), gazing_ratio=0.4)
 
 
 main(*sys.argv[1:])

@@ -16,7 +16,7 @@ from autogaze.decoding import clip, clip_graph, frame_graph, tuning, workspace
 from autogaze.model import AutoGazeConfig
 
 
-def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2, seen: bool = True,
+def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2,
           paste_error: bool = True) -> AutoGaze:
     torch.manual_seed(0)
     config = replace(
@@ -28,7 +28,6 @@ def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2, seen:
         intermediate_size=32,
         num_multi_token_pred=group,
         max_num_frames=window,
-        seen_memory=seen,
         paste_error=paste_error,
     )
     made = AutoGaze(config).eval()
@@ -162,7 +161,7 @@ def main(kind: str) -> None:
         workspace.Workspace.tuning = lambda self, prefill: small
         workspace.Workspace._frames_per_split = lambda self, prefill: self.plan.ring  # as in large batches
     video = torch.randn(2, 3, 3, 32, 32)
-    compare("published", model(window=16, seen=False, paste_error=False), video, gazing_ratio=0.8)
+    compare("published", model(window=16, paste_error=False), video, gazing_ratio=0.8)
     gazer = model(window=16)
     plain = compare("ratio", gazer, video, gazing_ratio=0.8)
     stop = float(plain.task_loss[~plain.task_loss.isnan()].quantile(0.4))
@@ -176,9 +175,7 @@ def main(kind: str) -> None:
 
 
 def compare_the_rest(gazer: AutoGaze, video: torch.Tensor, stop: float) -> None:
-    """Parts alone, sampling, the stop rule, the window, chunks, streams and recorded clips."""
-    compare("memory alone", model(window=16, paste_error=False), video, gazing_ratio=0.8)
-    compare("paste error alone", model(window=16, seen=False), video, gazing_ratio=0.8)
+    """Sampling, the stop rule, the window, chunks, streams and recorded clips."""
     compare_samples(gazer, video[:, :2])
     compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
     # In step: clips that end early have their last group fed with padding inside while the others go on.

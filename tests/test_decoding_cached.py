@@ -96,12 +96,10 @@ def test_sampling_with_one_seed_gives_one_result(way: str) -> None:
     assert not torch.equal(gazes[0].ids, model.generate(video, 0.5).ids)
 
 
-@pytest.mark.parametrize("parts", [{"paste_error": True}, {"paste_error": True, "seen_memory": True}])
 @pytest.mark.parametrize("ratio", [0.3, [0.8, 0.1, 0.0, 0.5, 0.05], torch.tensor([0.1, 0.0, 0.9])])
 @pytest.mark.parametrize("quantile", [None, 0.4])
-def test_paste_error_is_kept_up_as_in_the_plain_loop(way: str, parts: dict[str, bool], ratio: Any,
-                                                     quantile: float | None) -> None:
-    model, video = small_model(**parts), random_video(3, 5)
+def test_paste_error_is_kept_up_as_in_the_plain_loop(way: str, ratio: Any, quantile: float | None) -> None:
+    model, video = small_model(paste_error=True), random_video(3, 5)
     asked = None if quantile is None else typical_loss(model, video, quantile)
     assert_same(*both(way, model, video, ratio, asked))
     gazes = []

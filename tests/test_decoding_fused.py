@@ -32,7 +32,7 @@ def test_kernels_choose_what_the_plain_loop_chooses(tuning: str) -> None:
     cases = [json.loads(line) for line in run.stdout.splitlines()]
     names = ["published", "ratio", "per clip", "blocks"]
     if tuning == "spread columns":
-        names += ["memory alone", "paste error alone", "samples", "stop", "in step", "nothing", "window", "chunks",
+        names += ["samples", "stop", "in step", "nothing", "window", "chunks",
                   "stream", "clips"]
     assert list(dict.fromkeys(case["case"] for case in cases)) == names
     for case in cases:
@@ -55,7 +55,7 @@ def test_cpu_model_says_why_the_kernels_are_not_used() -> None:
 
 def test_packed_weights_follow_paste_error_in_place() -> None:
     model = AutoGaze(replace(AutoGazeConfig.tiny(), paste_error=True))
-    packed = PackedWeights(model.gaze_decoder, torch.bfloat16, model.seen, model.paste_error)
+    packed = PackedWeights(model.gaze_decoder, torch.bfloat16, model.paste_error)
     assert model.paste_error is not None
     with torch.no_grad():
         model.paste_error.weight.copy_(torch.tensor([2.0, -1.0]))

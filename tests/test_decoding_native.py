@@ -155,9 +155,8 @@ def test_errors_and_canvases_are_those_of_pytorch(place_px: int) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("memory", [False, True])
-def test_models_with_paste_error_choose_the_same_ids(memory: bool, two_threads: None) -> None:
-    model, video = AutoGaze(AutoGazeConfig(paste_error=True, seen_memory=memory)).eval(), random_video(2, 2, side=224)
+def test_models_with_paste_error_choose_the_same_ids(two_threads: None) -> None:
+    model, video = AutoGaze(AutoGazeConfig(paste_error=True)).eval(), random_video(2, 2, side=224)
     stop = 0.8 * float(model.generate(video, 0.01).task_loss[:, :, 0].mean())
     assert_same(*ways(model, video, 0.1))
     assert_same(*ways(model, video, torch.tensor([0.1, 0.2]), torch.tensor([stop, stop / 2])))

@@ -95,11 +95,10 @@ encoder, video = FrameEncoder(64, 16, 48, 48).eval(), torch.randn(2, 5, 3, 64, 6
 with torch.no_grad():
     torch.nn.init.normal_(encoder.norm.weight), torch.nn.init.normal_(encoder.norm.bias)
     for part in (video, video[:, 1:3], video[:, 4:], video.transpose(3, 4)):
-        tokens, nothing = patch_tokens(part, encoder.temporal_conv, encoder.norm, encoder.side, raw=False)
-        again, embedded = patch_tokens(part, encoder.temporal_conv, encoder.norm, encoder.side, raw=True)
-        expected = encoder._patchify(part)
-        torch.testing.assert_close(embedded, expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(tokens, encoder.norm(expected), atol=1e-5, rtol=1e-5)
+        tokens, nothing = patch_tokens(part, encoder.temporal_conv, encoder.norm, encoder.side, grey=False)
+        again, grey = patch_tokens(part, encoder.temporal_conv, encoder.norm, encoder.side, grey=True)
+        torch.testing.assert_close(tokens, encoder.norm(encoder._patchify(part)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(grey, part.mean(2, keepdim=True), atol=1e-6, rtol=1e-6)
         assert nothing is None and torch.equal(tokens, again)
 """
     run = subprocess.run([sys.executable, "-c", script], env={**os.environ, "TRITON_INTERPRET": "1"}, check=False,

@@ -33,9 +33,9 @@ OPTIONS = ExportOptions(gazing_ratio=0.3, batch=(1, 2), precision="fp16")
 
 @pytest.fixture(scope="module", params=[False, True], ids=["published", "ours"])
 def model(request: pytest.FixtureRequest) -> AutoGaze:
-    """As published, and with a memory of what was seen and the error of what is known."""
+    """As published, and with the error of what is known."""
     torch.manual_seed(0)
-    return AutoGaze(replace(SMALL, seen_memory=request.param, paste_error=request.param)).eval()
+    return AutoGaze(replace(SMALL, paste_error=request.param)).eval()
 
 
 @pytest.fixture
@@ -182,9 +182,9 @@ def test_the_log_keeps_what_tells_of_fallbacks() -> None:
         assert_nothing_fell_back(builder.log)
 
 
-@pytest.mark.parametrize("seen, error", [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize("paste_error", [False, True])
 def test_a_tiny_engine_builds_and_reads_back(
-    seen: bool, error: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    paste_error: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from autogaze.cli import main
 
@@ -195,7 +195,7 @@ def test_a_tiny_engine_builds_and_reads_back(
     if trt.__name__ == "tensorrt" and not torch.cuda.is_available():
         pytest.skip("the tensorrt package builds on a GPU only")
     phases: list[str] = []
-    config = replace(AutoGazeConfig.tiny(), seen_memory=seen, paste_error=error)
+    config = replace(AutoGazeConfig.tiny(), paste_error=paste_error)
     model, path = AutoGaze(config), tmp_path / "gaze.engine"
     report = export_tensorrt(model, path, OPTIONS, BuildOptions(workspace_mib=512), phases.append)
     assert phases and report.layers > 500

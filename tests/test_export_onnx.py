@@ -31,13 +31,13 @@ SMALL = AutoGazeConfig(
 
 
 def sharp(config: AutoGazeConfig, factor: float = 3.0) -> AutoGaze:
-    """A random model whose best id wins clearly, and to which what it saw matters if it is told."""
+    """A random model whose best id wins clearly."""
     torch.manual_seed(0)
     model = AutoGaze(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" not in name and "bias" not in name and not name.startswith("paste_error."):
-                parameter *= factor * (5 if name.startswith("seen.") else 1)
+                parameter *= factor
     return model
 
 
@@ -51,8 +51,8 @@ def clips(batch: int, frames: int) -> Tensor:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["published", "ours"])
 def small(request: pytest.FixtureRequest) -> AutoGaze:
-    """As published, and with a memory of what was seen and the error of what is known."""
-    return sharp(replace(SMALL, seen_memory=request.param, paste_error=request.param))
+    """As published, and with the error of what is known."""
+    return sharp(replace(SMALL, paste_error=request.param))
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +102,12 @@ def test_stop_rule_and_budgets_equal_generate(small: AutoGaze, frame_file: Path,
     assert_same(expected, Engine.load(frame_file, "cpu", threads=1).generate(video, ratio, needed))
 
 
-def test_what_was_seen_and_what_is_wrong_matter_to_these_models() -> None:
+def test_what_is_wrong_matters_to_these_models() -> None:
     """Otherwise the tests here would say nothing of them."""
-    model, video = sharp(replace(SMALL, seen_memory=True, paste_error=True)), clips(2, 5)
-    assert model.seen is not None and model.paste_error is not None
+    model, video = sharp(replace(SMALL, paste_error=True)), clips(2, 5)
+    assert model.paste_error is not None
     gaze = model.generate(video, 0.3)
-    weights = [model.seen.trace_proj.weight, model.seen.level_embed.weight, *model.paste_error.parameters()]
-    for weight in weights:
+    for weight in model.paste_error.parameters():
         with torch.no_grad():
             kept = weight.clone()
             weight.zero_()
@@ -117,19 +116,6 @@ def test_what_was_seen_and_what_is_wrong_matter_to_these_models() -> None:
     later = model.generate(video[:, 1:], 0.3)  # which begins without what the first frame left
     assert gaze.task_loss is not None and later.task_loss is not None
     assert bool((later.task_loss[:, 0, 0] > gaze.task_loss[:, 1, 0] + 0.05).all())
-
-
-@pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("flag", ["seen_memory", "paste_error"])
-def test_one_without_the_other_equals_generate(flag: str, clip: bool, tmp_path: Path) -> None:
-    """A memory of what was seen needs no canvas, nor the other way round."""
-    model, video = sharp(replace(SMALL, **{flag: True})), clips(3, 5)
-    export_onnx(model, tmp_path / "gaze.onnx", ExportOptions(clip=clip, gazing_ratio=0.9))
-    engine, needed = Engine.load(tmp_path / "gaze.onnx", "cpu", threads=1), requirement(model, video)
-    everything, stopped = model.generate(video, 0.9), model.generate(video, 0.9, needed)
-    assert 0 < int(stopped.counts.sum()) < int(everything.counts.sum())
-    assert_same(everything, engine.generate(video, 0.9))
-    assert_same(stopped, engine.generate(video, 0.9, needed))
 
 
 def test_scales_that_look_equally_sharp_and_a_weight_below_zero_equal_generate(tmp_path: Path) -> None:
@@ -147,15 +133,13 @@ def test_a_grid_of_one_scale_equals_generate(tmp_path: Path) -> None:
     assert_same(model.generate(video, 0.9), Engine.load(tmp_path / "gaze.onnx", "cpu", threads=1).generate(video, 0.9))
 
 
-@pytest.mark.parametrize("seen", [False, True])
 @pytest.mark.parametrize("error", [False, True])
-def test_the_format_tells_what_a_stream_remembers(seen: bool, error: bool) -> None:
-    model = AutoGaze(replace(SMALL, seen_memory=seen, paste_error=error))
+def test_the_format_tells_what_a_stream_remembers(error: bool) -> None:
+    model = AutoGaze(replace(SMALL, paste_error=error))
     frame, clip = (ExportOptions(clip=clip, gazing_ratio=0.3).metadata(model) for clip in (False, True))
-    assert (frame.format, clip.format) == (3 if error else 2 if seen else 1, 1)
-    more = ["seen"] * seen + ["canvas"] * error
+    assert (frame.format, clip.format) == (2 if error else 1, 1)
     names = [spec.name for spec in state_of(input_specs(model, frame))]
-    assert names == ["conv", "keys", "values", "places", "last_ids", *more]
+    assert names == ["conv", "keys", "values", "places", "last_ids", *["canvas"] * error]
     assert not state_of(input_specs(model, clip))
 
 

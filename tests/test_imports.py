@@ -17,8 +17,7 @@ RUNTIME = {"torch", "numpy", "safetensors", "cv2", "PIL"}
 LAYERS = {
     "files": set(), "grid": set(), "container": set(),
     "gaze": {"grid"}, "preprocess": {"files"}, "video": {"container", "files"}, "scenes": {"video"},
-    "report": {"grid"}, "gaze_file": {"gaze"}, "patch_embedding": set(), "seen": {"grid"},
-    "paste_error": {"grid", "seen"},
+    "report": {"grid"}, "gaze_file": {"gaze"}, "patch_embedding": set(), "paste_error": {"grid"},
     "encoder": {"gaze", "patch_embedding"}, "decoder": {"gaze"},
     "model": {"encoder", "decoder", "decoding", "checkpoint", "preprocess", "tiling", "paste_error"},
     "decoding": {"encoder", "decoder", "model"}, "checkpoint": {"model", "preprocess", "files"},

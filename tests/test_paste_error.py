@@ -10,7 +10,7 @@ import torch
 from autogaze import AutoGaze
 from autogaze.evaluate.evaluation import load_reconstructor
 from autogaze.grid import PatchGrid
-from autogaze.paste_error import LEAST_GAIN, PasteError, blurred
+from autogaze.paste_error import LEAST_GAIN, PasteError, blurred, patch_at
 from autogaze.pretrain.judge import Judge
 from autogaze.scenes import render_scene
 from autogaze.selectors.difference import DifferenceSelector
@@ -25,6 +25,17 @@ def rule() -> PasteError:
 
 def with_error(**config: object) -> AutoGaze:
     return small_model(paste_error=True, **config)
+
+
+def test_places_lie_in_the_patch_that_holds_their_centre() -> None:
+    table = patch_at(GRID, 14)
+    boxes = GRID.boxes(torch.arange(265))  # x0, y0, x1, y1
+    centre = torch.arange(14) * 16 + 8
+    y, x = (axis.flatten() for axis in torch.meshgrid(centre, centre, indexing="ij"))
+    for of_scale in table:
+        left, top, right, bottom = boxes[of_scale].T
+        assert bool(((left <= x) & (x < right) & (top <= y) & (y < bottom)).all())
+    assert torch.equal(table[-1], torch.arange(69, 265))
 
 
 def test_errors_of_a_place_are_those_of_its_pixels() -> None:
@@ -83,7 +94,7 @@ def test_scores_decide_and_the_predicted_loss_is_what_is_left() -> None:
     model.gaze_decoder.lm_head.weight.data.zero_()
     gaze = model.generate(video, gazing_ratio=0.3)
     assert gaze.task_loss is not None and model.paste_error is not None
-    first = model.paste_error.grey(video[:, 0])
+    first = video[:, 0].mean(1, keepdim=True)
     error = model.paste_error.begin(first, torch.zeros_like(first))
     for slot in range(gaze.ids.shape[-1]):
         torch.testing.assert_close(gaze.task_loss[:, 0, slot], error.left())
@@ -92,8 +103,8 @@ def test_scores_decide_and_the_predicted_loss_is_what_is_left() -> None:
         error.take(best)
 
 
-@pytest.mark.parametrize("config", [{}, {"seen_memory": True}, {"num_multi_token_pred": 1}],
-                         ids=["alone", "with memory", "one at a time"])
+@pytest.mark.parametrize("config", [{}, {"num_multi_token_pred": 1}, {"max_num_frames": 2}],
+                         ids=["in groups", "one at a time", "past the window"])
 def test_ways_and_streams_agree(config: dict[str, object]) -> None:
     model, video = with_error(**config), random_video(2, 5)
     gazes = []
@@ -112,7 +123,7 @@ def test_ways_and_streams_agree(config: dict[str, object]) -> None:
 
 def test_what_was_sampled_is_scored_as_it_was_sampled() -> None:
     """The id of every slot is the best of noisy scores: without noise, scoring must rank it first."""
-    model, video = with_error(seen_memory=True), random_video(2, 4)
+    model, video = with_error(), random_video(2, 4)
     gaze = model.generate(video, gazing_ratio=0.5)
     scores = model.score(video, gaze, temperature=1e-3)
     assert scores.log_action_probs.exp().min() > 0.5
@@ -134,7 +145,7 @@ def test_autocast_changes_neither_errors_nor_scores() -> None:
     model, video = with_error(), random_video(1, 3)
     gaze = model.generate(video, gazing_ratio=0.4)
     assert model.paste_error is not None
-    known = model.paste_error.grey(video), gaze.ids, gaze.chosen
+    known = video.mean(2, keepdim=True), gaze.ids, gaze.chosen
     exact = model.paste_error.along(*known)
     with torch.autocast("cpu", torch.bfloat16):
         cast = model.paste_error.along(*known)

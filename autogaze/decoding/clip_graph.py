@@ -66,8 +66,7 @@ def decode(model: AutoGaze, engine: FusedDecoding, request: Request, video: Tens
     if video.shape[0] * video.shape[1] > IMAGES or not space.records or not frame_graph.can_record(engine):
         return None
     # Recorded kernels read parameters where they were: a model that was moved since is another one.
-    around = (model.vision_model, model.connector, model.seen)
-    places = tuple(p.data_ptr() for part in around if part is not None for p in part.parameters())
+    places = tuple(p.data_ptr() for part in (model.vision_model, model.connector) for p in part.parameters())
     autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
     steps = engine.steps(request)
     form = (tuple(video.shape), tuple(steps), engine.width, autocast, places)

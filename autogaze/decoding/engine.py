@@ -15,8 +15,8 @@ from autogaze.decoding.choice import Column, pad_columns
 from autogaze.decoding.native_error import NativePasteError, paste_error
 from autogaze.decoding.plain import PlainDecoding
 from autogaze.decoding.request import Request
+from autogaze.encoder import FrameTokens
 from autogaze.paste_error import PasteError
-from autogaze.seen import FrameTokens, Seen
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
@@ -32,7 +32,7 @@ class Decoding(Protocol):
         """Choose the ids of the next T frames.
 
         Args:
-            tokens: (B, T, N, width).
+            tokens: of these frames.
             request: of these frames, (B, T).
 
         Returns:
@@ -43,15 +43,14 @@ class Decoding(Protocol):
 
 
 class FrameByFrame:
-    """A way that knows one frame at a time, as a `Decoding`; and around it, in models that have them, what was seen so
-    far and what is wrong with the picture of it."""
+    """A way that knows one frame at a time, as a `Decoding`; and around it, in models with
+    `paste_error`, the picture that is known of each clip."""
 
     def __init__(self, way: PlainDecoding | CachedDecoding, model: AutoGaze, native: bool = False) -> None:
-        self.way, self.memory = way, model.seen
+        self.way = way
         self.paste_error: PasteError | NativePasteError | None = model.paste_error
         if native and model.paste_error is not None:
             self.paste_error = paste_error(model.paste_error, model.grid)
-        self.seen: Seen | None = None
         self.canvas: Tensor | None = None
 
     def frames(self, tokens: FrameTokens, request: Request) -> Column:
@@ -59,18 +58,12 @@ class FrameByFrame:
         return pad_columns(columns, partial(torch.stack, dim=1))
 
     def _frame(self, tokens: FrameTokens, request: Request) -> Column:
-        visual, memory, rule, error = tokens.visual, self.memory, self.paste_error, None
-        if memory is not None:
-            self.seen = memory.open(tokens) if self.seen is None else self.seen
-            visual = memory.tell(tokens, self.seen)
-        if rule is not None and tokens.frames is not None:
-            self.canvas = rule.open(tokens.frames) if self.canvas is None else self.canvas
-            error = rule.begin(tokens.frames, self.canvas)
-        column = self.way.step(visual, request, error)
-        if memory is not None and self.seen is not None:
-            self.seen = memory.look(self.seen, tokens, column[0], column[1])
-        if rule is not None and self.canvas is not None and tokens.frames is not None:
-            self.canvas = rule.look(self.canvas, tokens.frames, column[0], column[1])
+        rule, grey = self.paste_error, tokens.grey
+        if rule is None or grey is None:
+            return self.way.step(tokens.visual, request)
+        canvas = rule.open(grey) if self.canvas is None else self.canvas
+        column = self.way.step(tokens.visual, request, rule.begin(grey, canvas))
+        self.canvas = rule.look(canvas, grey, column[0], column[1])
         return column
 
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from autogaze.decoding.native_build import library
 from autogaze.grid import PatchGrid
-from autogaze.paste_error import LEAST_GAIN, FrameError, PasteError
-from autogaze.seen import NEVER, patch_at
+from autogaze.paste_error import LEAST_GAIN, NEVER, FrameError, PasteError, patch_at
 
 PLACES_PX = (4, 8, 16, 32)  # of `with_pixels` in native/picture.h
 

@@ -8,22 +8,20 @@ from torch import Tensor
 from autogaze.decoder import GazeDecoder
 from autogaze.decoding import cluster
 from autogaze.paste_error import PasteError
-from autogaze.seen import SeenMemory
 
 
 class PackedWeights:
     """The matrices of the decoder, input-major, norm weights folded in, in one dtype; in bfloat16 output-major besides,
-    for the cluster kernel. And the parameters of its memory and paste error."""
+    for the cluster kernel. And the parameters of its paste error."""
 
-    def __init__(self, decoder: GazeDecoder, dtype: torch.dtype, seen: SeenMemory | None = None,
-                 paste_error: PasteError | None = None) -> None:
-        self.decoder, self.dtype, self.seen, self.paste_error = decoder, dtype, seen, paste_error
+    def __init__(self, decoder: GazeDecoder, dtype: torch.dtype, paste_error: PasteError | None = None) -> None:
+        self.decoder, self.dtype, self.paste_error = decoder, dtype, paste_error
         self.version = -1
         self.tensors = self._pack()
 
     def refresh(self) -> None:
         """Follow the parameters if training has changed them; the addresses stay, since graphs hold them."""
-        modules = [part for part in (self.decoder, self.seen, self.paste_error) if part is not None]
+        modules = [part for part in (self.decoder, self.paste_error) if part is not None]
         version = sum(p._version for part in modules for p in part.parameters() if not p.is_inference())
         if version != self.version:
             for name, fresh in self._pack().items():
@@ -35,8 +33,6 @@ class PackedWeights:
     def _pack(self) -> dict[str, Tensor]:
         trunk, dtype = self.decoder.model, self.dtype
         packed = {"embedding": trunk.embed_tokens.weight.to(dtype).clone(), "frequencies": trunk.frequencies.clone()}
-        if self.seen is not None:
-            packed["levels"] = self.seen.level_embed.weight.to(dtype).clone()
         if self.paste_error is not None:
             packed |= {"error_weight": self.paste_error.weight.float().clamp(min=0),
                        "strength": self.paste_error.strength.float().reshape(1).clone()}

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from autogaze.decoder import GazeDecoder
 from autogaze.gaze import Gaze
-from autogaze.seen import FrameTokens
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze, Scores
@@ -42,11 +41,11 @@ def score_all(model: AutoGaze, video: Tensor, gaze: Gaze, as_decoded: bool) -> t
     _check(model, video, gaze)
     decoder, group = model.gaze_decoder, model.gaze_decoder.group
     tokens, _ = model.embed(video)
-    hidden, visual_at, gaze_at = _hidden_states(model, _visual(model, tokens, gaze), gaze, as_decoded)
+    hidden, visual_at, gaze_at = _hidden_states(model, tokens.visual, gaze, as_decoded)
     slot = torch.arange(gaze.ids.shape[-1], device=gaze.device)
     logits, predicted = _heads_at(decoder, hidden, _sources(visual_at, gaze_at, group))
-    if model.paste_error is not None and tokens.frames is not None:
-        scores, predicted = model.paste_error.along(tokens.frames, gaze.ids, gaze.chosen)
+    if model.paste_error is not None and tokens.grey is not None:
+        scores, predicted = model.paste_error.along(tokens.grey, gaze.ids, gaze.chosen)
         # The best at 0: what is never chosen, `eos`, has no score, and takes no part in the policy either way.
         return logits + F.pad(scores - scores.amax(-1, keepdim=True), (0, 1)), predicted
     own = F.linear(_gather(hidden, gaze_at), decoder.task_loss_prediction_head.weight[:1]).squeeze(-1).float()
@@ -65,7 +64,7 @@ def loss_states(model: AutoGaze, video: Tensor, gaze: Gaze) -> tuple[Tensor, Ten
     """
     _check(model, video, gaze)
     tokens, _ = model.embed(video)
-    hidden, visual_at, gaze_at = _hidden_states(model, _visual(model, tokens, gaze), gaze, as_decoded=True)
+    hidden, visual_at, gaze_at = _hidden_states(model, tokens.visual, gaze, as_decoded=True)
     group, slot = model.gaze_decoder.group, torch.arange(gaze.ids.shape[-1], device=gaze.device)
     end = slot % group == group - 1
     states = _gather(hidden, torch.where(end, gaze_at, _sources(visual_at, gaze_at, group)))
@@ -88,11 +87,6 @@ def _check(model: AutoGaze, video: Tensor, gaze: Gaze) -> None:
     if video.shape[1] > model.config.max_num_frames:
         raise ValueError(f"score takes at most {model.config.max_num_frames} frames, got {video.shape[1]}; "
                          "cut the clip")
-
-
-def _visual(model: AutoGaze, tokens: FrameTokens, gaze: Gaze) -> Tensor:
-    """Visual tokens (B, T, N, width) as they are decoded when the gaze is what was seen."""
-    return tokens.visual if model.seen is None else model.seen.along(tokens, gaze.ids, gaze.chosen)
 
 
 def _hidden_states(model: AutoGaze, visual: Tensor, gaze: Gaze, as_decoded: bool) -> tuple[Tensor, Tensor, Tensor]:

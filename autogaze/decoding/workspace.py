@@ -14,7 +14,8 @@ from autogaze.decoding import cluster
 from autogaze.decoding.choice import Column
 from autogaze.decoding.packed_weights import PackedWeights
 from autogaze.decoding.tuning import Tuning, tune, warps_for
-from autogaze.seen import FrameTokens, patch_at
+from autogaze.encoder import FrameTokens
+from autogaze.paste_error import patch_at
 
 if TYPE_CHECKING:
     from autogaze.decoding.clip_graph import ClipGraph
@@ -41,8 +42,8 @@ class Workspace:
     def __init__(self, model: AutoGaze, weights: PackedWeights, plan: Plan) -> None:
         self.config, self.plan, self.weights, self.device = model.config, plan, weights, model.device
         config, decoder = model.config, model.gaze_decoder
-        self.remembers, self.pastes = model.seen is not None, model.paste_error is not None
-        self.side, self.blocks = model.vision_model.side, () if model.paste_error is None else model.paste_error.blocks
+        self.pastes, self.side = model.paste_error is not None, model.vision_model.side
+        self.blocks = () if model.paste_error is None else model.paste_error.blocks
         self.group, self.visual_tokens, self.patches = decoder.group, model.visual_tokens, decoder.vocabulary - 1
         self.layers, self.heads, self.head_dim = config.num_hidden_layers, config.num_attention_heads, config.head_dim
         self.rows = self.group + self.visual_tokens
@@ -119,10 +120,6 @@ class Workspace:
         self.losses = empty(batch, self.group)
         self.taken = empty(batch, self.patches, dtype=torch.int8)
         self.visual = empty(batch, CHUNK, self.visual_tokens, width, dtype=plan.dtype)
-        places = self.visual_tokens if self.remembers else 0
-        self.trace = empty(batch, CHUNK, places, width, dtype=plan.dtype)
-        self.held = empty(batch, places, width, dtype=plan.dtype)
-        self.level = empty(batch, places, dtype=torch.int32)
         places = self.visual_tokens if self.pastes else 0
         self.frames = empty(*self._frames_shape(), dtype=plan.dtype)
         self.canvas = empty(batch, *self._frames_shape()[2:], dtype=plan.dtype)
@@ -156,17 +153,15 @@ class Workspace:
 
     def reset(self) -> None:
         """Begin new clips."""
-        for tensor in (self.state, self.frame_len, self.in_step, self.held, self.level, self.canvas):
+        for tensor in (self.state, self.frame_len, self.in_step, self.canvas):
             tensor.zero_()
         self.clock.fill_(-1)
 
     def begin(self, tokens: FrameTokens) -> None:
         """Put what the encoder says of the next frames, up to CHUNK, where the kernels look."""
         self.visual[:, : tokens.visual.shape[1]] = tokens.visual
-        if tokens.trace is not None:
-            self.trace[:, : tokens.trace.shape[1]] = tokens.trace
-        if tokens.frames is not None:
-            self.frames[:, : tokens.frames.shape[1]] = tokens.frames
+        if tokens.grey is not None:
+            self.frames[:, : tokens.grey.shape[1]] = tokens.grey
         self.clock[:1].fill_(-1)
 
     def enqueue(self, tokens: FrameTokens, steps: list[int]) -> None:
@@ -184,18 +179,17 @@ class Workspace:
             self.look()
 
     def look(self) -> None:
-        """Remember what the frame's ids have seen; once all of them are chosen."""
-        if not self.remembers and not self.pastes:
+        """Put what the frame's ids have seen on the canvas; once all of them are chosen."""
+        if not self.pastes:
             return
         from autogaze.decoding import kernels
 
         scales, places = self.patch_at.shape
-        held = _ceil(places, 16) if self.remembers else 0
         per = _ceil(self.plan.batch * places, 1 << 13)  # most places are not looked at: few programs, each of several
-        kernels.look[(self.plan.batch, held + (_ceil(places, per) if self.pastes else 0))](
-            self.trace, self.held, self.level, self.frames, self.canvas, self.out_ids, self.out_chosen, self.patch_at,
-            self.clock, self.plan.batch, V=places, SCALES=scales, SLOTS=self.plan.slots, SB=_power(self.plan.slots),
-            CHUNK=CHUNK, BN=16, HELD=held, PER=per, **self._pixels(), **_widths(self.config.hidden_size))
+        kernels.look[(self.plan.batch, _ceil(places, per))](
+            self.frames, self.canvas, self.out_ids, self.out_chosen, self.patch_at, self.clock, self.plan.batch,
+            V=places, SCALES=scales, SLOTS=self.plan.slots, SB=_power(self.plan.slots), CHUNK=CHUNK, PER=per,
+            **self._pixels())
 
     def _pixels(self) -> dict[str, Any]:
         """The places of a frame in pixels."""
@@ -235,9 +229,8 @@ class Workspace:
         x, spare = self.x, self.x_spare
         kernels.open_rows[(_ceil(batch * rows, tuning.rows), shares)](
             x, self.query, self.keys[0], self.values[0], weights["wqk0"], weights["wv0"], weights["frequencies"],
-            weights["embedding"], self.visual, self.trace, self.held, self.level, weights.get("levels"),
-            self.pend_ids if prefill else self.ids, *where, eps, batch, rows, V=self.visual_tokens, CHUNK=CHUNK,
-            SEEN=self.remembers, BM=tuning.rows, SHARED=tuning.wide, num_warps=tuning.warps, **ring,
+            weights["embedding"], self.visual, self.pend_ids if prefill else self.ids, *where, eps, batch, rows,
+            V=self.visual_tokens, CHUNK=CHUNK, BM=tuning.rows, SHARED=tuning.wide, num_warps=tuning.warps, **ring,
             **heads, **dims, **columns, **mode)
         for layer in range(self.layers):
             last = layer == self.layers - 1

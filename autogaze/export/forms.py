@@ -11,9 +11,8 @@ from autogaze.export.frame_encoder import Encoder
 from autogaze.export.graph import FrameDecoder
 from autogaze.export.metadata import Metadata
 from autogaze.export.nodes import Nodes, Value
-from autogaze.export.paste_error import FrameErrors, PasteErrorState
+from autogaze.export.paste_error import FrameErrors, PasteErrorState, looked
 from autogaze.export.pixels import normalised, resized
-from autogaze.export.seen import SeenState, looked
 from autogaze.export.sizes import Asked, FrameValues, GraphSizes, Past
 from autogaze.export.tensors import GAZE, TensorSpec
 from autogaze.export.weights import GraphWeights, encoder_dtype, graph_weights
@@ -37,7 +36,6 @@ def state_specs(model: AutoGaze, metadata: Metadata) -> tuple[TensorSpec, ...]:
     config, sizes, dtype = model.config, graph_sizes(model, metadata), PRECISIONS[metadata.precision]
     side, past = model.vision_model.side, model.vision_model.past_frames
     cache = (config.num_hidden_layers * config.num_attention_heads, sizes.memory, config.head_dim)
-    seen = TensorSpec("seen", torch.float32, (sizes.visual, config.hidden_size))
     canvas = TensorSpec("canvas", torch.float32, (1, config.scales[-1], config.scales[-1]))
     return (
         TensorSpec("conv", encoder_dtype(dtype), (config.encoder_depth * past * config.hidden_size, side, side)),
@@ -45,7 +43,6 @@ def state_specs(model: AutoGaze, metadata: Metadata) -> tuple[TensorSpec, ...]:
         TensorSpec("values", dtype, cache),
         TensorSpec("places", torch.int32, (sizes.window * sizes.block,)),
         TensorSpec("last_ids", torch.int64, (sizes.group,)),
-        *([seen] if config.seen_memory else []),
         *([canvas] if config.paste_error else []),
     )
 
@@ -101,7 +98,6 @@ class _Writer:
         self.nodes, self.weights, self.sizes, self.metadata = nodes, weights, sizes, metadata
         self.encoder = Encoder(nodes, weights, encoder_dtype(dtype))
         self.decoder = FrameDecoder(nodes, weights, sizes, dtype)
-        self.seen = None if weights.seen is None else SeenState(nodes, weights.seen)
         self.paste_error = None if weights.paste_error is None else PasteErrorState(nodes, weights.paste_error)
         self.rotary = Rotary(nodes, weights.frequencies, sizes.window * sizes.block + sizes.visual + sizes.fed, dtype)
 
@@ -116,15 +112,13 @@ class _Writer:
         values: Value,
         places: Value,
         last_ids: Value,
-        seen: Value | None = None,
         canvas: Value | None = None,
     ) -> list[Value]:
-        """One frame and the memory to its gaze and the new memory; `seen` of models that remember what they saw,
-        `canvas` of those that know what is wrong with the picture of it."""
+        """One frame and the memory to its gaze and the new memory; `canvas` is of models with paste error."""
         nodes, sizes, window = self.nodes, self.sizes, self.sizes.window
         with nodes.scope("encoder"):
             pixels = self._pixels(frame)
-            visual, trace, next_conv = self.encoder.frame(pixels, conv)
+            visual, next_conv = self.encoder.frame(pixels, conv)
         errors = self._begin(pixels, canvas)
         with nodes.scope("memory"):
             held = places.to(torch.float32) - 1.0  # the file's places begin at 1, so that a memory of zeros is empty
@@ -142,9 +136,8 @@ class _Writer:
                 last_ids,
             )
         asked = Asked(budget, self._threshold(requirement), in_step)
-        told = self._told(visual, seen)
-        new = self.decoder.write(told, past, count, new_places, rotations, True, asked, errors)
-        looks = [value for value in self._look(new, trace, seen, errors, canvas) if value is not None]
+        new = self.decoder.write(visual, past, count, new_places, rotations, True, asked, errors)
+        next_canvas = self._look(new, errors, canvas)
         with nodes.scope("memory"):
             next_keys, next_values = (
                 nodes.concat([old.cut(2, sizes.block), nodes.concat(blocks, axis=1)], axis=2)
@@ -161,12 +154,8 @@ class _Writer:
             next_values,
             next_places,
             new.last_ids,
-            *looks,
+            *([] if next_canvas is None else [next_canvas]),
         ]
-
-    def _told(self, visual: Value, seen: Value | None) -> Value:
-        """Visual tokens (B, N, width) that know what was seen of their places; nothing yet at a clip's first frame."""
-        return visual if seen is None else visual + seen
 
     def _begin(self, frame: Value | None, canvas: Value | None) -> FrameErrors | None:
         """What is wrong with a frame (B, 3, side, side) before anything is chosen in it; None: nobody asks."""
@@ -175,24 +164,13 @@ class _Writer:
         with self.nodes.scope("paste_error"):
             return self.paste_error.begin(frame, canvas)
 
-    def _look(
-        self,
-        frame: FrameValues,
-        trace: Value | None,
-        seen: Value | None,
-        errors: FrameErrors | None,
-        canvas: Value | None,
-    ) -> tuple[Value | None, Value | None]:
-        """`seen` and `canvas` after a frame; None: the model does not have it."""
-        if trace is None and errors is None:
-            return None, None
+    def _look(self, frame: FrameValues, errors: FrameErrors | None, canvas: Value | None) -> Value | None:
+        """`canvas` after a frame; None: the model does not have it."""
+        if self.paste_error is None or errors is None:
+            return None
         with self.nodes.scope("look"):
             level = looked(self.nodes, self.weights.patch_at, self.sizes.patches, frame.ids, frame.chosen)
-            if self.seen is not None and trace is not None:
-                seen = self.seen.look(seen, trace, level)
-            if self.paste_error is not None and errors is not None:
-                canvas = self.paste_error.look(canvas, errors, level)
-        return seen, canvas
+            return self.paste_error.look(canvas, errors, level)
 
     def _forget(self, held: Value, new: Value) -> Value:
         """The window's positions without its oldest frame, counted from what is now its first token; from 1."""
@@ -206,10 +184,10 @@ class _Writer:
         nodes, count = self.nodes, self.metadata.frames
         with nodes.scope("encoder"):
             pixels = self._pixels(frames.reshape(-1, *frames_shape(self.metadata)))
-            visual, traces = self.encoder.clip(pixels, count)
+            visual = self.encoder.clip(pixels, count)
             side = self.metadata.scales[-1]
             shots = None if self.paste_error is None else pixels.reshape(-1, count, 3, side, side)
-        threshold, past, seen, canvas, gazes = self._threshold(requirement), None, None, None, []
+        threshold, past, canvas, gazes = self._threshold(requirement), None, None, []
         for t in range(count):
             index = torch.tensor(t)
             with nodes.scope(f"frame{t}"):
@@ -217,13 +195,12 @@ class _Writer:
                     budget.gather(index, axis=1), threshold.gather(index, axis=1), in_step.gather(index, axis=1)
                 )
                 tokens, places = self.decoder.new_places(past.places if past else None)
-                told = self._told(visual.gather(index, axis=1), seen)
                 errors = self._begin(None if shots is None else shots.gather(index, axis=1), canvas)
                 rotations = self._rotations(past, places)
-                new = self.decoder.write(told, past, tokens, places, rotations, False, asked, errors)
+                frame = visual.gather(index, axis=1)
+                new = self.decoder.write(frame, past, tokens, places, rotations, False, asked, errors)
                 past = self._extend(past, new)
-                trace = None if traces is None else traces.gather(index, axis=1)
-                seen, canvas = self._look(new, trace, seen, errors, canvas)
+                canvas = self._look(new, errors, canvas)
             gazes.append((new.ids, new.chosen, new.task_loss, new.count))
         return [nodes.concat([value.unsqueeze(1) for value in values], axis=1) for values in zip(*gazes, strict=True)]
 

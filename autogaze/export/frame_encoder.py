@@ -10,15 +10,15 @@ from autogaze.export.weights import GraphWeights
 
 
 class Encoder:
-    """Frames to visual tokens and, where the model remembers what it saw, traces, which the tokens hold already."""
+    """Frames to visual tokens."""
 
     def __init__(self, nodes: Nodes, weights: GraphWeights, dtype: torch.dtype) -> None:
         self.nodes, self.weights, self.dtype = nodes, weights.encoder, dtype
 
-    def frame(self, frame: Value, memory: Value) -> tuple[Value, Value | None, Value]:
-        """Visual tokens and traces (B, N, width) float32 of frames (B, 3, H, W), and the new memory
+    def frame(self, frame: Value, memory: Value) -> tuple[Value, Value]:
+        """Visual tokens (B, N, width) float32 of frames (B, 3, H, W), and the new memory
         (B, blocks * past * C, side, side)."""
-        x, trace = self._patches(frame)
+        x = self._patches(frame)
         width = self.weights.past * self.weights.channels
         pasts = memory.split([width] * len(self.weights.blocks), axis=1)
         new = []
@@ -26,11 +26,11 @@ class Encoder:
             stacked = self.nodes.concat([past, x], axis=1)
             new.append(stacked.cut(1, self.weights.channels))
             x = self._convolve(stacked, block)
-        return self._tokens(x, trace), trace, self.nodes.concat(new, axis=1)
+        return self._tokens(x), self.nodes.concat(new, axis=1)
 
-    def clip(self, frames: Value, count: int) -> tuple[Value, Value | None]:
-        """Visual tokens and traces (B, T, N, width) float32 of frames (B * T, 3, H, W)."""
-        x, trace = self._patches(frames)
+    def clip(self, frames: Value, count: int) -> Value:
+        """Visual tokens (B, T, N, width) float32 of frames (B * T, 3, H, W)."""
+        x = self._patches(frames)
         side, channels = self.weights.side, self.weights.channels
         for block in self.weights.blocks:
             x = x.reshape(-1, count, channels, side, side)
@@ -38,23 +38,17 @@ class Encoder:
             views = [padded.cut(1, lag, lag + count) for lag in range(self.weights.past + 1)]
             stacked = self.nodes.concat(views, axis=2).reshape(-1, len(views) * channels, side, side)
             x = self._convolve(stacked, block)
-        shape = (-1, count, side * side, self.weights.position.shape[1])
-        return self._tokens(x, trace).reshape(*shape), None if trace is None else trace.reshape(*shape)
+        return self._tokens(x).reshape(-1, count, side * side, self.weights.position.shape[1])
 
-    def _patches(self, frames: Value) -> tuple[Value, Value | None]:
-        """Normed patch embeddings (B, C, side, side) and traces (B, N, width) float32."""
+    def _patches(self, frames: Value) -> Value:
+        """Normed patch embeddings (B, C, side, side)."""
         weight, bias = self.weights.patch
         x = self.nodes.conv(frames.to(self.dtype), weight, bias, stride=weight.shape[-1]).transpose(0, 2, 3, 1)
-        trace = None
-        if self.weights.trace is not None:
-            places = self.weights.side**2
-            trace = (x.reshape(-1, places, self.weights.channels) @ self.weights.trace).to(torch.float32)
-        return self.nodes.layer_norm(x, *self.weights.norm).transpose(0, 3, 1, 2), trace
+        return self.nodes.layer_norm(x, *self.weights.norm).transpose(0, 3, 1, 2)
 
     def _convolve(self, stacked: Value, block: tuple[Tensor, Tensor]) -> Value:
         return self.nodes.op("Relu", self.nodes.conv(stacked, *block))
 
-    def _tokens(self, x: Value, trace: Value | None) -> Value:
+    def _tokens(self, x: Value) -> Value:
         flat = x.reshape(0, self.weights.channels, -1).transpose(0, 2, 1)
-        tokens = (flat @ self.weights.project).to(torch.float32) + self.weights.position
-        return tokens if trace is None else tokens + trace
+        return (flat @ self.weights.project).to(torch.float32) + self.weights.position

@@ -11,7 +11,7 @@ from autogaze.grid import PatchGrid
 from autogaze.model import AutoGazeConfig
 from autogaze.preprocess import Preprocessor
 
-FORMAT = 3  # newest that is written and read; newer ones are refused
+FORMAT = 2  # newest that is written and read; newer ones are refused
 PREFIX = "autogaze."
 _WORDS = {"kind": ("frame", "clip"), "precision": ("fp32", "fp16", "bf16"), "pixels": ("float32", "uint8")}
 
@@ -176,5 +176,5 @@ def describe(
         rescale_factor=preprocessor.rescale_factor,
         offset=preprocessor.offset,
         resample=preprocessor.resample,
-        format=1 if kind == "clip" else 3 if config.paste_error else 2 if config.seen_memory else 1,
+        format=2 if kind == "frame" and config.paste_error else 1,
     )

@@ -15,6 +15,7 @@ All of it is float32 in every precision.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from autogaze.export.nodes import Nodes, Value
 from autogaze.export.weights import PasteErrorWeights
@@ -131,3 +132,17 @@ class FrameErrors:
         if self._level is None:
             return self.table.cut(1, 0, 1)
         return self.nodes.op("GatherElements", self.table, self._level, axis=1)
+
+
+def looked(nodes: Nodes, patch_at: Tensor, patches: int, ids: Value, chosen: Value) -> Value:
+    """(B, N) float32: the finest level at which a gaze covers each place, 0 where it does not.
+
+    Args:
+        patch_at: (scales, N) int64, the patch of each scale at each place.
+        patches: ids a frame.
+        ids, chosen: (B, budget), the gaze.
+    """
+    ids = nodes.where(chosen, ids, -1).unsqueeze(2)
+    mask = ids.equals(torch.arange(patches)).to(torch.float32).max(1)  # (B, patches)
+    level = torch.arange(1.0, len(patch_at) + 1)[:, None]
+    return (mask.gather(patch_at, axis=1) * level).max(1)

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from autogaze.decoder import DecoderLayer
 from autogaze.model import AutoGaze
-from autogaze.paste_error import PasteError
-from autogaze.seen import NEVER, patch_at
+from autogaze.paste_error import PasteError, patch_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +44,7 @@ class EncoderWeights:
     norm: tuple[Tensor, Tensor, float]  # (C,), (C,), eps
     blocks: tuple[tuple[Tensor, Tensor], ...]  # (C, (past + 1) * C, k, k), (C,)
     project: Tensor  # (C, width)
-    position: Tensor  # (side * side, width) float32, with the projection's bias and the embedding of "never seen"
-    trace: Tensor | None  # (C, width): patch embeddings before their norm to traces; None: as in `GraphWeights.seen`
+    position: Tensor  # (side * side, width) float32, with the projection's bias
 
     @property
     def channels(self) -> int:
@@ -77,7 +75,6 @@ class GraphWeights:
     embeddings: Tensor  # (patches + 1, width) float32, `eos` last
     frequencies: Tensor  # (head_dim / 2,) float32 angles per position
     patch_at: Tensor  # (scales, side * side) int64: the patch of each scale at each place
-    seen: Tensor | None  # (scales + 1, width) float32, of levels, less "never"; None: it does not remember what it saw
     paste_error: PasteErrorWeights | None  # None: only the heads score patches and predict losses
 
 
@@ -101,7 +98,6 @@ def graph_weights(model: AutoGaze, dtype: torch.dtype) -> GraphWeights:
         embeddings=_plain(decoder.model.embed_tokens.weight, torch.float32),
         frequencies=_plain(decoder.model.frequencies, torch.float32),
         patch_at=patch_at(model.grid, model.vision_model.side),
-        seen=None if model.seen is None else _levels(model.seen.level_embed.weight),
         paste_error=None if model.paste_error is None else _paste_error(model.paste_error),
     )
 
@@ -133,10 +129,8 @@ def _layer(layer: DecoderLayer, dtype: torch.dtype) -> LayerWeights:
 
 
 def _encoder(model: AutoGaze, dtype: torch.dtype) -> EncoderWeights:
-    vision, seen = model.vision_model, model.seen
+    vision = model.vision_model
     position = vision.out_proj.bias + model.connector.pos_embed
-    if seen is not None:
-        position = position.float() + seen.level_embed.weight[NEVER]
     return EncoderWeights(
         side=vision.side,
         past=vision.past_frames,
@@ -148,13 +142,7 @@ def _encoder(model: AutoGaze, dtype: torch.dtype) -> EncoderWeights:
         ),
         project=_plain(vision.out_proj.weight.flatten(1).T, dtype),
         position=_plain(position, torch.float32),
-        trace=None if seen is None else _plain(seen.trace_proj.weight.T, dtype),
     )
-
-
-def _levels(embedding: Tensor) -> Tensor:
-    levels = _plain(embedding, torch.float32)
-    return levels - levels[NEVER]
 
 
 def _paste_error(rule: PasteError) -> PasteErrorWeights:

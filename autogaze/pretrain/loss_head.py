@@ -77,9 +77,9 @@ def _samples(model: AutoGaze, judge: Judge, video: Tensor,
 
 def _errors_left(rule: PasteError, model: AutoGaze, video: Tensor, gaze: Gaze) -> Tensor:
     """Features (B, T, 2) of what is wrong with frames after their gazes: the predicted loss is their weighted sum."""
-    frames = model.embed(video)[0].frames
-    assert frames is not None
-    features = rule.features_along(frames, gaze.ids, gaze.chosen)
+    grey = model.embed(video)[0].grey
+    assert grey is not None
+    features = rule.features_along(grey, gaze.ids, gaze.chosen)
     level = rule.levels(gaze.ids, gaze.chosen).amax(-2)
     return torch.stack([left(feature, level).mean(-1) for feature in features.unbind(-1)], dim=-1)
 

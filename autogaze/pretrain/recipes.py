@@ -112,7 +112,6 @@ class PretrainRecipe(TrainerRecipe):
     """Next-token prediction on labels, or on corrections of the model's own gazes."""
 
     size: str = "tiny"  # tiny | base (the published size)
-    seen_memory: bool = False  # True: visual tokens know what was seen of their places; not as published
     paste_error: bool = True  # patches are scored by what is wrong without them; False: as published
     start: str | None = None  # go on from shipped weights, a folder or a run, with its size and parts; None: new
     labels: str | None = None  # files, joined by commas; a clip in several counts as in the last; None: the run's own

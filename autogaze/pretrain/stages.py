@@ -174,7 +174,7 @@ def untrained(recipe: PretrainRecipe) -> AutoGaze:
     """The model that pretraining starts from."""
     torch.manual_seed(recipe.seed)
     config = AutoGazeConfig.tiny() if recipe.size == "tiny" else AutoGazeConfig.base()
-    return AutoGaze(replace(config, seen_memory=recipe.seen_memory, paste_error=recipe.paste_error))
+    return AutoGaze(replace(config, paste_error=recipe.paste_error))
 
 
 def train_rl(run: Run) -> Any:

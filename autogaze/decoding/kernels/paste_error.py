@@ -115,6 +115,26 @@ def paste(frames, canvas, level, b, t, place, SIDE: tl.constexpr, PX: tl.constex
 
 
 @triton.jit
+def look(frames, canvas, out_ids, out_chosen, patch_at, clock, B, V: tl.constexpr, SCALES: tl.constexpr,
+         SLOTS: tl.constexpr, SB: tl.constexpr, CHUNK: tl.constexpr, SIDE: tl.constexpr, PX: tl.constexpr,
+         BLOCKS: tl.constexpr, PER: tl.constexpr):
+    """Put what the ids of a clip's frame have seen of PER places on the canvas."""
+    b, t = tl.program_id(0), tl.load(clock)
+    slot = tl.arange(0, SB)
+    out = (t * B + b) * SLOTS + slot
+    chosen = tl.load(out_chosen + out, mask=slot < SLOTS, other=0) != 0
+    ids = tl.where(chosen, tl.load(out_ids + out, mask=slot < SLOTS, other=0), -1)
+    first = tl.program_id(1) * PER
+    for place in range(first, tl.minimum(first + PER, V)):
+        finest = 0
+        for scale in tl.static_range(SCALES):
+            covered = tl.max((ids == tl.load(patch_at + scale * V + place)).to(tl.int32), axis=0)
+            finest = tl.where(covered > 0, scale + 1, finest)
+        if finest > 0:
+            paste(frames, canvas, finest, b, t, place, SIDE, PX, BLOCKS, CHUNK)
+
+
+@triton.jit
 def open_scale(errors, looked, taken, places, k: tl.constexpr, PLACES: tl.constexpr, MOST: tl.constexpr,
                GRID: tl.constexpr, PREFILL: tl.constexpr):
     """What is known of a scale of one clip before a group is chosen: of its tile the places, their levels and errors,

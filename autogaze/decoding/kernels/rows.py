@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 
 from autogaze.decoding.kernels.pairs import load_pair, store_pair
-from autogaze.decoding.kernels.seen import tell
 from autogaze.decoding.kernels.state import follow, overlap, place_rows
 
 
@@ -147,11 +146,11 @@ def store_qkv(xa, xb, wqk, wv, frequencies, q, keys, values, b, r, slot, offset,
 
 
 @triton.jit
-def open_rows(x, q, keys, values, wqk, wv, frequencies, embedding, visual, trace, held, level, levels, ids, pend_slots,
-              state, clock, eps, B, ROWS, V: tl.constexpr, SEEN: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr,
-              RING: tl.constexpr, TOKENS: tl.constexpr, CHUNK: tl.constexpr, COLS: tl.constexpr, C: tl.constexpr,
-              CA: tl.constexpr, CB: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, NB: tl.constexpr,
-              SHARED: tl.constexpr, PREFILL: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):
+def open_rows(x, q, keys, values, wqk, wv, frequencies, embedding, visual, ids, pend_slots, state, clock, eps, B, ROWS,
+              V: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr,
+              CHUNK: tl.constexpr, COLS: tl.constexpr, C: tl.constexpr, CA: tl.constexpr, CB: tl.constexpr,
+              D: tl.constexpr, BM: tl.constexpr, NB: tl.constexpr, SHARED: tl.constexpr, PREFILL: tl.constexpr,
+              PRECISION: tl.constexpr, PDL: tl.constexpr):
     """Embed the rows of a pass, and their q/k/v of the first layer."""
     overlap(PDL)
     ca, cb = tl.arange(0, CA), CA + tl.arange(0, CB)
@@ -171,9 +170,6 @@ def open_rows(x, q, keys, values, wqk, wv, frequencies, embedding, visual, trace
         at = ((b.to(tl.int64) * CHUNK + tl.load(clock)) * V + r - K) * C
         visual_a, visual_b = load_pair(visual, at, valid & (r >= K), ca, cb, C)
         rows_a, rows_b = rows_a + visual_a.to(tl.float32), rows_b + visual_b.to(tl.float32)
-        if SEEN:
-            told_a, told_b = tell(trace, held, level, levels, at, b, r - K, valid & (r >= K), ca, cb, V, C)
-            rows_a, rows_b = rows_a + told_a, rows_b + told_b
     if tl.program_id(1) == 0:
         store_pair(x, m.to(tl.int64) * C, rows_a, rows_b, valid, ca, cb, C)
     xa, xb = normed(rows_a, rows_b, q.dtype.element_ty, eps, C)

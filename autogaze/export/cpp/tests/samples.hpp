@@ -43,7 +43,6 @@ inline void write(const std::string& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
-inline const TensorSpec kSeen = {"seen", Type::kFloat32, {196, 8}};
 inline const TensorSpec kCanvas = {"canvas", Type::kFloat32, {1, 224, 224}};
 
 // A runtime whose "model" chooses `budget` ids from (frames seen so far), one for every ten of the first pixel. One that
