@@ -25,20 +25,18 @@ def embed_patches(video, out, grey, weight, bias, scale, shift, eps, M, T, H, W,
     inside = c < C
     tokens = tl.zeros((BM, CP), tl.float32)
     AREA: tl.constexpr = SIZE * SIZE
-    for first in range(0, AREA, BK):
-        k = first + tl.arange(0, BK)
-        pixel = k // SIZE * W + k % SIZE
-        held = (m < M)[:, None] & (k < AREA)[None, :]
-        mean = tl.zeros((BM, BK), tl.float32)
-        for colour in tl.static_range(3):
-            pixels = tl.load(video + start[:, None] + (colour * H * W + pixel)[None, :], mask=held, other=0.0)
-            w = tl.load(weight + c[None, :] * 3 * AREA + (colour * AREA + k)[:, None],
-                        mask=inside[None, :] & (k < AREA)[:, None], other=0.0)
-            tokens = tl.dot(pixels, w, tokens, input_precision=PRECISION)
-            if GREY:
-                mean += pixels.to(tl.float32)
+    total = tl.zeros((BM, BK), tl.float32)  # of the colours of BK pixels
+    for i in range(0, 3 * tl.cdiv(AREA, BK)):  # all colours of some pixels, then of the next ones
+        colour, k = i % 3, i // 3 * BK + tl.arange(0, BK)
+        pixel, held = k // SIZE * W + k % SIZE, (m < M)[:, None] & (k < AREA)[None, :]
+        pixels = tl.load(video + start[:, None] + (colour * H * W + pixel)[None, :], mask=held, other=0.0)
+        w = tl.load(weight + c[None, :] * 3 * AREA + (colour * AREA + k)[:, None],
+                    mask=inside[None, :] & (k < AREA)[:, None], other=0.0)
+        tokens = tl.dot(pixels, w, tokens, input_precision=PRECISION)
         if GREY:
-            tl.store(grey + grey_start[:, None] + pixel[None, :], (mean / 3).to(grey.dtype.element_ty), mask=held)
+            total = tl.where(colour == 0, 0.0, total) + pixels.to(tl.float32)
+            tl.store(grey + grey_start[:, None] + pixel[None, :], (total / 3).to(grey.dtype.element_ty),
+                     mask=held & (colour == 2))
     tokens += tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)[None, :]
     centred = tl.where(inside[None, :], tokens - (tl.sum(tokens, axis=1) / C)[:, None], 0.0)
     normed = centred * tl.rsqrt(tl.sum(centred * centred, axis=1) / C + eps)[:, None]
