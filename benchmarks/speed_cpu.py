@@ -4,7 +4,7 @@
 
 Random weights at base size, one clip of 16 random frames at 224, float32; encoder, decoder and selection included.
 The two sides take turns, so that other work on the machine slows both. The published side is
-`benchmarks.published_loop`, without what the `generate` of transformers adds on top, and with our memory and paste
+`benchmarks.published_loop`, without what the `generate` of transformers adds on top, and with our paste
 error. On 2 cores of a machine like the one these goals were set on, the published implementation took `PUBLISHED_MS`.
 """
 
