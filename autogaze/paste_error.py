@@ -10,6 +10,8 @@ that follow:
 - *scores* of patches, added to what every head says: the logarithm of the error that a look would take away, over and
   above the ids chosen before in the frame;
 - *the predicted loss* before every id: the mean error of the frame's places. It replaces the published loss head.
+  The judge believes what a place showed some frames ago less than what it shows now, the less the finer it is; so a
+  place that is only held counts with no less than a share of what is wrong after a look one scale above the finest.
 
 A look at a coarse scale is taken to leave the means of blocks of 2, 4 or 8 pixels: what the patch resolves, rounded to
 a power of two so that blocks fill places. Within a frame the finest look at a place counts, and a later frame's look
@@ -31,6 +33,7 @@ from autogaze.grid import PatchGrid
 
 NEVER = 0  # level of a place that nobody has looked at; scale k of the grid is level k + 1
 LEAST_GAIN = 1e-5  # a patch that takes away less of a frame's loss than this scores as if it took away this much
+HELD = 0.4  # that share; 0.35 to 0.5 tell the losses of validation clips alike (docs/log.md)
 L1, STEPS, STRENGTH = 1.25, 0.25, 8.0  # of new models; the first two tell the loss of validation clips
 
 
@@ -94,7 +97,7 @@ class PasteError(nn.Module):
         errors = self._weighed(self.features_along(frames, ids, chosen))  # (B, T, N, scales + 1)
         before = F.pad(levels, (0, 0, 1, 0))[:, :, :-1]
         wide = errors[:, :, None].expand(*levels.shape, -1)
-        return self.scores(wide, before), left(wide, levels).mean(-1)
+        return self.scores(wide, before), told(wide, levels)
 
     def features_along(self, frames: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
         """`features` (B, T, N, scales + 1, 2) of all frames of clips whose gazes (B, T, K) are known."""
@@ -162,7 +165,7 @@ class FrameError:
 
     def left(self) -> Tensor:
         """The predicted loss (B,) float32 of what is chosen so far."""
-        return left(self.errors, self.level).mean(-1)
+        return told(self.errors, self.level)
 
     def scores(self) -> Tensor:
         """(B, P) float32, added to the logits of the next id."""
@@ -176,6 +179,12 @@ class FrameError:
 def left(errors: Tensor, level: Tensor) -> Tensor:
     """(..., N): of errors (..., N, scales + 1) those of each place's level (..., N)."""
     return errors.gather(-1, level[..., None].long()).squeeze(-1)
+
+
+def told(errors: Tensor, level: Tensor) -> Tensor:
+    """The predicted loss (...): of errors (..., N, scales + 1) the mean of those of each place's level (..., N)."""
+    now = left(errors, level)
+    return torch.where(level == NEVER, now.maximum(HELD * errors[..., -2]), now).mean(-1)
 
 
 def blurred(frame: Tensor, block: int) -> Tensor:

@@ -28,15 +28,20 @@ static void pick(const Picks &picks) {
     paste.begin(thread);
     sync_block();
     if (thread >= 32) return;
-    paste.add_up(thread);
-    sync_warp();
-    float left = paste.left;
-    for (int i = 0; i < picks.count; ++i) {
-        for (int patch = thread; patch < PATCHES; patch += 32)
-            picks.scores[i * PATCHES + patch] = paste.add(0, patch);
-        picks.losses[i] = left;
+    for (int first = 0; first < picks.count; first += K) {  // a group
+        const int size = picks.count - first < K ? picks.count - first : K;
+        paste.add_up(thread);
         sync_warp();
-        left -= paste.take(picks.ids[i], thread);
+        float left = paste.left, loss = 0;
+        for (int i = 0; i < size; ++i) {
+            for (int patch = thread; patch < PATCHES; patch += 32)
+                picks.scores[(first + i) * PATCHES + patch] = paste.add(0, patch);
+            if (thread == i) loss = left;
+            sync_warp();
+            left -= paste.take(i, picks.ids[first + i], thread);
+        }
+        loss -= paste.taken_besides(thread);
+        if (thread < size) picks.losses[first + thread] = loss;
     }
     for (int n = thread; n < PLACES; n += 32) picks.level[n] = paste.level[n];
 }

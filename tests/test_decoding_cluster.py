@@ -76,7 +76,9 @@ def test_every_pick_changes_scores_and_losses_as_frame_error_says(emulate: Calla
     config = AutoGazeConfig(paste_error=True)
     rule = AutoGaze(config).paste_error
     assert rule is not None
-    error = rule.begin(torch.randn(1, 3, 224, 224), torch.randn(1, 3, 224, 224))
+    frame, half = torch.randn(1, 1, 224, 224), torch.arange(224) < 112
+    error = rule.begin(frame, frame.where(half, 0) + 0.05 * torch.randn(1, 1, 224, 224))  # half of it is known well
+    assert 0.4 < (0.4 * error.errors[..., -2] > error.errors[..., 0]).float().mean() < 0.6
     patches, count = config.grid.patches_per_frame, 40
     ids = torch.randperm(patches)[:count].int()
     ids[:3] = torch.tensor([0, 200, 3])  # a coarse one, and one within another

@@ -30,12 +30,12 @@ FRAMES = 40  # of a source
 
 
 def made_up_trials(bias: float, noise: float, sources: int = 16, apart: float = 0.0, seed: int = 0) -> list[Trial]:
-    """A model whose predictions are `bias` too low: stopping at t leaves t + bias, noise of the frame and an error that
-    all frames of a source share."""
+    """A model whose predictions are low by a share: stopping at t leaves t x (1 + bias + noise of the frame + an error
+    that all frames of a source share)."""
     generator = torch.Generator().manual_seed(seed)
     shared = (apart * torch.randn(sources, 1, generator=generator)).expand(-1, FRAMES).flatten()
     source = torch.arange(sources).repeat_interleave(FRAMES)
-    return [Trial(t, t + bias + shared + noise * torch.randn(len(source), generator=generator), source)
+    return [Trial(t, t * (1 + bias + shared + noise * torch.randn(len(source), generator=generator)), source)
             for t in THRESHOLDS]
 
 
@@ -44,8 +44,8 @@ def kept(pairs: tuple[tuple[float, float], ...], asked: float, bias: float, nois
     """Share of kept stops in frames of 1000 new sources."""
     generator = torch.Generator().manual_seed(seed)
     threshold = float(AutoGazeConfig(calibration=pairs).threshold(torch.tensor(asked)))
-    loss = (threshold + bias + apart * torch.randn(1000, 1, generator=generator)
-            + noise * torch.randn(1000, FRAMES, generator=generator))
+    loss = threshold * (1 + bias + apart * torch.randn(1000, 1, generator=generator)
+                        + noise * torch.randn(1000, FRAMES, generator=generator))
     return float((loss <= SLACK * asked).float().mean())
 
 
@@ -88,8 +88,18 @@ def test_a_threshold_serves_only_what_every_lower_one_serves() -> None:
     def trial(threshold: float, loss: float) -> Trial:
         return Trial(threshold, torch.full((20,), loss), torch.arange(20))
 
-    pairs = fit_calibration([[trial(0.1, 0.2), trial(0.2, 0.6), trial(0.3, 0.4), trial(0.4, 0.8)]], slack=1.0)
-    assert pairs == ((0.2, 0.1), (0.6, 0.3), (0.8, 0.4))
+    pairs = fit_calibration([[trial(0.1, 0.2), trial(0.2, 0.6), trial(0.4, 0.5), trial(0.8, 0.8)]], slack=1.0)
+    assert pairs == ((0.2, 0.1), (0.6, 0.4), (0.8, 0.8))
+
+
+def test_thresholds_near_by_are_taken_together() -> None:
+    """A source whose frames stop well at one threshold and badly at its neighbours is no luck to rely on."""
+    source = torch.arange(10)
+    bad, lucky = torch.full((10,), 1.0), torch.full((10,), 1.0)
+    bad[0] = 2.0
+    trials = [Trial(t, t * loss, source) for t, loss in ((0.4, bad), (0.5, lucky), (0.6, bad), (1.0, lucky))]
+    assert fit_calibration([trials], slack=1.0) == ((0.8, 0.4), (1.0, 0.5), (1.2, 1.0))
+    assert fit_calibration([trials[1:2]], slack=1.0) == ((0.5, 0.5),)
 
 
 def test_the_worst_way_of_taking_frames_counts() -> None:

@@ -239,7 +239,7 @@ def shared_bytes(shape: Shape) -> int:
     paste = 0
     if shape.PLACES:
         patches, terms = shape.VOCABULARY - 1, _terms(shape.PLACES, shape.SCALES, shape.VOCABULARY - 1)
-        floats += terms + (shape.SCALES + 1) * shape.PLACES + 2 * patches
+        floats += terms + (shape.SCALES + 1) * shape.PLACES + 2 * patches + 33 * k
         paste = 2 * sum(_table_sizes(shape.PLACES, shape.SCALES, patches)) + shape.PLACES
     return 4 * floats + 2 * halves + paste + 4 * 32 + 16 * 16
 

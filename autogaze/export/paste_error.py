@@ -1,12 +1,12 @@
 """What is still wrong with the picture of a frame, in an exported graph (`autogaze.paste_error`).
 
 Once a frame: the errors of its places, and from them a table of what a look at scale k takes away of a place that was
-looked at at level l. Errors are divided by the number of places, so that the mean of a frame is a sum. What the finest
-look takes away is all that is left, because nothing is wrong after it: the last part of a row of the table is both the
-gains of the finest patches, which are single places, and what the predicted loss is the sum of.
+looked at at level l, and of what it adds to the predicted loss. Errors are divided by the number of places, so that the
+mean of a frame is a sum. What the finest look takes away is all that is left, because nothing is wrong after it: that
+part of a row of the table is the gains of the finest patches, which are single places.
 
 Before every id of the unrolled budget: a row of the table by the levels so far, one product for the patches of all
-coarser scales, a logarithm. With scales 32, 64, 112 and 224 and 16-pixel patches a row has 4 * 196 numbers, of which
+coarser scales, a logarithm. With scales 32, 64, 112 and 224 and 16-pixel patches a row has 5 * 196 numbers, of which
 588 go through a product with 69 columns.
 
 All of it is float32 in every precision.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from autogaze.export.nodes import Nodes, Value
 from autogaze.export.weights import PasteErrorWeights
-from autogaze.paste_error import LEAST_GAIN
+from autogaze.paste_error import HELD, LEAST_GAIN
 
 
 class PasteErrorState:
@@ -28,8 +28,8 @@ class PasteErrorState:
     def __init__(self, nodes: Nodes, weights: PasteErrorWeights) -> None:
         self.nodes, self.weights = nodes, weights
         self.blurs = sorted(set(weights.blocks) - {1}, reverse=True)  # the others leave the frame as it is
-        # (P, scales * N): a copy for every part of a row. Made in the graph, which runtimes do when they open it.
-        self._cover = nodes.op("Tile", nodes.constant(weights.cover), torch.tensor([1, len(weights.blocks)]))
+        # (P, (scales + 1) * N): a copy for every part of a row. Made in the graph, which runtimes do when they open it.
+        self._cover = nodes.op("Tile", nodes.constant(weights.cover), torch.tensor([1, len(weights.blocks) + 1]))
 
     def begin(self, frame: Value, canvas: Value | None) -> FrameErrors:
         """A frame (B, 3, S, S) float32 before anything is chosen in it; canvas: None at a clip's first frame."""
@@ -82,13 +82,18 @@ class PasteErrorState:
         return errors.reshape(0, -1, places)
 
     def _table(self, errors: Value) -> Value:
-        """(B, scales + 1, scales * N): what a look at scale k takes away of a place at level l, nothing if k < l."""
+        """(B, scales + 1, (scales + 1) * N): what a look at scale k takes away of a place at level l, nothing if k < l;
+        and last what a place at level l adds to the predicted loss."""
         scales = len(self.weights.blocks)
         errors = self.nodes.op("Pad", errors, torch.tensor([0, 0, 0, 0, 1, 0]))  # and zero after the finest look
         at = torch.tensor([0, *(self._row(block) for block in self.weights.blocks)])
         now, after = at[:, None].expand(-1, scales), at[1:].expand(scales + 1, -1)
         finer = torch.ones(scales + 1, scales).triu()[..., None]
-        return ((errors.gather(now, axis=1) - errors.gather(after, axis=1)) * finer).reshape(0, scales + 1, -1)
+        taken = (errors.gather(now, axis=1) - errors.gather(after, axis=1)) * finer
+        first, *others = errors.gather(at, axis=1).split([1, scales], axis=1)
+        held = self.nodes.op("Max", first, errors.gather(at[-2:-1], axis=1) * HELD)
+        told = self.nodes.concat([held, *others], axis=1)
+        return self.nodes.concat([taken.reshape(0, scales + 1, -1), told], axis=2)
 
     def _row(self, block: int) -> int:
         """Which row of the errors is that of a look at a scale: after the canvas come the blurred pictures."""
@@ -103,15 +108,16 @@ class FrameErrors:
     ) -> None:
         self.nodes, self.weights, self.cover, self.table = nodes, weights, cover, table
         self.pictures = pictures  # (B, 1, S, S) each: what looks leave, coarse to fine
-        self._level: Value | None = None  # (B, 1, scales * N) int32
+        self._level: Value | None = None  # (B, 1, (scales + 1) * N) int32
         self._taken: Value | None = None  # (B, 1) int64, not yet part of the level
         self._left: list[Value] = []  # (B, N), before each id since the last call of `losses`
 
     def scores(self) -> Value:
         """(B, P), added to the logits of the next id."""
         nodes, pool, places = self.nodes, self.weights.pool, self.weights.side**2
-        *coarser, finest = self._row().reshape(0, -1).split([size for size in (len(pool), places) if size], axis=1)
-        self._left.append(finest)
+        sizes = [size for size in (len(pool), places, places) if size]
+        *coarser, finest, told = self._row().reshape(0, -1).split(sizes, axis=1)
+        self._left.append(told)
         gains = nodes.concat([*(part @ pool for part in coarser), finest], axis=1)
         return nodes.op("Log", nodes.op("Max", gains, 0.0) + LEAST_GAIN) * self.weights.strength
 
@@ -125,7 +131,7 @@ class FrameErrors:
         return self.nodes.concat(left, axis=1).reshape(0, len(left), -1).sum(2)
 
     def _row(self) -> Value:
-        """(B, 1, scales * N): of the table, by the levels so far."""
+        """(B, 1, (scales + 1) * N): of the table, by the levels so far."""
         if self._taken is not None:
             looked = self.cover.gather(self._taken, axis=0)
             self._level = looked if self._level is None else self.nodes.op("Max", self._level, looked)

@@ -6,8 +6,9 @@ thresholds, and the judge tells the true loss of every frame that stopped. What 
 sources that are counted and not frames: the share is raised to 90 % x (n + 1) / n for n sources, each of which
 weighs the same, which is what exchangeable sources need (hierarchical split conformal prediction, Dunn et al. 2022,
 arXiv:1809.07441; Lee et al. 2023, arXiv:2306.06342). With 16 sources that is 95.6 %; with fewer than nine nothing can
-be promised, and every stop has to be good. The promise has to hold for every way of taking frames from a video that was
-tried (spread over it, neighbouring), not for their mixture: the worst of them counts.
+be promised, and every stop has to be good. One threshold alone looks good or bad by the luck of few sources, so what
+counts is by which factor losses exceed thresholds, over all thresholds near by. The promise has to hold for every way
+of taking frames from a video that was tried (spread over it, neighbouring), not for their mixture: the worst counts.
 
 The pairs (asked, threshold) are stored in `AutoGazeConfig.calibration` and applied by every way of decoding.
 """
@@ -27,6 +28,7 @@ from autogaze.pretrain.judge import Judge
 
 SHARE = 0.9  # of the frames that stop in new videos must be good enough
 SLACK = 1.05  # a frame is good enough up to this times the asked loss
+NEAR = 1.5  # thresholds up to so many times larger or smaller err alike
 FEWEST_FRAMES = 8  # stops at a threshold that make it count
 LEAST_THRESHOLD = 1e-3  # of those that are tried: an untrained head may predict less than nothing
 LONGEST_RATIO = 0.75  # frames that have not stopped here have not stopped
@@ -68,14 +70,25 @@ def fit_calibration(samplings: Sequence[Sequence[Trial]], share: float = SHARE,
     """
     pairs: list[tuple[float, float]] = []
     for trials in zip(*samplings, strict=True):
-        safe = [safe_loss(trial.loss, trial.source, share) for trial in trials if len(trial.loss) >= FEWEST_FRAMES]
-        if not safe:
+        if all(len(trial.loss) < FEWEST_FRAMES for trial in trials):
             continue
-        asked = round(max(safe) / slack, 6)
+        threshold = trials[0].threshold
+        factors = [_safe_factor(of_sampling, threshold, share) for of_sampling in samplings]
+        asked = round(max(factor or 0.0 for factor in factors) * threshold / slack, 6)
         if pairs and asked <= pairs[-1][0]:  # no worse than the one before: it takes its place
             asked, _ = pairs.pop()
         pairs.append((asked, trials[0].threshold))
     return tuple(pairs)
+
+
+def _safe_factor(trials: Sequence[Trial], threshold: float, share: float) -> float | None:
+    """The factor of the threshold that losses stay below, by all trials near by; None: too few frames stopped."""
+    near = [trial for trial in trials if len(trial.loss) >= FEWEST_FRAMES
+            and threshold / NEAR <= trial.threshold <= threshold * NEAR]
+    if not near:
+        return None
+    factors = torch.cat([trial.loss.double() / trial.threshold for trial in near])
+    return safe_loss(factors, torch.cat([trial.source for trial in near]), share)
 
 
 def safe_loss(loss: Tensor, source: Tensor, share: float) -> float:

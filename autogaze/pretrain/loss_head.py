@@ -4,13 +4,13 @@ Training teaches it at the ends of the budgets that it draws, and GRPO moves the
 reads. But the stop rule asks for it after every id, the first one too, where a wrong "enough" costs most. Here the
 model looks at clips with budgets of one patch to what a frame holds, the judge tells what each frame lost, and only
 what the prediction is made of is fitted to that: the loss head, or the weights of the paste error where a model has
-it. Both are linear maps, so there is one best answer and no step size. Errors count as shares of the loss.
+it. Both are linear maps (the paste error piece by piece), so there is no step size. Errors count as shares of the loss.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +19,13 @@ from torch import Tensor
 from autogaze.decoding.scoring import loss_states
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
-from autogaze.paste_error import PasteError, left
+from autogaze.paste_error import HELD, NEVER, PasteError, left
 from autogaze.pretrain.calibration import LONGEST_RATIO
 from autogaze.pretrain.judge import Judge
 from autogaze.pretrain.module import last_chosen
 from autogaze.pretrain.ntp import LEAST_LOSS
 
+PIECES = 4  # times that it is settled which places count as held: weights decide that, and it the weights
 ROUNDS, LEAST_SHARE = 30, 1e-3  # of weighing squares anew; no sample weighs more than one with this share of error
 RIDGE = 5e-3  # how much the head that there was counts, as a share of what the samples say
 
@@ -48,40 +49,61 @@ def fit_loss_head(model: AutoGaze, judge: Judge, clips: Iterable[Tensor], seed: 
         clips: batches (B, T, 3, H, W) float on the model's device; of at least one clip.
         seed: of the budgets.
     """
-    generator, rule = torch.Generator().manual_seed(seed), model.paste_error
-    found = [_samples(model, judge, video, generator) for video in clips]
+    gazes = _gazes(model, clips, torch.Generator().manual_seed(seed))
+    if model.paste_error is not None:
+        return _fit_paste_error(model, model.paste_error, judge, gazes)
+    found = [_states(model, judge, video, gaze) for video, gaze in gazes]
     states, heads, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
-    weight = model.gaze_decoder.task_loss_prediction_head.weight if rule is None else rule.weight[None]
-    before = _error(weight, states, heads, truth)
+    weight = model.gaze_decoder.task_loss_prediction_head.weight
+    before = _error((states * weight[heads]).sum(-1), truth)
     for head in range(len(weight)):
         mine = heads == head
-        solve = _solve if rule is None else _solve_positive
-        weight[head] = solve(states[mine], truth[mine], weight[head])
-    return HeadFit(len(truth), before, _error(weight, states, heads, truth))
+        weight[head] = _solve(states[mine], truth[mine], weight[head])
+    return HeadFit(len(truth), before, _error((states * weight[heads]).sum(-1), truth))
 
 
-def _samples(model: AutoGaze, judge: Judge, video: Tensor,
-             generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """What is read at the end of each frame's gaze (N, width), by which row of weights (N,), and true losses (N,)."""
-    patches = model.grid.patches_per_frame
+def _gazes(model: AutoGaze, clips: Iterable[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Gaze]]:
+    """Clips and gazes at them, of one patch to what a frame holds, few as often as many."""
     most = math.log(model.grid.budget(LONGEST_RATIO))
-    counts = (torch.rand(video.shape[:2], generator=generator, dtype=torch.float64) * most).exp().floor()
-    gaze = model.generate(video, gazing_ratio=((counts + 0.5) / patches).clamp(max=1).to(video.device))
-    if model.paste_error is not None:
-        states, truth = _errors_left(model.paste_error, model, video, gaze), judge.losses(video, gaze)
-        return states.flatten(0, 1), torch.zeros_like(truth, dtype=torch.int64).flatten(), truth.flatten()
+    for video in clips:
+        counts = (torch.rand(video.shape[:2], generator=generator, dtype=torch.float64) * most).exp().floor()
+        ratio = ((counts + 0.5) / model.grid.patches_per_frame).clamp(max=1)
+        yield video, model.generate(video, gazing_ratio=ratio.to(video.device))
+
+
+def _states(model: AutoGaze, judge: Judge, video: Tensor, gaze: Gaze) -> tuple[Tensor, Tensor, Tensor]:
+    """What is read at the end of each frame's gaze (N, width), by which row of the head (N,), and true losses (N,)."""
     states, heads = loss_states(model, video, gaze)
     last = last_chosen(gaze.chosen)
     return states[last], heads.expand(last.shape)[last], judge.losses(video, gaze)[last.any(-1)]
 
 
-def _errors_left(rule: PasteError, model: AutoGaze, video: Tensor, gaze: Gaze) -> Tensor:
-    """Features (B, T, 2) of what is wrong with frames after their gazes: the predicted loss is their weighted sum."""
+def _fit_paste_error(model: AutoGaze, rule: PasteError, judge: Judge,
+                     gazes: Iterable[tuple[Tensor, Gaze]]) -> HeadFit:
+    """Fit the weights of errors, with the places in turn that count as held."""
+    found = [(*_errors_left(rule, model, video, gaze), judge.losses(video, gaze).flatten()) for video, gaze in gazes]
+    now, least, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
+    before = _error((_counted(now, least, rule.weight) * rule.weight).sum(-1), truth)
+    for _ in range(PIECES):
+        rule.weight.copy_(_solve_positive(_counted(now, least, rule.weight), truth, rule.weight))
+    return HeadFit(len(truth), before, _error((_counted(now, least, rule.weight) * rule.weight).sum(-1), truth))
+
+
+def _errors_left(rule: PasteError, model: AutoGaze, video: Tensor, gaze: Gaze) -> tuple[Tensor, Tensor]:
+    """Features (B * T, N, 2) of what is wrong with places after gazes, and of the least that counts."""
     grey = model.embed(video)[0].grey
     assert grey is not None
-    features = rule.features_along(grey, gaze.ids, gaze.chosen)
+    features = rule.features_along(grey, gaze.ids, gaze.chosen)  # (B, T, N, scales + 1, 2)
     level = rule.levels(gaze.ids, gaze.chosen).amax(-2)
-    return torch.stack([left(feature, level).mean(-1) for feature in features.unbind(-1)], dim=-1)
+    now = torch.stack([left(feature, level) for feature in features.unbind(-1)], dim=-1)
+    least = HELD * features[..., -2, :] * (level == NEVER)[..., None]
+    return now.flatten(0, 1), least.flatten(0, 1)
+
+
+def _counted(now: Tensor, least: Tensor, weight: Tensor) -> Tensor:
+    """Features (N, 2) whose weighted sum is the predicted loss, as `autogaze.paste_error.told` has it."""
+    held = (least * weight).sum(-1, keepdim=True) > (now * weight).sum(-1, keepdim=True)
+    return torch.where(held, least, now).mean(1)
 
 
 def _solve_positive(states: Tensor, truth: Tensor, start: Tensor) -> Tensor:
@@ -115,6 +137,5 @@ def _solve(states: Tensor, truth: Tensor, start: Tensor) -> Tensor:
     return torch.linalg.solve(gram + ridge, rows.T @ (truth.double() * weight) + ridge @ start.double()).to(start.dtype)
 
 
-def _error(weight: Tensor, states: Tensor, heads: Tensor, truth: Tensor) -> float:
-    predicted = (states * weight[heads]).sum(-1)
+def _error(predicted: Tensor, truth: Tensor) -> float:
     return float(((predicted - truth).abs() / truth.clamp(min=LEAST_LOSS)).mean())

@@ -23,7 +23,8 @@ struct PasteError {
     Tables tables;
     float errors[SCALES + 1][PLACES];  // at every level: as the place is, and after a look at each scale
     float gains[PATCHES], scores[PATCHES];
-    float left, strength;              // left: the mean error, before the next group
+    float left, strength;              // left: the predicted loss, before the next group
+    float floors[K][33];               // by id of a group and lane: what the id took away from it besides its gain
     signed char level[PLACES];         // of the finest look at each place in this frame: one more than its scale
 
     DEVICE void load(const Arguments &a, int clip, int thread) {
@@ -68,10 +69,13 @@ struct PasteError {
         scores[patch] = strength * log2_(fmaxf(gain, 0.0f) + 1e-5f);
     }
 
+    // How much more a place counts while it is only held.
+    DEVICE float above(int n) const { return fmaxf(0.4f * errors[SCALES - 1][n] - errors[0][n], 0.0f); }
+
     // A warp adds up what is left, before a group: from then on every id takes its gain away.
     DEVICE void add_up(int lane) {
         float sum = 0;
-        for (int n = lane; n < PLACES; n += 32) sum += errors[level[n]][n];
+        for (int n = lane; n < PLACES; n += 32) sum += errors[level[n]][n] + (level[n] ? 0.0f : above(n));
         sum = warp_sum(sum);
         if (lane == 0) left = sum * (1.0f / PLACES);
     }
@@ -80,7 +84,8 @@ struct PasteError {
 
     // A warp takes an id, and learns what that takes away of what is left. Here and in `set_terms` whatever can be read
     // is read before anything is written, since the compiler waits for each read that follows a write.
-    DEVICE float take(int id, int lane) {
+    DEVICE float take(int slot, int id, int lane) {
+        float no_more = 0;
         const int k = tables.scale[id], last = 4 * tables.first[id + 1];
         const int touching = tables.touching[id] + lane, end = tables.touching[id + 1];
         const int patch = touching < end ? tables.touched[touching] : id;
@@ -89,15 +94,30 @@ struct PasteError {
         for (int i = 4 * tables.first[id] + lane; i < last; i += 32) {
             const int n = tables.place[i];
             if (n < PLACES && level[n] <= k) {
+                if (!level[n]) no_more += above(n);
                 set_terms(n, k + 1);
                 level[n] = k + 1;
             }
         }
+        floors[slot][lane] = no_more;
         sync_warp();
         if (touching < end) score(patch);
         for (int i = touching + 32; i < end; i += 32) score(tables.touched[i]);
         sync_warp();
         return gain;
+    }
+
+    // Lane i gets what the ids before the i-th of a group took away from the predicted loss besides their gains; added
+    // up once a group, since ids wait for each other and this does not.
+    DEVICE float taken_besides(int lane) const {
+        float own = 0, before = 0;
+        if (lane < K)
+            for (int i = 0; i < 32; ++i) own += floors[lane][i];
+        for (int i = 0; i + 1 < K; ++i) {
+            const float one = shuffle(own, i);
+            if (i < lane) before += one;
+        }
+        return before * (1.0f / PLACES);
     }
 };
 #else
@@ -107,6 +127,7 @@ struct PasteError {  // there is none: the heads alone score patches and predict
     DEVICE void begin(int) {}
     DEVICE void add_up(int) {}
     DEVICE float add(float logit, int) const { return logit; }
-    DEVICE float take(int, int) { return 0; }
+    DEVICE float take(int, int, int) { return 0; }
+    DEVICE float taken_besides(int) const { return 0; }
 };
 #endif

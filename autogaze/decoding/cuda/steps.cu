@@ -300,8 +300,9 @@ struct Step {
             if (id >= PATCHES) id = 0;  // none left: past the budget, so it is not used
             if ((int)(id % 32) == lane) taken |= 1u << (id / 32);
             if (lane == i) group = id, loss = PLACES ? left : loss;
-            left -= s.paste.take(id, lane);
+            left -= s.paste.take(i, id, lane);
         }
+        loss -= s.paste.taken_besides(lane);
         const int room = s.row[ROOM], used = s.row[SLOTS];
         const bool within = lane < (room < K ? room : K);
         const bool met = a.stops && within && used + lane > 0 && loss <= need;  // a frame has one id at least

@@ -14,7 +14,7 @@ import triton.language as tl
 from autogaze.decoding.kernels.ranking import noisy, ranked, ranked_index
 from autogaze.decoding.kernels.state import follow, overlap
 
-LEAST_GAIN = tl.constexpr(1e-5)  # as in `autogaze.paste_error`
+LEAST_GAIN, HELD = tl.constexpr(1e-5), tl.constexpr(0.4)  # as in `autogaze.paste_error`
 
 
 @triton.jit
@@ -192,9 +192,13 @@ def pick_scored(logits, errors, looked, taken, places, patch_at, strength, seed,
     scales = open_scales(errors, looked, taken, places, PLACES, MOST, GRID, PREFILL)
     slot = tl.arange(0, KP)
     group, losses = tl.zeros((KP,), tl.int32), tl.zeros((KP,), tl.float32)
+    FINEST: tl.constexpr = len(GRID) - 1
+    held = HELD * tl.load(errors + FINEST * PLACES + scales[FINEST][0])
     strong = tl.load(strength) * 0.6931471805599453  # of logarithms to base 2
     for i in range(K):
-        losses = tl.where(slot == i, total(scales[len(GRID) - 1][2]) * (1.0 / PLACES), losses)
+        place, level, now, after, barred = scales[FINEST]
+        told = tl.where(level == 0, tl.maximum(now, held), now)
+        losses = tl.where(slot == i, total(told) * (1.0 / PLACES), losses)
         best = tl.full((), -(1 << 63), tl.int64)
         for k in tl.static_range(len(GRID)):
             place, level, now, after, barred = scales[k]
@@ -214,6 +218,6 @@ def pick_scored(logits, errors, looked, taken, places, patch_at, strength, seed,
         place, level, now, after, barred = scales[k]
         patch = GRID[k][0] + tl.arange(0, GRID[k][2])
         tl.store(taken + patch, (barred < 0).to(tl.int8), mask=patch < GRID[k][1])
-        if k == len(GRID) - 1:  # whose patches cover one place each
+        if k == FINEST:  # whose patches cover one place each
             tl.store(looked + place, level.to(tl.int8), mask=(patch < GRID[k][1])[:, None])
     return group, losses

@@ -15,7 +15,10 @@ class FrameError {
 
     float left() const {
         double total = 0;
-        for (const float error : now) total += error;
+        for (long n = 0; n < grid.places(); n++) {
+            const float least = float(grid.held) * errors[n * (grid.scales + 1) + grid.scales - 1];
+            total += level[n] ? now[n] : std::max(now[n], least);
+        }
         return float(total / double(now.size()));
     }
 
