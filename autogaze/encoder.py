@@ -88,15 +88,10 @@ class FrameEncoder(nn.Module):
         return tokens.visual, cache
 
     def encode(self, video: Tensor, cache: EncoderCache | None = None,
-               grey: Tensor | bool = False) -> tuple[FrameTokens, EncoderCache]:
-        """`forward`, and with `grey` the frames without colours, since the first layer reads them anyway; put there if
-        it is a tensor (B, T, 1, S, S)."""
+               grey: bool = False) -> tuple[FrameTokens, EncoderCache]:
+        """`forward`, and with `grey` the frames without colours, since the first layer reads them anyway."""
         cache = self.empty_cache(len(video)) if cache is None else cache
-        video = self._fit(video)
-        if grey is True:
-            grey = video.new_empty(*video.shape[:2], 1, *video.shape[-2:])
-        frames = None if grey is False else grey
-        x = self._patch_tokens(video, frames)
+        x, frames = self._patch_tokens(self._fit(video), grey)
         x = x.unflatten(2, (self.side, self.side))
         x = x.permute(0, 4, 1, 2, 3)
         new_cache = []
@@ -114,17 +109,15 @@ class FrameEncoder(nn.Module):
             return video
         return resize(video.flatten(0, 1), self.image_size).unflatten(0, video.shape[:2])
 
-    def _patch_tokens(self, video: Tensor, grey: Tensor | None) -> Tensor:
-        """(B, T, side * side, C) normed patch embeddings of frames (B, T, 3, H, W); the mean of their colours goes into
-        `grey`."""
+    def _patch_tokens(self, video: Tensor, grey: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, T, side * side, C) normed patch embeddings of frames (B, T, 3, H, W); and, if asked for,
+        the mean of the frames' colours."""
         if video.is_cuda and video.dtype == torch.bfloat16 and not torch.is_grad_enabled():
             with contextlib.suppress(ImportError):  # Triton comes with CUDA builds of PyTorch, not with all others
                 from autogaze.patch_embedding import patch_tokens
 
                 return patch_tokens(video, self.temporal_conv, self.norm, self.side, grey)
-        if grey is not None:
-            grey.copy_(video.mean(-3, keepdim=True))
-        return self.norm(self._patchify(video))
+        return self.norm(self._patchify(video)), video.mean(-3, keepdim=True) if grey else None
 
     def _patchify(self, video: Tensor) -> Tensor:
         """The patch convolution as one matrix product, which is faster than Conv3d everywhere we run."""

@@ -253,16 +253,11 @@ class AutoGaze(nn.Module):
 
         return GazeStream(self, gazing_ratio, task_loss_requirement, batch)
 
-    def embed(self, video: Tensor, cache: tuple[Tensor, ...] | None = None,
-              out: FrameTokens | None = None) -> tuple[FrameTokens, tuple[Tensor, ...]]:
+    def embed(self, video: Tensor, cache: tuple[Tensor, ...] | None = None) -> tuple[FrameTokens, tuple[Tensor, ...]]:
         """Visual tokens with their positions and, for a model with `paste_error`, grey frames; and the encoder's
-        cache. `out`: where they go, in the model's dtype, if no gradient is wanted."""
-        if out is None:
-            tokens, cache = self.vision_model.encode(video, cache, grey=self.paste_error is not None)
-            return FrameTokens(self.connector(tokens.visual), tokens.grey), cache
-        tokens, cache = self.vision_model.encode(video, cache, grey=False if out.grey is None else out.grey)
-        torch.add(tokens.visual, self.connector.pos_embed, out=out.visual)
-        return out, cache
+        cache."""
+        tokens, cache = self.vision_model.encode(video, cache, grey=self.paste_error is not None)
+        return FrameTokens(self.connector(tokens.visual), tokens.grey), cache
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: torch.device | str | None = None) -> AutoGaze:

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 
 @triton.jit
-def embed_patches(video, out, grey, weight, bias, scale, shift, eps, M, T, H, W, CLIP, FRAME, GREY_CLIP, SIDE,
-                  SIZE: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
-                  GREY: tl.constexpr, PRECISION: tl.constexpr):
+def embed_patches(video, out, grey, weight, bias, scale, shift, eps, M, T, H, W, CLIP, FRAME, SIDE, SIZE: tl.constexpr,
+                  C: tl.constexpr, CP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, GREY: tl.constexpr,
+                  PRECISION: tl.constexpr):
     """BM patches of frames (B, T, 3, H, W), row by row, to tokens (M, C); with GREY also the mean of their colours, to
-    frames (B, T, H, W). CLIP, FRAME and GREY_CLIP: strides."""
+    frames (B * T, H, W). CLIP and FRAME: strides."""
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     patch = m % (SIDE * SIDE)
     frame = m // (SIDE * SIDE)
     corner = (patch // SIDE) * SIZE * W + patch % SIDE * SIZE
     start = (frame // T).to(tl.int64) * CLIP + (frame % T).to(tl.int64) * FRAME + corner
-    grey_start = (frame // T).to(tl.int64) * GREY_CLIP + (frame % T).to(tl.int64) * H * W + corner
+    grey_start = frame.to(tl.int64) * H * W + corner
     c = tl.arange(0, CP)
     inside = c < C
     tokens = tl.zeros((BM, CP), tl.float32)
@@ -46,7 +46,8 @@ def embed_patches(video, out, grey, weight, bias, scale, shift, eps, M, T, H, W,
     tl.store(out + at, normed.to(out.dtype.element_ty), mask=(m < M)[:, None] & inside[None, :])
 
 
-def patch_tokens(video: Tensor, projection: nn.Conv3d, norm: nn.LayerNorm, side: int, grey: Tensor | None) -> Tensor:
+def patch_tokens(video: Tensor, projection: nn.Conv3d, norm: nn.LayerNorm, side: int,
+                 grey: bool) -> tuple[Tensor, Tensor | None]:
     """Normed patch embeddings, and frames without colours.
 
     Args:
@@ -54,11 +55,10 @@ def patch_tokens(video: Tensor, projection: nn.Conv3d, norm: nn.LayerNorm, side:
         projection: (C, 3, 1, size, size) kernel with a bias.
         norm: over C.
         side: patches in a row and in a column.
-        grey: (B, T, 1, H, W), where the mean of the colours goes; the patches must cover the frames then. The frames
-            of a clip stand one after the other.
+        grey: whether the mean of the colours is wanted too; then the patches must cover the frames.
 
     Returns:
-        (B, T, side * side, C) tokens, row by row.
+        (B, T, side * side, C) tokens, row by row; and (B, T, 1, H, W) means of the colours, or None.
     """
     batch, frames, _, height, width = video.shape
     if video.stride()[2:] != (height * width, width, 1):
@@ -66,11 +66,11 @@ def patch_tokens(video: Tensor, projection: nn.Conv3d, norm: nn.LayerNorm, side:
     size, channels = projection.kernel_size[1], projection.out_channels
     rows = batch * frames * side * side
     out = video.new_empty(batch, frames, side * side, channels)
+    means = video.new_empty(batch, frames, 1, height, width) if grey else None
     assert projection.bias is not None
     embed_patches[(triton.cdiv(rows, 64),)](
-        video, out, out if grey is None else grey, projection.weight, projection.bias, norm.weight, norm.bias,
-        norm.eps, rows, frames, height, width, video.stride(0), video.stride(1),
-        0 if grey is None else grey.stride(0), side, SIZE=size, C=channels,
-        CP=max(16, triton.next_power_of_2(channels)), BM=64, BK=64, GREY=grey is not None,
+        video, out, out if means is None else means, projection.weight, projection.bias, norm.weight, norm.bias,
+        norm.eps, rows, frames, height, width, video.stride(0), video.stride(1), side, SIZE=size, C=channels,
+        CP=max(16, triton.next_power_of_2(channels)), BM=64, BK=64, GREY=grey,
         PRECISION="tf32" if video.dtype == torch.bfloat16 else "ieee", num_warps=8, num_stages=3)
-    return out
+    return out, means

@@ -108,13 +108,16 @@ def test_paste_error_is_kept_up_as_in_the_plain_loop(way: str, ratio: Any, quant
     assert_same(*gazes)
 
 
+@pytest.mark.parametrize("paste_error", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_precisions_run_and_mostly_agree(dtype: torch.dtype) -> None:
-    model, video = small_model(), random_video(2, 1)
+def test_other_precisions_run_and_mostly_agree(dtype: torch.dtype, paste_error: bool) -> None:
+    model, video = small_model(paste_error=paste_error), random_video(2, 1)
     expected = model.generate(video, 0.2)
     model.to(dtype)
     for gaze in both("cached", model, video.to(dtype), 0.2):
         assert (gaze.patch_mask() == expected.patch_mask()).float().mean() > (0.999 if dtype == torch.float64 else 0.8)
+    scores = model.score(video.to(dtype), gaze, temperature=1.0).log_action_probs
+    assert bool(scores.isfinite().all())
 
 
 def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -45,8 +45,7 @@ def decode_chunks(model: AutoGaze, chunks: Iterable[Tensor], request: Request) -
             whole = clip_graph.decode(model, engine, request, chunk)
             if whole is not None:
                 return join_frames([whole], model)
-        room = engine.space.room(model, chunk.shape[1]) if isinstance(engine, FusedDecoding) else None
-        tokens, cache = model.embed(chunk.to(model.device), cache, room)
+        tokens, cache = model.embed(chunk.to(model.device), cache)
         columns.append(engine.frames(tokens, request.frames(start, start + chunk.shape[1])))
         start += chunk.shape[1]
     return join_frames(columns, model)

@@ -51,7 +51,6 @@ class Workspace:
         self.frames_per_split = {prefill: self._frames_per_split(prefill) for prefill in (True, False)}
         self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         self.recorded: dict[object, ClipGraph | None] = {}  # forms of clips, see `clip_graph`
-        self.ready: FrameTokens | None = None  # what `room` gave out last
         self.records = not plan.samples  # a seed is drawn anew for every clip
         self.can_launch_early = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0)
         self._check_memory()
@@ -158,20 +157,11 @@ class Workspace:
             tensor.zero_()
         self.clock.fill_(-1)
 
-    def room(self, model: AutoGaze, frames: int) -> FrameTokens | None:
-        """Where `AutoGaze.embed` may put what it says of the next frames; None: under autocast the types differ."""
-        if model.connector.pos_embed.dtype != self.plan.dtype or torch.is_autocast_enabled(self.device.type):
-            return None
-        self.ready = FrameTokens(self.visual[:, :frames], self.frames[:, :frames] if self.pastes else None)
-        return self.ready
-
     def begin(self, tokens: FrameTokens) -> None:
-        """Put what the encoder says of the next frames, up to CHUNK, where the kernels look, unless it is there."""
-        if tokens is not self.ready:
-            self.visual[:, : tokens.visual.shape[1]] = tokens.visual
-            if tokens.grey is not None:
-                self.frames[:, : tokens.grey.shape[1]] = tokens.grey
-        self.ready = None
+        """Put what the encoder says of the next frames, up to CHUNK, where the kernels look."""
+        self.visual[:, : tokens.visual.shape[1]] = tokens.visual
+        if tokens.grey is not None:
+            self.frames[:, : tokens.grey.shape[1]] = tokens.grey
         self.clock[:1].fill_(-1)
 
     def enqueue(self, tokens: FrameTokens, steps: list[int]) -> None:
