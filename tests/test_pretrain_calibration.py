@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -35,8 +33,13 @@ def made_up_trials(bias: float, noise: float, sources: int = 16, apart: float = 
     generator = torch.Generator().manual_seed(seed)
     shared = (apart * torch.randn(sources, 1, generator=generator)).expand(-1, FRAMES).flatten()
     source = torch.arange(sources).repeat_interleave(FRAMES)
-    return [Trial(t, t * (1 + bias + shared + noise * torch.randn(len(source), generator=generator)), source)
+    return [trial(t, t * (1 + bias + shared + noise * torch.randn(len(source), generator=generator)), source)
             for t in THRESHOLDS]
+
+
+def trial(threshold: float, loss: torch.Tensor, source: torch.Tensor) -> Trial:
+    """Of frames that stop as soon as the threshold is reached."""
+    return Trial(threshold, loss, source, torch.full_like(loss, threshold))
 
 
 def kept(pairs: tuple[tuple[float, float], ...], asked: float, bias: float, noise: float, apart: float = 0.0,
@@ -62,7 +65,7 @@ def test_frames_of_a_source_that_err_together_are_allowed_for(sources: int) -> N
     for seed in range(30):
         trials = made_up_trials(0.1, 0.02, sources, apart=0.08, seed=seed)
         shares.append(kept(fit_calibration([trials]), 0.6, 0.1, 0.02, 0.08, seed))
-        alone = [Trial(trial.threshold, trial.loss, torch.arange(len(trial.loss))) for trial in trials]
+        alone = [trial(one.threshold, one.loss, torch.arange(len(one.loss))) for one in trials]
         naive.append(kept(fit_calibration([alone]), 0.6, 0.1, 0.02, 0.08, seed))
     assert torch.tensor(shares).mean() >= 0.9
     assert torch.tensor(shares).mean() > torch.tensor(naive).mean()
@@ -85,10 +88,8 @@ def test_an_exact_model_is_left_almost_as_it_is() -> None:
 
 def test_a_threshold_serves_only_what_every_lower_one_serves() -> None:
     """Otherwise the luckiest of many thresholds would be taken."""
-    def trial(threshold: float, loss: float) -> Trial:
-        return Trial(threshold, torch.full((20,), loss), torch.arange(20))
-
-    pairs = fit_calibration([[trial(0.1, 0.2), trial(0.2, 0.6), trial(0.4, 0.5), trial(0.8, 0.8)]], slack=1.0)
+    made = ((0.1, 0.2), (0.2, 0.6), (0.4, 0.5), (0.8, 0.8))
+    pairs = fit_calibration([[trial(t, torch.full((20,), loss), torch.arange(20)) for t, loss in made]], slack=1.0)
     assert pairs == ((0.2, 0.1), (0.6, 0.4), (0.8, 0.8))
 
 
@@ -97,9 +98,17 @@ def test_thresholds_near_by_are_taken_together() -> None:
     source = torch.arange(10)
     bad, lucky = torch.full((10,), 1.0), torch.full((10,), 1.0)
     bad[0] = 2.0
-    trials = [Trial(t, t * loss, source) for t, loss in ((0.4, bad), (0.5, lucky), (0.6, bad), (1.0, lucky))]
+    trials = [trial(t, t * loss, source) for t, loss in ((0.4, bad), (0.5, lucky), (0.6, bad), (1.0, lucky))]
     assert fit_calibration([trials], slack=1.0) == ((0.8, 0.4), (1.0, 0.5), (1.2, 1.0))
     assert fit_calibration([trials[1:2]], slack=1.0) == ((0.5, 0.5),)
+
+
+def test_frames_that_are_done_at_once_do_not_hide_errors() -> None:
+    """Nineteen in twenty frames stop far below a high threshold; the others tell how wrong the prediction is."""
+    predicted = torch.full((200,), 0.1)
+    predicted[::20] = 1.0
+    stops = Trial(1.0, 1.3 * predicted, torch.arange(200) // 20, predicted)
+    assert fit_calibration([[stops]], slack=1.0) == ((1.3, 1.0),)
 
 
 def test_the_worst_way_of_taking_frames_counts() -> None:
@@ -109,17 +118,17 @@ def test_the_worst_way_of_taking_frames_counts() -> None:
 
 def test_thresholds_never_fall() -> None:
     generator = torch.Generator().manual_seed(0)
-    trials = [Trial(t, torch.rand(20, generator=generator), torch.arange(20)) for t in THRESHOLDS]
+    trials = [trial(t, torch.rand(20, generator=generator), torch.arange(20)) for t in THRESHOLDS]
     pairs = fit_calibration([trials])
     assert pairs == tuple(sorted(pairs)) and len({asked for asked, _ in pairs}) == len(pairs)
     AutoGazeConfig(calibration=pairs)  # which refuses what does not ascend
 
 
 def test_a_threshold_at_which_hardly_anything_stops_does_not_count() -> None:
-    few, many = Trial(0.1, torch.zeros(7), torch.arange(7)), Trial(0.2, torch.full((8,), SLACK), torch.arange(8))
+    few, many = trial(0.1, torch.zeros(7), torch.arange(7)), trial(0.2, torch.full((8,), SLACK), torch.arange(8))
     assert fit_calibration([[few, many]], SHARE) == ((1.0, 0.2),)
     assert fit_calibration([[few]]) == ()
-    assert fit_calibration([[few], [replace(many, threshold=0.1)]]) == ((1.0, 0.1),)
+    assert fit_calibration([[few], [trial(0.1, many.loss, many.source)]]) == ((1.0, 0.1),)
 
 
 @pytest.fixture

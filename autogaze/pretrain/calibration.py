@@ -6,9 +6,10 @@ thresholds, and the judge tells the true loss of every frame that stopped. What 
 sources that are counted and not frames: the share is raised to 90 % x (n + 1) / n for n sources, each of which
 weighs the same, which is what exchangeable sources need (hierarchical split conformal prediction, Dunn et al. 2022,
 arXiv:1809.07441; Lee et al. 2023, arXiv:2306.06342). With 16 sources that is 95.6 %; with fewer than nine nothing can
-be promised, and every stop has to be good. One threshold alone looks good or bad by the luck of few sources, so what
-counts is by which factor losses exceed thresholds, over all thresholds near by. The promise has to hold for every way
-of taking frames from a video that was tried (spread over it, neighbouring), not for their mixture: the worst counts.
+be promised, and every stop has to be good. One threshold alone looks good or bad by the luck of few sources, and a
+high one by frames that are done at once, far below it. So what counts is by which factor losses exceed what was
+predicted when a frame stopped, over all stops predicted near the threshold. The promise has to hold for every way of
+taking frames from a video that was tried (spread over it, neighbouring), not for their mixture: the worst counts.
 
 The pairs (asked, threshold) are stored in `AutoGazeConfig.calibration` and applied by every way of decoding.
 """
@@ -28,8 +29,8 @@ from autogaze.pretrain.judge import Judge
 
 SHARE = 0.9  # of the frames that stop in new videos must be good enough
 SLACK = 1.05  # a frame is good enough up to this times the asked loss
-NEAR = 1.5  # thresholds up to so many times larger or smaller err alike
-FEWEST_FRAMES = 8  # stops at a threshold that make it count
+NEAR = 1.5  # predictions up to so many times larger or smaller err alike
+FEWEST_FRAMES = 8  # stops near a threshold that make it count
 LEAST_THRESHOLD = 1e-3  # of those that are tried: an untrained head may predict less than nothing
 LONGEST_RATIO = 0.75  # frames that have not stopped here have not stopped
 
@@ -54,6 +55,7 @@ class Trial:
     threshold: float  # on the predicted loss
     loss: Tensor  # (N,) float, true loss of the frames that stopped by the rule
     source: Tensor  # (N,) int64, which source each of them comes from
+    predicted: Tensor  # (N,) float, the loss predicted when each stopped, at most the threshold
 
 
 def fit_calibration(samplings: Sequence[Sequence[Trial]], share: float = SHARE,
@@ -70,11 +72,12 @@ def fit_calibration(samplings: Sequence[Sequence[Trial]], share: float = SHARE,
     """
     pairs: list[tuple[float, float]] = []
     for trials in zip(*samplings, strict=True):
-        if all(len(trial.loss) < FEWEST_FRAMES for trial in trials):
-            continue
         threshold = trials[0].threshold
         factors = [_safe_factor(of_sampling, threshold, share) for of_sampling in samplings]
-        asked = round(max(factor or 0.0 for factor in factors) * threshold / slack, 6)
+        known = [factor for factor in factors if factor is not None]
+        if not known:
+            continue
+        asked = round(max(known) * threshold / slack, 6)
         if pairs and asked <= pairs[-1][0]:  # no worse than the one before: it takes its place
             asked, _ = pairs.pop()
         pairs.append((asked, trials[0].threshold))
@@ -82,13 +85,16 @@ def fit_calibration(samplings: Sequence[Sequence[Trial]], share: float = SHARE,
 
 
 def _safe_factor(trials: Sequence[Trial], threshold: float, share: float) -> float | None:
-    """The factor of the threshold that losses stay below, by all trials near by; None: too few frames stopped."""
-    near = [trial for trial in trials if len(trial.loss) >= FEWEST_FRAMES
-            and threshold / NEAR <= trial.threshold <= threshold * NEAR]
-    if not near:
-        return None
-    factors = torch.cat([trial.loss.double() / trial.threshold for trial in near])
-    return safe_loss(factors, torch.cat([trial.source for trial in near]), share)
+    """The factor of the prediction that losses stay below where it is near a threshold; where that is too seldom, of
+    thresholds near by; None: too few frames stop at those too."""
+    stops = [(trial.loss.double(), trial.source, trial.predicted.double(), torch.full_like(trial.predicted,
+              trial.threshold, dtype=torch.float64)) for trial in trials]
+    loss, source, *references = (torch.cat(parts) for parts in zip(*stops, strict=True))
+    for reference in references:
+        near = (threshold / NEAR <= reference) & (reference <= threshold * NEAR)
+        if int(near.sum()) >= FEWEST_FRAMES:
+            return safe_loss(loss[near] / reference[near], source[near], share)
+    return None
 
 
 def safe_loss(loss: Tensor, source: Tensor, share: float) -> float:
@@ -131,10 +137,19 @@ def run_trials(model: AutoGaze, judge: Judge, sampling: Sampling, thresholds: Se
             loss = torch.cat([judge.losses(video, gaze).flatten().cpu()
                               for video, gaze in zip(clips, gazes, strict=True)])
             stopped = torch.cat([(gaze.counts < budget).flatten().cpu() for gaze in gazes])
-            trials.append(Trial(threshold, loss[stopped], source[stopped]))
+            predicted = torch.cat([_predicted(gaze).flatten().cpu() for gaze in gazes])
+            trials.append(Trial(threshold, loss[stopped], source[stopped], predicted[stopped]))
     finally:
         model.with_calibration(kept)
     return trials
+
+
+def _predicted(gaze: Gaze) -> Tensor:
+    """(B, T) the loss predicted when each frame stopped, before the first id that was left out; of frames that the
+    budget ended, minus infinity."""
+    assert gaze.task_loss is not None
+    left_out = ~gaze.chosen & ~gaze.task_loss.isnan()
+    return gaze.task_loss.where(left_out, -torch.inf).amax(-1)
 
 
 def predicted_range(model: AutoGaze, clips: Sequence[Tensor], count: int,
