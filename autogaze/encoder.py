@@ -22,7 +22,7 @@ class FrameTokens(NamedTuple):
     """What there is to know of some frames before anything is chosen in them."""
 
     visual: Tensor  # (B, T, N, width) visual tokens, row by row
-    grey: Tensor | None  # (B, T, 1, H, W) the frames as they were encoded, without colours; None: nobody asked
+    grey: Tensor | None  # (B, T, 1, S, S) the frames as they were encoded, without colours; None: nobody asked
 
     def frame(self, t: int) -> FrameTokens:
         """Of one frame: (B, N, width) and (B, 1, H, W)."""
@@ -74,24 +74,21 @@ class FrameEncoder(nn.Module):
         return tuple(torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=form)
                      for _ in self.blocks)
 
-    def forward(self, video: Tensor, cache: EncoderCache | None = None) -> tuple[Tensor, EncoderCache]:
+    def forward(self, video: Tensor, cache: EncoderCache | None = None,
+                grey: Tensor | None = None) -> tuple[Tensor, EncoderCache]:
         """Encode frames that follow those in the cache.
 
         Args:
             video: (B, T, 3, H, W) float, preprocessed; resized (bicubic) unless image_size square.
             cache: what an earlier call returned; None at the start of a clip.
+            grey: (B, T, 1, image_size, image_size), where the frames without colours are put: the first layer reads
+                every pixel anyway.
 
         Returns:
             (B, T, side * side, out_channels) visual tokens row by row, and the new cache.
         """
-        tokens, cache = self.encode(video, cache)
-        return tokens.visual, cache
-
-    def encode(self, video: Tensor, cache: EncoderCache | None = None,
-               grey: bool = False) -> tuple[FrameTokens, EncoderCache]:
-        """`forward`, and with `grey` the frames without colours, since the first layer reads them anyway."""
         cache = self.empty_cache(len(video)) if cache is None else cache
-        x, frames = self._patch_tokens(self._fit(video), grey)
+        x = self._patch_tokens(self._fit(video), grey)
         x = x.unflatten(2, (self.side, self.side))
         x = x.permute(0, 4, 1, 2, 3)
         new_cache = []
@@ -100,7 +97,7 @@ class FrameEncoder(nn.Module):
             new_cache.append(past)
         tokens = x.permute(0, 2, 3, 4, 1).flatten(2, 3)
         visual = F.linear(tokens, self.out_proj.weight.flatten(1), self.out_proj.bias)
-        return FrameTokens(visual, frames), tuple(new_cache)
+        return visual, tuple(new_cache)
 
     def _fit(self, video: Tensor) -> Tensor:
         """Frames (B, T, 3, H, W) in the encoder's dtype and size."""
@@ -109,15 +106,17 @@ class FrameEncoder(nn.Module):
             return video
         return resize(video.flatten(0, 1), self.image_size).unflatten(0, video.shape[:2])
 
-    def _patch_tokens(self, video: Tensor, grey: bool) -> tuple[Tensor, Tensor | None]:
-        """(B, T, side * side, C) normed patch embeddings of frames (B, T, 3, H, W); and, if asked for,
-        the mean of the frames' colours."""
+    def _patch_tokens(self, video: Tensor, grey: Tensor | None) -> Tensor:
+        """(B, T, side * side, C) normed patch embeddings of frames (B, T, 3, H, W); the mean of their colours goes into
+        `grey`."""
         if video.is_cuda and video.dtype == torch.bfloat16 and not torch.is_grad_enabled():
             with contextlib.suppress(ImportError):  # Triton comes with CUDA builds of PyTorch, not with all others
                 from autogaze.patch_embedding import patch_tokens
 
                 return patch_tokens(video, self.temporal_conv, self.norm, self.side, grey)
-        return self.norm(self._patchify(video)), video.mean(-3, keepdim=True) if grey else None
+        if grey is not None:
+            grey.copy_(video.mean(-3, keepdim=True))
+        return self.norm(self._patchify(video))
 
     def _patchify(self, video: Tensor) -> Tensor:
         """The patch convolution as one matrix product, which is faster than Conv3d everywhere we run."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from autogaze.decoder import GazeDecoder, RopeConfig
 from autogaze.decoding.request import PerFrame, Request, make_request
-from autogaze.encoder import FrameEncoder, FrameTokens
+from autogaze.encoder import EncoderCache, FrameEncoder, FrameTokens
 from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
 from autogaze.paste_error import PasteError
@@ -253,11 +253,19 @@ class AutoGaze(nn.Module):
 
         return GazeStream(self, gazing_ratio, task_loss_requirement, batch)
 
-    def embed(self, video: Tensor, cache: tuple[Tensor, ...] | None = None) -> tuple[FrameTokens, tuple[Tensor, ...]]:
+    def embed(self, video: Tensor, cache: EncoderCache | None = None,
+              out: FrameTokens | None = None) -> tuple[FrameTokens, EncoderCache]:
         """Visual tokens with their positions and, for a model with `paste_error`, grey frames; and the encoder's
-        cache."""
-        tokens, cache = self.vision_model.encode(video, cache, grey=self.paste_error is not None)
-        return FrameTokens(self.connector(tokens.visual), tokens.grey), cache
+        cache. `out`: where the tokens are put, in the model's dtype, if no gradient is wanted."""
+        grey = None if out is None else out.grey
+        if out is None and self.paste_error is not None:
+            side = self.vision_model.image_size
+            grey = self.connector.pos_embed.new_empty(*video.shape[:2], 1, side, side)
+        visual, cache = self.vision_model(video, cache, grey)
+        if out is None:
+            return FrameTokens(self.connector(visual), grey), cache
+        torch.add(visual, self.connector.pos_embed, out=out.visual)
+        return out, cache
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: torch.device | str | None = None) -> AutoGaze:

@@ -91,15 +91,18 @@ import torch
 from autogaze.encoder import FrameEncoder
 from autogaze.patch_embedding import patch_tokens
 torch.manual_seed(0)
-encoder, video = FrameEncoder(64, 16, 48, 48).eval(), torch.randn(2, 5, 3, 64, 64)
-with torch.no_grad():
-    torch.nn.init.normal_(encoder.norm.weight), torch.nn.init.normal_(encoder.norm.bias)
-    for part in (video, video[:, 1:3], video[:, 4:], video.transpose(3, 4)):
-        tokens, nothing = patch_tokens(part, encoder.temporal_conv, encoder.norm, encoder.side, grey=False)
-        again, grey = patch_tokens(part, encoder.temporal_conv, encoder.norm, encoder.side, grey=True)
+video = torch.randn(2, 5, 3, 64, 64)
+parts = (video, video[:, 1:3], video[:, 4:], video.transpose(3, 4))
+for channels, part in (*((48, part) for part in parts), (12, video), (64, video)):
+    with torch.no_grad():
+        encoder = FrameEncoder(64, 16, channels, 48).eval()
+        torch.nn.init.normal_(encoder.norm.weight), torch.nn.init.normal_(encoder.norm.bias)
+        grey = torch.zeros(2, 7, 1, 64, 64)
+        tokens = patch_tokens(part, encoder.temporal_conv, encoder.norm, encoder.side, None)
+        again = patch_tokens(part, encoder.temporal_conv, encoder.norm, encoder.side, grey[:, : part.shape[1]])
         torch.testing.assert_close(tokens, encoder.norm(encoder._patchify(part)), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(grey, part.mean(2, keepdim=True), atol=1e-6, rtol=1e-6)
-        assert nothing is None and torch.equal(tokens, again)
+        torch.testing.assert_close(grey[:, : part.shape[1]], part.mean(2, keepdim=True), atol=1e-6, rtol=1e-6)
+        assert torch.equal(tokens, again) and not grey[:, part.shape[1] :].any()
 """
     run = subprocess.run([sys.executable, "-c", script], env={**os.environ, "TRITON_INTERPRET": "1"}, check=False,
                          capture_output=True, text=True)
@@ -114,3 +117,21 @@ def test_gpu_bfloat16_tokens_are_close_to_float32() -> None:
         fast, fast_memory = encoder.bfloat16()(video)
     assert float((fast.float() - exact).norm() / exact.norm()) < 0.02
     assert float((fast_memory[0].float() - memory[0]).norm() / memory[0].norm()) < 0.02
+
+
+@pytest.mark.gpu
+def test_gpu_tokens_are_the_same_every_time_with_and_without_grey_frames() -> None:
+    from autogaze.patch_embedding import patch_tokens
+
+    encoder = FrameEncoder(224, 16, 192, 192).cuda().bfloat16().eval()
+    for video in (torch.randn(1, 1, 3, 224, 224, device="cuda").bfloat16(),
+                  torch.randn(64, 6, 3, 224, 224, device="cuda").bfloat16()[:, 1:5]):
+        layers = encoder.temporal_conv, encoder.norm, encoder.side
+        grey = torch.zeros_like(video[:, :, :1], memory_format=torch.contiguous_format)
+        with torch.no_grad():
+            plain = encoder.norm(encoder._patchify(video))
+            for _ in range(8):
+                tokens = patch_tokens(video, *layers, grey)
+                assert torch.equal(tokens, patch_tokens(video, *layers, None))
+                torch.testing.assert_close(tokens, plain, atol=0.1, rtol=0.02)
+                torch.testing.assert_close(grey, video.float().mean(2, keepdim=True).bfloat16())

@@ -45,7 +45,8 @@ def decode_chunks(model: AutoGaze, chunks: Iterable[Tensor], request: Request) -
             whole = clip_graph.decode(model, engine, request, chunk)
             if whole is not None:
                 return join_frames([whole], model)
-        tokens, cache = model.embed(chunk.to(model.device), cache)
+        room = engine.space.room(model, chunk.shape[1]) if isinstance(engine, FusedDecoding) else None
+        tokens, cache = model.embed(chunk.to(model.device), cache, room)
         columns.append(engine.frames(tokens, request.frames(start, start + chunk.shape[1])))
         start += chunk.shape[1]
     return join_frames(columns, model)

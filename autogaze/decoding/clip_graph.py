@@ -44,7 +44,7 @@ class ClipGraph:
             self.replay = frame_graph.record(partial(self._enqueue, model))
 
     def _enqueue(self, model: AutoGaze) -> None:  # which is not kept: a workspace must not keep its model alive
-        tokens, _ = model.embed(self.video)
+        tokens, _ = model.embed(self.video, out=self.space.room(model, self.video.shape[1]))
         self.space.enqueue(tokens, self.steps)
         self.out = self.space.results(len(self.steps), self.width)
 

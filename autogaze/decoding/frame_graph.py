@@ -62,7 +62,7 @@ class FrameGraph:
             held.copy_(new)
 
     def _enqueue(self) -> None:
-        tokens, memory = self.model.embed(self.frame, self.memory)
+        tokens, memory = self.model.embed(self.frame, self.memory, self.engine.space.room(self.model, 1))
         self.remember(memory)
         self.engine.space.enqueue(tokens, self.steps)
         self.out = self.engine.space.results(1, self.engine.width)

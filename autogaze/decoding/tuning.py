@@ -22,7 +22,8 @@ class Tuning:
     tail: int = 32  # keys a step, past the blocks that every frame fills
     warps: int = 4
     stages: int = 2  # not 1: Triton 3.6 then writes past its shared memory in `close_layer`
-    attend_warps: int = 4
+    attend_warps: int = 4  # of attention with more than 16 query rows a program
+    narrow_warps: int = 4  # with 16
     attend_stages: int = 2
 
 
@@ -39,12 +40,12 @@ def tune(batch: int, rows_a_clip: int, dtype: torch.dtype, prefill: bool) -> Tun
     wide = rows <= 16 * PROCESSORS
     if dtype == torch.float32:
         return Tuning(wide, pairs=16, hidden=32, keys=32, warps=8 if wide else 4)  # 4 when wide: registers spill
-    attention = {"attend_warps": 1} if not prefill or batch < 4 else {"queries": 64}
+    queries = 64 if prefill and batch >= 4 else 16
     if wide:
-        return Tuning(wide, warps=8, **attention)
+        return Tuning(wide, warps=8, queries=queries, narrow_warps=1)
     if not prefill:
-        return Tuning(wide, pairs=16, **attention)
-    return Tuning(wide, rows=64, pairs=16, hidden=32, stages=3, **attention)
+        return Tuning(wide, pairs=16, queries=queries, narrow_warps=1)
+    return Tuning(wide, rows=64, pairs=16, hidden=32, stages=3, queries=queries, narrow_warps=1)
 
 
 def warps_for(elements: int) -> int:

@@ -157,11 +157,18 @@ class Workspace:
             tensor.zero_()
         self.clock.fill_(-1)
 
+    def room(self, model: AutoGaze, frames: int) -> FrameTokens | None:
+        """Where `AutoGaze.embed` may put what it says of the next frames; None: under autocast the types differ."""
+        if model.connector.pos_embed.dtype != self.plan.dtype or torch.is_autocast_enabled(self.device.type):
+            return None
+        return FrameTokens(self.visual[:, :frames], self.frames[:, :frames] if self.pastes else None)
+
     def begin(self, tokens: FrameTokens) -> None:
-        """Put what the encoder says of the next frames, up to CHUNK, where the kernels look."""
-        self.visual[:, : tokens.visual.shape[1]] = tokens.visual
-        if tokens.grey is not None:
-            self.frames[:, : tokens.grey.shape[1]] = tokens.grey
+        """Put what the encoder says of the next frames, up to CHUNK, where the kernels look, unless it is there."""
+        if tokens.visual.data_ptr() != self.visual.data_ptr():
+            self.visual[:, : tokens.visual.shape[1]] = tokens.visual
+            if tokens.grey is not None:
+                self.frames[:, : tokens.grey.shape[1]] = tokens.grey
         self.clock[:1].fill_(-1)
 
     def enqueue(self, tokens: FrameTokens, steps: list[int]) -> None:
@@ -243,7 +250,8 @@ class Workspace:
                     share, STOPS=plan.stops, WINDOW=self.config.max_num_frames, D=self.head_dim, BM=queries,
                     BN=tuning.keys, FRAMES=self.frames_per_split[prefill], SPLITS=_power(self._splits(prefill), 1),
                     SLOTS=_power(plan.ring, 1), V=self.visual_tokens, BT=tuning.tail,
-                    num_stages=tuning.attend_stages, num_warps=tuning.attend_warps, **ring, **heads, **mode)
+                    num_stages=tuning.attend_stages,
+                    num_warps=tuning.attend_warps if queries > 16 else tuning.narrow_warps, **ring, **heads, **mode)
             nxt = layer if last else layer + 1
             begun = (self.query, self.keys[nxt], self.values[nxt])
             next_weights = (weights[f"wqk{nxt}"], weights[f"wv{nxt}"], weights["frequencies"])

@@ -13,6 +13,7 @@ Both record the true loss before the first pick and after every pick.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,8 @@ from torch import Tensor
 from autogaze.gaze import Gaze
 from autogaze.pretrain.incremental import Sight, attempt, commit, look, start
 from autogaze.pretrain.reconstructor import Reconstructor
+
+MOST_PADDING = 64  # reconstructions for nothing that cost less than one batch more
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,7 @@ def greedy_gaze(model: Reconstructor, video: Tensor, budgets: Tensor,
     memory, results = start(model, len(video)), []
     for t in range(video.shape[1]):
         sight = look(model, memory, video[:, t])
-        found = _Found(sight, budgets[:, t], width, patches)
-        found.loss[:, 0] = attempt(model, sight, found.mask[:, None]).loss[:, 0]
+        found = _Found(model, sight, budgets[:, t], width)
         search(model, found, settings)
         memory = commit(model, sight, found.mask)
         results.append(found)
@@ -87,12 +89,14 @@ def greedy_gaze(model: Reconstructor, video: Tensor, budgets: Tensor,
 class _Found:
     """The growing result of one frame's search."""
 
-    def __init__(self, sight: Sight, budget: Tensor, width: int, patches: int) -> None:
+    def __init__(self, model: Reconstructor, sight: Sight, budget: Tensor, width: int) -> None:
         self.sight, self.budget = sight, budget
         self.ids = torch.zeros(len(budget), width, dtype=torch.int64, device=budget.device)
         self.loss = torch.full((len(budget), width + 1), torch.nan, device=budget.device)
-        self.mask = torch.zeros(len(budget), patches, dtype=torch.bool, device=budget.device)
+        self.mask = torch.zeros_like(sight.memory.age, dtype=torch.bool)
         self.count = torch.zeros_like(budget)
+        unseen = attempt(model, sight, self.mask[:, None])
+        self.frames, self.loss[:, 0] = unseen.frames[:, 0], unseen.loss[:, 0]  # before the first pick
 
     def open_clips(self) -> Tensor:
         """Indices of the clips that have budget left."""
@@ -128,8 +132,7 @@ def _single(model: Reconstructor, sight: Sight, mask: Tensor, ids: Tensor, at_on
 
 def _fast(model: Reconstructor, found: _Found, settings: GreedySettings) -> None:
     screen = _Screen(model, found.sight)
-    frames = attempt(model, found.sight, found.mask[:, None]).frames[:, 0]
-    loss = found.loss[:, 0].clone()
+    frames, loss = found.frames, found.loss[:, 0].clone()
     while len(clips := found.open_clips()):
         whole = len(clips) == len(found.budget)
         sight, mask = found.sight if whole else found.sight[clips], found.mask[clips]
@@ -157,17 +160,25 @@ def _in_turn(model: Reconstructor, sight: Sight, mask: Tensor, picks: Tensor, va
     """Take picks (N, M) one after the other: the loss after each (N, M), and the frames (N, 3, H, W) after the last."""
     loss, frames = torch.zeros(picks.shape, device=picks.device), torch.empty_like(sight.target)
     counts, order = valid.sum(1).sort(descending=True)
-    sizes, start = counts.tolist(), 0
-    while start < len(sizes):  # clips that take about as many go together
-        rows = order[start : start + max(1, at_once // sizes[start])]
-        width = sizes[start]
+    for group, width in _groups(counts.tolist(), at_once):
+        rows = order[group]
         added = F.one_hot(picks[rows, :width], mask.shape[1]).bool() & valid[rows, :width, None]
         trial = attempt(model, sight[rows], mask[rows, None] | added.cumsum(1).bool())
         loss[rows, :width] = trial.loss
         last = valid[rows].sum(1) - 1
         frames[rows] = trial.frames[torch.arange(len(rows), device=rows.device), last]
-        start += len(rows)
     return loss, frames
+
+
+def _groups(sizes: Sequence[int], at_once: int) -> Iterator[tuple[slice, int]]:
+    """Clips that take about as many patches, given how many each takes, most first: which, and how many at most."""
+    start, padding = 0, 0
+    for end in range(1, len(sizes) + 1):
+        most = sizes[start]
+        padding += most - sizes[min(end, len(sizes) - 1)]
+        if end == len(sizes) or (end + 1 - start) * most > at_once or padding > MOST_PADDING:
+            yield slice(start, end), most
+            start, padding = end, 0
 
 
 def apart(overlap: Tensor, ids: Tensor, gains: Tensor, usable: Tensor, limit: Tensor,
