@@ -12,6 +12,7 @@ that follow:
 - *the predicted loss* before every id: the mean error of the frame's places. It replaces the published loss head.
   The judge believes what a place showed some frames ago less than what it shows now, the less the finer it is; so a
   place that is only held counts with no less than a share of what is wrong after a look one scale above the finest.
+  Where hardly anything has changed the judge sees that too: it counts with at most four times what is wrong.
 
 A look at a coarse scale is taken to leave the means of blocks of 2, 4 or 8 pixels: what the patch resolves, rounded to
 a power of two so that blocks fill places. Within a frame the finest look at a place counts, and a later frame's look
@@ -34,6 +35,7 @@ from autogaze.grid import PatchGrid
 NEVER = 0  # level of a place that nobody has looked at; scale k of the grid is level k + 1
 LEAST_GAIN = 1e-5  # a patch that takes away less of a frame's loss than this scores as if it took away this much
 HELD = 0.4  # that share; 0.35 to 0.5 tell the losses of validation clips alike (docs/log.md)
+MOST_HELD = 4.0  # times what is wrong
 L1, STEPS, STRENGTH = 1.25, 0.25, 8.0  # of new models; the first two tell the loss of validation clips
 
 
@@ -184,7 +186,8 @@ def left(errors: Tensor, level: Tensor) -> Tensor:
 def told(errors: Tensor, level: Tensor) -> Tensor:
     """The predicted loss (...): of errors (..., N, scales + 1) the mean of those of each place's level (..., N)."""
     now = left(errors, level)
-    return torch.where(level == NEVER, now.maximum(HELD * errors[..., -2]), now).mean(-1)
+    held = now.maximum((HELD * errors[..., -2]).minimum(MOST_HELD * now))
+    return torch.where(level == NEVER, held, now).mean(-1)
 
 
 def blurred(frame: Tensor, block: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from autogaze import AutoGaze
 from autogaze.evaluate.evaluation import load_reconstructor
 from autogaze.grid import PatchGrid
-from autogaze.paste_error import LEAST_GAIN, PasteError, blurred, patch_at
+from autogaze.paste_error import LEAST_GAIN, PasteError, blurred, patch_at, told
 from autogaze.pretrain.judge import Judge
 from autogaze.scenes import render_scene
 from autogaze.selectors.difference import DifferenceSelector
@@ -53,6 +53,14 @@ def test_errors_of_a_place_are_those_of_its_pixels() -> None:
     d = seen - halves  # the coarsest scale resolves 7 pixels: blocks of 8
     steps = d.diff(dim=1).abs().mean() + d.diff(dim=2).abs().mean()
     torch.testing.assert_close(errors[0, row * 14 + column, 1], 2.0 * d.abs().mean() + 0.5 * steps)
+
+
+def test_a_place_that_is_only_held_counts_once_to_four_times_what_is_wrong_with_it() -> None:
+    errors = torch.tensor([[[now, 0.9, 0.5, 0.1, 0.0]] for now in (0.0, 0.005, 0.03, 0.2)])
+    held = told(errors, torch.zeros(4, 1, dtype=torch.int64))
+    torch.testing.assert_close(held, torch.tensor([0.0, 0.02, 0.04, 0.2]))
+    seen = told(errors, torch.full((4, 1), 3))
+    torch.testing.assert_close(seen, torch.full((4,), 0.1))
 
 
 def test_what_a_patch_takes_away_is_what_is_gone_after_it() -> None:

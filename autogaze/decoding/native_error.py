@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autogaze.decoding.native_build import library
 from autogaze.grid import PatchGrid
-from autogaze.paste_error import HELD, LEAST_GAIN, NEVER, FrameError, PasteError, patch_at
+from autogaze.paste_error import HELD, LEAST_GAIN, MOST_HELD, NEVER, FrameError, PasteError, patch_at
 
 PLACES_PX = (4, 8, 16, 32)  # of `with_pixels` in native/picture.h
 
@@ -23,7 +23,7 @@ class _Grid(ctypes.Structure):
 
     _fields_ = [*((name, ctypes.c_int64) for name in ("side", "place_px", "scales", "patches")),
                 *((name, ctypes.c_void_p) for name in ("blocks", "patch_at")),
-                *((name, ctypes.c_double) for name in ("l1", "steps", "strength", "least", "held"))]
+                *((name, ctypes.c_double) for name in ("l1", "steps", "strength", "least", "held", "most_held"))]
 
 
 class Grid:
@@ -35,7 +35,7 @@ class Grid:
         self.call = _Grid(side=rule.side, place_px=rule.place_px, scales=len(rule.blocks),
                           patches=grid.patches_per_frame, blocks=self.blocks.data_ptr(),
                           patch_at=self.patch_at.data_ptr(), l1=l1, steps=steps, strength=float(rule.strength.detach()),
-                          least=LEAST_GAIN, held=HELD)
+                          least=LEAST_GAIN, held=HELD, most_held=MOST_HELD)
         self.address = ctypes.addressof(self.call)
 
 

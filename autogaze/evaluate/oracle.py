@@ -19,7 +19,7 @@ from autogaze.pretrain.greedy import GreedySettings, greedy_gaze
 from autogaze.pretrain.reconstructor import Reconstructor
 from autogaze.selectors.ranking import open_video
 
-SETTINGS = GreedySettings(candidates=12, picks=2, worth=0.8)  # more careful than labels are made
+SETTINGS = GreedySettings(candidates=12, picks=2, share=4, worth=0.8)  # more careful than labels are made
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,9 +33,9 @@ class GreedySettings:
 
     mode: str = "fast"  # "fast" | "exact"
     candidates: int = 0  # fast: patches tried a pass; 0 takes what the screening says untried
-    picks: int = 2  # fast: most patches taken a pass
-    share: int = 4  # fast: more are taken where the budget left is larger: a share-th of it
-    worth: float = 0.5  # fast: a further pick must gain this share of what the best one gains
+    picks: int = 1  # fast: most patches taken a pass
+    share: int = 8  # fast: more are taken where the budget left is larger: a share-th of it
+    worth: float = 0.7  # fast: a further pick must gain this share of what the best one gains
     at_once: int = 256  # reconstructions of a frame in one batch: bounds the memory
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from autogaze.decoding.scoring import loss_states
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
-from autogaze.paste_error import HELD, NEVER, PasteError, left
+from autogaze.paste_error import HELD, MOST_HELD, NEVER, PasteError, left
 from autogaze.pretrain.calibration import LONGEST_RATIO
 from autogaze.pretrain.judge import Judge
 from autogaze.pretrain.module import last_chosen
@@ -102,8 +102,9 @@ def _errors_left(rule: PasteError, model: AutoGaze, video: Tensor, gaze: Gaze) -
 
 def _counted(now: Tensor, least: Tensor, weight: Tensor) -> Tensor:
     """Features (N, 2) whose weighted sum is the predicted loss, as `autogaze.paste_error.told` has it."""
-    held = (least * weight).sum(-1, keepdim=True) > (now * weight).sum(-1, keepdim=True)
-    return torch.where(held, least, now).mean(1)
+    share, own = ((part * weight).sum(-1, keepdim=True) for part in (least, now))
+    most = torch.where(share > MOST_HELD * own, MOST_HELD * now, least)
+    return torch.where(share > own, most, now).mean(1)
 
 
 def _solve_positive(states: Tensor, truth: Tensor, start: Tensor) -> Tensor:

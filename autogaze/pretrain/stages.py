@@ -130,9 +130,9 @@ def _search_labels(run: Run) -> None:
     judge = Reconstructor.from_pretrained(run.needs("reconstructor"), where)
     clips = RunClips(run.data, run.folder, recipe, recipe.batch_clips, validate_clips=1)
     difference = recipe.mode == "difference"
+    greedy = GreedySettings("fast" if difference else recipe.mode, at_once=max(256, 8 * recipe.batch_clips))
     settings = LabelSettings(recipe.clips, recipe.batch_clips, recipe.mean_ratio, recipe.seed,
-                             "difference" if difference else "greedy",
-                             GreedySettings() if difference else GreedySettings(recipe.mode))
+                             "difference" if difference else "greedy", greedy)
     begun, several = time.monotonic(), f" ({recipe.devices} processes)" if recipe.devices > 1 else ""
     with tqdm(total=recipe.clips, desc=f"labels{several}", unit="clip", mininterval=1.0, disable=rank() > 0) as bar:
         def progress(done: int, wanted: int) -> bool:

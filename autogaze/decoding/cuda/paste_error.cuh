@@ -70,7 +70,9 @@ struct PasteError {
     }
 
     // How much more a place counts while it is only held.
-    DEVICE float above(int n) const { return fmaxf(0.4f * errors[SCALES - 1][n] - errors[0][n], 0.0f); }
+    DEVICE float above(int n) const {
+        return fminf(fmaxf(0.4f * errors[SCALES - 1][n] - errors[0][n], 0.0f), 3.0f * errors[0][n]);
+    }
 
     // A warp adds up what is left, before a group: from then on every id takes its gain away.
     DEVICE void add_up(int lane) {

@@ -14,7 +14,7 @@ import triton.language as tl
 from autogaze.decoding.kernels.ranking import noisy, ranked, ranked_index
 from autogaze.decoding.kernels.state import follow, overlap
 
-LEAST_GAIN, HELD = tl.constexpr(1e-5), tl.constexpr(0.4)  # as in `autogaze.paste_error`
+LEAST_GAIN, HELD, MOST_HELD = tl.constexpr(1e-5), tl.constexpr(0.4), tl.constexpr(4.0)  # as in `autogaze.paste_error`
 
 
 @triton.jit
@@ -197,7 +197,7 @@ def pick_scored(logits, errors, looked, taken, places, patch_at, strength, seed,
     strong = tl.load(strength) * 0.6931471805599453  # of logarithms to base 2
     for i in range(K):
         place, level, now, after, barred = scales[FINEST]
-        told = tl.where(level == 0, tl.maximum(now, held), now)
+        told = tl.where(level == 0, tl.maximum(now, tl.minimum(held, MOST_HELD * now)), now)
         losses = tl.where(slot == i, total(told) * (1.0 / PLACES), losses)
         best = tl.full((), -(1 << 63), tl.int64)
         for k in tl.static_range(len(GRID)):

@@ -16,8 +16,8 @@ class FrameError {
     float left() const {
         double total = 0;
         for (long n = 0; n < grid.places(); n++) {
-            const float least = float(grid.held) * errors[n * (grid.scales + 1) + grid.scales - 1];
-            total += level[n] ? now[n] : std::max(now[n], least);
+            const float share = float(grid.held) * errors[n * (grid.scales + 1) + grid.scales - 1];
+            total += level[n] ? now[n] : std::max(now[n], std::min(share, float(grid.most_held) * now[n]));
         }
         return float(total / double(now.size()));
     }

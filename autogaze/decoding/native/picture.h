@@ -14,7 +14,7 @@ struct Grid {
     const int32_t* patch_at;       // (scales, side x side) the patch that a place lies in
     double l1, steps;              // weights of absolute differences, and of steps between neighbours
     double strength, least;        // of scores; the gain that no patch falls below
-    double held;                   // share of an error that a held place has at least
+    double held, most_held;        // what a held place counts with: share of an error at least, times its own at most
 
     long places() const { return side * side; }
     long row() const { return side * place_px; }          // pixels
