@@ -75,6 +75,27 @@ def attend_seen(query, keys, values, head_base, frame_len, current, seen_from, s
 
 
 @triton.jit
+def attend_partly(query, keys, values, head_base, frame_len, current, previous, oldest, youngest, end, seen_from,
+                  seen_to, evicting, on_current, row_offset, top, total, acc, d, pend_offset, group_slots, shuffled,
+                  D: tl.constexpr, BN: tl.constexpr, RING: tl.constexpr, TOKENS: tl.constexpr, SHUFFLED: tl.constexpr,
+                  PRECISION: tl.constexpr):
+    """Of the frames of ages [youngest, end) those that `attend_seen` leaves: of a row's own frame it sees what is
+    before it, of another it may see nothing."""
+    for age in range(youngest, end):
+        w = (current + RING - age) % RING
+        own = ((w == current) & on_current) | ((w == previous) & ~on_current)
+        hidden = ((w == current) & ~on_current) | ((w == oldest) & evicting & on_current)
+        limit = tl.where(own, row_offset, tl.where(hidden, -1, TOKENS))
+        length = tl.load(frame_len + w)
+        reach = tl.minimum(length, tl.max(limit, axis=0) + 1)
+        for n in range(0, tl.where((age < seen_from) | (age >= seen_to), reach, 0), BN):
+            top, total, acc = attend_block(query, keys, values, head_base + w * TOKENS, n, length, limit, top, total,
+                                           acc, d, pend_offset, group_slots, tl.where(w == previous, shuffled, 0), D,
+                                           BN, True, True, SHUFFLED, PRECISION)
+    return top, total, acc
+
+
+@triton.jit
 def join_splits(out, peak, mass, at, stride, splits, valid, d, SPLITS: tl.constexpr):
     """Attention output (rows, D) of one head from its splits, each with its own peak and mass."""
     split = tl.arange(0, SPLITS)
@@ -93,6 +114,29 @@ def join_splits(out, peak, mass, at, stride, splits, valid, d, SPLITS: tl.conste
         to = out + (n * stride + at)[:, None].to(tl.int64) * D + d[None, :]
         joined += tl.load(to, mask=here[:, None], other=0.0, cache_modifier=".cg") * weight[:, None]
     return joined / tl.where(total > 0, total, 1.0)[:, None]
+
+
+@triton.jit
+def hand_over(top, total, acc, attended, out, peak, mass, arrived, at, stride, filled, valid, d, FRAMES: tl.constexpr,
+              SPLITS: tl.constexpr):
+    """Store the attention of rows; where several programs have parts of it, the last one to come joins them."""
+    D: tl.constexpr = d.shape[0]
+    to = attended + at[:, None].to(tl.int64) * D + d[None, :]
+    if SPLITS == 1:
+        whole_output = acc / tl.where(total > 0, total, 1.0)[:, None]
+        tl.store(to, whole_output.to(attended.dtype.element_ty), mask=valid[:, None])
+    else:
+        mine = tl.program_id(2) * stride + at
+        tl.store(peak + mine, top, mask=valid)
+        tl.store(mass + mine, total, mask=valid)
+        tl.store(out + mine[:, None].to(tl.int64) * D + d[None, :], acc, mask=valid[:, None])
+        tl.debug_barrier()
+        splits = (filled + FRAMES - 1) // FRAMES
+        counter = arrived + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        if tl.atomic_add(counter, 1) == splits - 1:
+            tl.store(counter, 0)
+            joined = join_splits(out, peak, mass, at, stride, splits, valid, d, SPLITS)
+            tl.store(to, joined.to(attended.dtype.element_ty), mask=valid[:, None])
 
 
 @triton.jit
@@ -150,17 +194,10 @@ def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, pend_
     seen_to = tl.minimum(end, filled - tl.where(evicting, 1, 0))
     top, total, acc = attend_seen(query, keys, values, head_base, frame_len + b * RING, current, seen_from, seen_to, r,
                                   top, total, acc, d, group_slots, D, V, BN, BT, RING, TOKENS, SLOTS, PRECISION)
-    for age in range(youngest, end):
-        w = (current + RING - age) % RING
-        own = ((w == current) & on_current) | ((w == previous) & ~on_current)
-        hidden = ((w == current) & ~on_current) | ((w == oldest) & evicting & on_current)
-        limit = tl.where(own, row_offset, tl.where(hidden, -1, TOKENS))
-        length = tl.load(frame_len + b * RING + w)
-        reach = tl.minimum(length, tl.max(limit, axis=0) + 1)
-        for n in range(0, tl.where((age < seen_from) | (age >= seen_to), reach, 0), BN):
-            top, total, acc = attend_block(query, keys, values, head_base + w * TOKENS, n, length, limit, top, total,
-                                           acc, d, pend_offset, group_slots, tl.where(w == previous, shuffled, 0), D,
-                                           BN, True, True, PREFILL and STOPS, PRECISION)
+    top, total, acc = attend_partly(query, keys, values, head_base, frame_len + b * RING, current, previous, oldest,
+                                    youngest, end, seen_from, seen_to, evicting, on_current, row_offset, top, total,
+                                    acc, d, pend_offset, group_slots, shuffled, D, BN, RING, TOKENS,
+                                    PREFILL and STOPS, PRECISION)
     if PREFILL and STOPS:  # padding inside the group is past the frame's tokens, and only the group's later ids see it
         padding_here = has_pending & (youngest <= 1) & (end > 1) & (shuffled > pend_size)
         limit = tl.where(r < K, row_offset, -1)
@@ -168,20 +205,5 @@ def attend(q, keys, values, attended, out, peak, mass, arrived, frame_len, pend_
             top, total, acc = attend_block(query, keys, values, head_base + previous * TOKENS, n, pend_offset + fed,
                                            limit, top, total, acc, d, pend_offset, group_slots, fed, D, BN, True, True,
                                            True, PRECISION)
-    to = attended + at[:, None].to(tl.int64) * D + d[None, :]
-    if SPLITS == 1:
-        whole_output = acc / tl.where(total > 0, total, 1.0)[:, None]
-        tl.store(to, whole_output.to(attended.dtype.element_ty), mask=valid[:, None])
-        return
-    stride = B * HEADS * ROWS
-    mine = split * stride + at
-    tl.store(peak + mine, top, mask=valid)
-    tl.store(mass + mine, total, mask=valid)
-    tl.store(out + mine[:, None].to(tl.int64) * D + d[None, :], acc, mask=valid[:, None])
-    tl.debug_barrier()
-    splits = (filled + FRAMES - 1) // FRAMES
-    counter = arrived + bh * tl.num_programs(1) + tile
-    if tl.atomic_add(counter, 1) == splits - 1:
-        tl.store(counter, 0)
-        joined = join_splits(out, peak, mass, at, stride, splits, valid, d, SPLITS)
-        tl.store(to, joined.to(attended.dtype.element_ty), mask=valid[:, None])
+    hand_over(top, total, acc, attended, out, peak, mass, arrived, at, B * HEADS * ROWS, filled, valid, d, FRAMES,
+              SPLITS)
