@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -39,11 +39,15 @@ class LabelTiming:
     clips: int
     seconds: float
     clips_a_minute: float
-    loss: float  # mean over frames, after the last pick
+    loss: float | None  # mean over frames, after the last pick; None: with other budgets than the others
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    if min(args.clips, args.frames, args.batch_clips, args.at_once) < 1 or args.side_by_side < 0:
+        print("labels: --clips, --frames, --batch-clips and --at-once must be positive, --side-by-side not negative",
+              file=sys.stderr)
+        return 2
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = Reconstructor.from_pretrained(args.reconstructor, device)
     data = ClipData(args.data, frames=args.frames, size=model.grid.height_px, validate_clips=args.clips,
@@ -67,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.side_by_side:
         many = draw_budgets(args.mean_ratio, args.side_by_side, args.frames, model.grid, generator).to(device)
         copies = video.repeat(-(-len(many) // len(video)), 1, 1, 1, 1)[: len(many)]
-        timings.append(measure(f"fast, {len(many)} side by side", model, copies, many, ways["fast"], device, len(many)))
+        timing = measure(f"fast, {len(many)} side by side", model, copies, many, ways["fast"], device, len(many))
+        timings.append(replace(timing, loss=None))
         print(timings[-1], file=sys.stderr)
     blind = torch.rand(*budgets.shape, model.grid.patches_per_frame, generator=generator).to(device)
     with torch.no_grad():
@@ -108,7 +113,7 @@ def summary(timings: Sequence[LabelTiming], random_loss: float, budgets: Tensor,
         row: dict[str, object] = asdict(timing)
         if exact is not None and timing is not exact:
             row["times_faster"] = timing.clips_a_minute / exact.clips_a_minute
-            if timing.clips == exact.clips:  # else with other budgets
+            if timing.loss is not None and exact.loss is not None:
                 row["loss_above_exact"] = timing.loss / exact.loss - 1
         rows.append(row)
     return {"what": "labels", "machine": machine(), "clips": len(budgets), "frames": args.frames,

@@ -69,7 +69,8 @@ struct PasteError {
         scores[patch] = strength * log2_(fmaxf(gain, 0.0f) + 1e-5f);
     }
 
-    // How much more a place counts while it is only held.
+    // How much more a place counts while it is only held: HELD of an error, MOST_HELD times its own at most, as in
+    // autogaze/paste_error.py.
     DEVICE float above(int n) const {
         return fminf(fmaxf(0.4f * errors[SCALES - 1][n] - errors[0][n], 0.0f), 3.0f * errors[0][n]);
     }
