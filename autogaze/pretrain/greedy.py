@@ -19,12 +19,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autogaze.gaze import Gaze
 from autogaze.pretrain.incremental import Sight, attempt, commit, look, start
 from autogaze.pretrain.reconstructor import Reconstructor
 
-MOST_PADDING = 64  # reconstructions for nothing that cost less than one batch more
+MOST_PADDING = 16  # reconstructions for nothing that cost less than one batch more
+# Batches of a search have hundreds of sizes; cuDNN's attention plans each anew, which takes longer than it saves.
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,13 @@ def greedy_gaze(model: Reconstructor, video: Tensor, budgets: Tensor,
     search = _exact if settings.mode == "exact" else _fast
     width = int(budgets.max())
     memory, results = start(model, len(video)), []
-    for t in range(video.shape[1]):
-        sight = look(model, memory, video[:, t])
-        found = _Found(model, sight, budgets[:, t], width)
-        search(model, found, settings)
-        memory = commit(model, sight, found.mask)
-        results.append(found)
+    with sdpa_kernel(ATTENTION):
+        for t in range(video.shape[1]):
+            sight = look(model, memory, video[:, t])
+            found = _Found(model, sight, budgets[:, t], width)
+            search(model, found, settings)
+            memory = commit(model, sight, found.mask)
+            results.append(found)
     ids, loss = (torch.stack([getattr(found, name) for found in results], 1) for name in ("ids", "loss"))
     chosen = torch.arange(width, device=video.device) < budgets[..., None]
     return GreedyGaze(Gaze(ids, chosen, model.grid), loss)
@@ -134,20 +138,20 @@ def _fast(model: Reconstructor, found: _Found, settings: GreedySettings) -> None
     screen = _Screen(model, found.sight)
     frames, loss = found.frames, found.loss[:, 0].clone()
     while len(clips := found.open_clips()):
-        whole = len(clips) == len(found.budget)
-        sight, mask = found.sight if whole else found.sight[clips], found.mask[clips]
+        mask = found.mask[clips]
         expected = screen.gains(clips, frames[clips]).masked_fill(mask, -torch.inf)
         left = (found.budget - found.count)[clips]
         limit = (left // settings.share).clamp(min=settings.picks).minimum(left)
         gains, ids = expected.topk(min(settings.candidates or 4 * int(limit.max()), expected.shape[1]), dim=1)
         usable = gains > -torch.inf
         if settings.candidates:
-            hoped, gains = gains, loss[clips, None] - _single(model, sight, mask, ids, settings.at_once)
+            tried = _single(model, found.sight[clips], mask, ids, settings.at_once)
+            hoped, gains = gains, loss[clips, None] - tried
             screen.learn(clips, ids, hoped, gains, usable)
             order = gains.masked_fill(~usable, -torch.inf).argsort(1, descending=True)
             ids, gains, usable = ids.gather(1, order), gains.gather(1, order), usable.gather(1, order)
         picks, valid = apart(screen.overlap, ids, gains, usable, limit, settings.worth)
-        after, frames[clips] = _in_turn(model, sight, mask, picks, valid, settings.at_once)
+        after, frames[clips] = _in_turn(model, found.sight, clips, mask, picks, valid, settings.at_once)
         if not settings.candidates:
             steps = torch.cat([loss[clips, None], after], dim=1).diff(dim=1).neg()
             screen.learn(clips, picks, expected.gather(1, picks), steps, valid)
@@ -155,15 +159,16 @@ def _fast(model: Reconstructor, found: _Found, settings: GreedySettings) -> None
         found.take(clips, picks, after, valid)
 
 
-def _in_turn(model: Reconstructor, sight: Sight, mask: Tensor, picks: Tensor, valid: Tensor,
+def _in_turn(model: Reconstructor, sight: Sight, clips: Tensor, mask: Tensor, picks: Tensor, valid: Tensor,
              at_once: int) -> tuple[Tensor, Tensor]:
-    """Take picks (N, M) one after the other: the loss after each (N, M), and the frames (N, 3, H, W) after the last."""
-    loss, frames = torch.zeros(picks.shape, device=picks.device), torch.empty_like(sight.target)
+    """Take picks (N, M) of some clips (N,) of a sight one after the other: the loss after each (N, M), and the frames
+    (N, 3, H, W) after the last."""
+    loss, frames = torch.zeros(picks.shape, device=picks.device), torch.empty_like(sight.target[clips])
     counts, order = valid.sum(1).sort(descending=True)
     for group, width in _groups(counts.tolist(), at_once):
         rows = order[group]
         added = F.one_hot(picks[rows, :width], mask.shape[1]).bool() & valid[rows, :width, None]
-        trial = attempt(model, sight[rows], mask[rows, None] | added.cumsum(1).bool())
+        trial = attempt(model, sight[clips[rows]], mask[rows, None] | added.cumsum(1).bool())
         loss[rows, :width] = trial.loss
         last = valid[rows].sum(1) - 1
         frames[rows] = trial.frames[torch.arange(len(rows), device=rows.device), last]
@@ -224,8 +229,9 @@ class _Screen:
     def gains(self, clips: Tensor, frames: Tensor) -> Tensor:
         """(N, P) loss that each patch is expected to remove, given the frames (N, 3, H, W) rebuilt so far."""
         now = self.objective.local(frames, self.target[clips], self.blocks)
-        gains = [(rows @ (now - error[clips]).relu() @ columns.T).flatten(1) / now[0].numel()
-                 for error, rows, columns in zip(self.errors, self.rows, self.columns, strict=True)]
+        with torch.autocast(frames.device.type, enabled=False):
+            gains = [(rows @ (now - error[clips]).relu() @ columns.T).flatten(1) / now[0].numel()
+                     for error, rows, columns in zip(self.errors, self.rows, self.columns, strict=True)]
         return torch.cat(gains, dim=1) * self.trust[clips][:, self.scale_of]
 
     def learn(self, clips: Tensor, ids: Tensor, expected: Tensor, gains: Tensor, usable: Tensor) -> None:
@@ -238,5 +244,6 @@ class _Screen:
 
     def _members(self, model: Reconstructor, axis: str, k: int) -> Tensor:
         """(cells, blocks) float: which blocks of a line lie in which cell of scale k."""
-        cell = getattr(model.painter, f"full_cell_{axis}{k}")[self.block // 2 :: self.block]
-        return F.one_hot(cell, self.grid.sides[k][axis == "x"]).T.float()
+        patch, columns = getattr(model.painter, f"full_patch{k}"), self.grid.sides[k][1]
+        cell = patch[:, 0] // columns if axis == "y" else patch[0] % columns
+        return F.one_hot(cell[self.block // 2 :: self.block], self.grid.sides[k][axis == "x"]).T.float()

@@ -12,13 +12,16 @@ frames (patches, ages, keys and values of the attention in time) is computed onc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from autogaze.pretrain.paste import NEVER
-from autogaze.pretrain.reconstructor import Block, Reconstructor
+from autogaze.pretrain.reconstructor import Block, Reconstructor, Rotation
+
+Entries = tuple[tuple[Tensor, Tensor], ...]  # keys and values of each block
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,7 @@ class Memory:
     frame: int  # index of the next frame
     images: tuple[Tensor, ...]  # each scale (B, 3, rows * patch, columns * patch), patches as last seen
     age: Tensor  # (B, P) float, frames since each patch was seen, counted from the last frame
-    past: tuple[tuple[Tensor, Tensor], ...]  # each block's keys and values (B, cells, heads, frame, width / heads)
+    past: Entries  # each block's keys and values (B, cells, heads, frame, width / heads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +66,7 @@ class Trial:
 
     frames: Tensor  # (B, M, 3, H, W) float32
     loss: Tensor  # (B, M) float32
-    entries: tuple[tuple[Tensor, Tensor], ...]  # each block's new keys and values (B, cells, heads, M, width / heads)
+    entries: Entries  # each block's new keys and values (B, cells, heads, M, width / heads)
 
 
 def start(model: Reconstructor, clips: int) -> Memory:
@@ -92,46 +95,51 @@ def attempt(model: Reconstructor, sight: Sight, masks: Tensor) -> Trial:
         sight: the frame.
         masks: (B, M, patches_per_frame) bool, what of this frame each candidate looks at.
     """
-    painter = model.painter
-    looked = painter.split(masks)
-    age = painter.split(torch.where(masks, 0.0, sight.memory.age[:, None] + 1))
-
-    def shown(canvas: str, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> list[Tensor]:
-        return [new[k][:, None].where(painter.spread(k, mask, canvas)[:, :, None], old[k][:, None])
-                for k, mask in enumerate(looked)]
-
-    small = shown("small", sight.new_small, sight.old_small)
-    x = model.tokens(small, [painter.spread(k, part, "small") for k, part in enumerate(age)])
-    entries = []
-    for number, block in enumerate(model.blocks):
-        past = sight.memory.past[number] if sight.memory.past else None
-        assert isinstance(block, Block)
-        x, entry = _candidates(block, x, past, sight.memory.frame)
-        entries.append(entry)
-    full = shown("full", sight.new_full, sight.old_full)
-    frames = model.render(x, full, [painter.spread(k, part) for k, part in enumerate(age)])
-    return Trial(frames, model.objective(frames, sight.target[:, None].expand_as(frames)), tuple(entries))
+    age = model.painter.split(torch.where(masks, 0.0, sight.memory.age[:, None] + 1))
+    x, entries = _tokens(model, sight, age)
+    at = [model.painter.spread(k, part) for k, part in enumerate(age)]
+    frames = model.render(x, _shown(sight.new_full, sight.old_full, at), at)
+    return Trial(frames, model.objective(frames, sight.target[:, None].expand_as(frames)), entries)
 
 
 def commit(model: Reconstructor, sight: Sight, mask: Tensor) -> Memory:
     """Look at `mask` (B, patches_per_frame) of the frame and go on to the next."""
-    entries = attempt(model, sight, mask[:, None]).entries
     old, patch = sight.memory, model.config.patch_size
+    age = torch.where(mask, 0.0, old.age + 1)
+    _, entries = _tokens(model, sight, model.painter.split(age[:, None]))
     images = tuple(
         new.where(part.unflatten(-1, sides).repeat_interleave(patch, -1).repeat_interleave(patch, -2)[:, None], before)
         for new, before, part, sides in zip(sight.cut, old.images, model.painter.split(mask), model.grid.sides,
                                             strict=True))
     past = tuple((torch.cat([old.past[n][0], key], -2), torch.cat([old.past[n][1], value], -2)) if old.past
                  else (key, value) for n, (key, value) in enumerate(entries))
-    return Memory(old.frame + 1, images, torch.where(mask, 0.0, old.age + 1), past)
+    return Memory(old.frame + 1, images, age, past)
+
+
+def _tokens(model: Reconstructor, sight: Sight, age: Sequence[Tensor]) -> tuple[Tensor, Entries]:
+    """After the blocks (B, M, cells, width), and what they add to the memory; age of each scale (B, M, patches)."""
+    at = [model.painter.spread(k, part, "small") for k, part in enumerate(age)]
+    x = model.tokens(_shown(sight.new_small, sight.old_small, at), at)
+    rotation = model.rotation(torch.full((1,), sight.memory.frame, device=x.device))
+    entries = []
+    for number, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        x, entry = _candidates(block, x, sight.memory.past[number] if sight.memory.past else None, rotation)
+        entries.append(entry)
+    return x, tuple(entries)
+
+
+def _shown(new: Sequence[Tensor], old: Sequence[Tensor], age: Sequence[Tensor]) -> list[Tensor]:
+    """Each scale of candidates (B, M, 3, height, width): what is looked at now has age 0 (B, M, height, width)."""
+    return [now[:, None].where((at == 0)[:, :, None], before[:, None])
+            for now, before, at in zip(new, old, age, strict=True)]
 
 
 def _candidates(block: Block, x: Tensor, past: tuple[Tensor, Tensor] | None,
-                frame: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+                rotation: Rotation) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`Block` on candidates (B, M, cells, width) of one frame: each sees the past and itself, not the others."""
     x = x + block.space(x.flatten(0, 1)).view_as(x)
-    position = torch.full((x.shape[1],), frame, device=x.device)
-    query, key, value = block.time.heads_of(x.transpose(1, 2), position)  # (B, cells, heads, M, width / heads)
+    query, key, value = block.time.heads_of(x.transpose(1, 2), rotation)  # (B, cells, heads, M, width / heads)
     logits = (query * key).sum(-1, keepdim=True)
     if past is not None:
         logits = torch.cat([query @ past[0].mT, logits], dim=-1)

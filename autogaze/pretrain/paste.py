@@ -39,14 +39,16 @@ class Painter(nn.Module):
             cell = tile / (grid.scales[k] // patch)  # side of a patch of this scale, in frame pixels
             finest = tile / (tile // patch)
             axes = (("y", grid.height_px, k_rows, rows), ("x", grid.width_px, k_columns, columns))
+            at = {}
             for axis, length, cells, fine in axes:
-                small = (torch.arange(fine * self.small_side[k]) + 0.5) * finest / self.small_side[k]
-                full = torch.arange(length) + 0.5
+                places = {"full": torch.arange(length) + 0.5,
+                          "small": (torch.arange(fine * self.small_side[k]) + 0.5) * finest / self.small_side[k]}
                 self._keep(f"down_{axis}{k}", _down(length, cells, cell, patch))
-                self._keep(f"full_{axis}{k}", _up(full, cells, cell, patch))
-                self._keep(f"small_{axis}{k}", _up(small, cells, cell, patch))
-                self._keep(f"full_cell_{axis}{k}", _cell(full, cells, cell))
-                self._keep(f"small_cell_{axis}{k}", _cell(small, cells, cell))
+                for canvas, place in places.items():
+                    self._keep(f"{canvas}_{axis}{k}", _up(place, cells, cell, patch))
+                    at[canvas, axis] = _cell(place, cells, cell)
+            for canvas in ("full", "small"):
+                self._keep(f"{canvas}_patch{k}", at[canvas, "y"][:, None] * k_columns + at[canvas, "x"])
 
     def _keep(self, name: str, value: Tensor) -> None:
         if value.ndim == 2 and len(value) == value.shape[1] and torch.equal(value, torch.eye(len(value))):
@@ -70,8 +72,7 @@ class Painter(nn.Module):
 
     def spread(self, k: int, values: Tensor, canvas: str = "full") -> Tensor:
         """Values of the patches of scale k (..., patches) at every pixel of a canvas (..., height, width)."""
-        rows = values.unflatten(-1, self.grid.sides[k])
-        return rows[..., getattr(self, f"{canvas}_cell_y{k}"), :][..., getattr(self, f"{canvas}_cell_x{k}")]
+        return values[..., getattr(self, f"{canvas}_patch{k}")]
 
     def split(self, values: Tensor) -> list[Tensor]:
         """(..., patches_per_frame) as one tensor a scale."""

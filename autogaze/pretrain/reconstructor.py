@@ -91,27 +91,32 @@ class Attention(nn.Module):
         self.query_norm, self.key_norm = nn.LayerNorm(width // heads), nn.LayerNorm(width // heads)
         self.out = nn.Linear(width, width)
 
-    def heads_of(self, x: Tensor, position: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def heads_of(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (..., heads, length, width / heads) of x (..., length, width)."""
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
         q, k = self.query_norm(q).to(v.dtype), self.key_norm(k).to(v.dtype)
-        return (q, k, v) if position is None else (rotate(q, position), rotate(k, position), v)
+        return (q, k, v) if rotation is None else (rotation.turn(q), rotation.turn(k), v)
 
     def merge(self, attended: Tensor) -> Tensor:
         return self.out(attended.transpose(-2, -3).flatten(-2))
 
-    def forward(self, x: Tensor, position: Tensor | None = None, causal: bool = False) -> Tensor:
-        return self.merge(F.scaled_dot_product_attention(*self.heads_of(x, position), is_causal=causal))
+    def forward(self, x: Tensor, rotation: Rotation | None = None, causal: bool = False) -> Tensor:
+        return self.merge(F.scaled_dot_product_attention(*self.heads_of(x, rotation), is_causal=causal))
 
 
-def rotate(x: Tensor, position: Tensor) -> Tensor:
-    """Rotary position embedding of x (..., length, width) at integer positions (length,)."""
-    half = x.shape[-1] // 2
-    speed = 0.7 ** torch.arange(half, device=x.device, dtype=torch.float32)
-    angle = position[:, None].float() * speed
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+class Rotation:
+    """Rotary position embedding at integer positions (length,), of queries and keys of one data type."""
+
+    def __init__(self, position: Tensor, width: int) -> None:
+        speed = 0.7 ** torch.arange(width // 2, device=position.device, dtype=torch.float32)
+        angle = position[:, None].float() * speed
+        self.cos, self.sin = angle.cos().repeat(1, 2), torch.cat([-angle.sin(), angle.sin()], dim=-1)
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Turn x (..., length, width)."""
+        if x.dtype != self.cos.dtype:  # once, not at every call: a search is bound by how many kernels it starts
+            self.cos, self.sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
+        return torch.addcmul(x * self.cos, x.roll(x.shape[-1] // 2, dims=-1), self.sin)
 
 
 class Block(nn.Module):
@@ -123,11 +128,10 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, mlp_ratio * width), nn.GELU(),
                                  nn.Linear(mlp_ratio * width, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, cells, width) -> the same."""
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """(B, T, cells, width) -> the same, with the rotation of its frames."""
         x = x + self.space(x.flatten(0, 1)).view_as(x)
-        frames = torch.arange(x.shape[1], device=x.device)
-        x = x + self.time(x.transpose(1, 2).flatten(0, 1), frames, causal=True).unflatten(
+        x = x + self.time(x.transpose(1, 2).flatten(0, 1), rotation, causal=True).unflatten(
             0, (x.shape[0], x.shape[2])).transpose(1, 2)
         return x + self.mlp(x)
 
@@ -192,10 +196,15 @@ class Reconstructor(nn.Module):
         small = [self.painter.paint(k, image, "small") for k, image in enumerate(images)]
         full = [self.painter.paint(k, image) for k, image in enumerate(images)]
         x = self.tokens(small, [self.painter.spread(k, part, "small") for k, part in enumerate(age)])
+        rotation = self.rotation(torch.arange(video.shape[1], device=x.device))
         for block in self.blocks:
-            x = block(x)
+            x = block(x, rotation)
         frames = self.render(x, full, [self.painter.spread(k, part) for k, part in enumerate(age)])
         return Reconstruction(frames, self.objective(frames, video))
+
+    def rotation(self, frames: Tensor) -> Rotation:
+        """What attention in time turns queries and keys of frames (T,) int64 by."""
+        return Rotation(frames, self.config.width // self.config.heads)
 
     def tokens(self, small: Sequence[Tensor], age: Sequence[Tensor]) -> Tensor:
         """One token a finest cell.
