@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from autogaze.evaluate import card
 from autogaze.evaluate.bootstrap import Interval
 from autogaze.evaluate.results import Comparison, Results
 from autogaze.evaluate.summary import LOSS_MINUS, LOSS_OVER, WAY
-from benchmarks import ablations, quality
+from benchmarks import ablations, precision, quality
 from tests.evaluate_folder import make_folder
 
 
@@ -99,3 +100,23 @@ def test_a_card_needs_a_network(folder: Path) -> None:
     replace(results, rows=tuple(row for row in results.rows if row.sort != "network")).save(folder / "none.json")
     with pytest.raises(ValueError, match="holds no network"):
         card.make_card(folder / "none.json", str(folder / "model"))
+
+
+def test_both_precisions_are_compared_on_every_way_of_taking_frames(folder: Path, tmp_path: Path) -> None:
+    words = ["--checkpoint", str(folder / "model"), "--reconstructor", str(folder / "judge"), "--frames", "4"]
+    words += ["--data", str(folder / "clips"), "--ratios", "0.1", "--strides", "0", "1", "--device", "cpu"]
+    assert precision.main([*words, "--out", str(tmp_path / "out.json")]) == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["stride"] for row in rows] == [0, 1, None] and rows[2]["clips"] == rows[0]["clips"] + rows[1]["clips"]
+    for row in rows:
+        assert row["loss_above"] == pytest.approx(row["bfloat16_loss"] / row["float32_loss"] - 1, abs=1e-6)
+        assert 0.5 < row["same_patches"] <= 1
+
+
+def test_clips_of_one_source_count_as_one_for_the_error_of_a_mean() -> None:
+    full, half = torch.ones(4), torch.tensor([1.1, 1.1, 0.9, 0.9])
+    clips = precision.Clips(full, half, torch.ones(4))
+    alone, together = (precision.agreement(0.1, 0, clips, groups) for groups in ("abcd", "aabb"))
+    assert alone.loss_above == pytest.approx(0, abs=1e-6)
+    assert alone.standard_error == pytest.approx(float(half.std()) / 2, rel=1e-4)
+    assert together.standard_error == pytest.approx(0.1, rel=1e-4)
