@@ -4,9 +4,8 @@
 
 Both modes search the same validation clips with the same budgets (mean ratio 0.07, uneven over clips and frames), with
 the same batches; the loss compared is that of each frame after its last pick. Random gazes with these budgets are
-the other end. The fast search keeps a GPU busy only with many clips, the exact one with few: with `--side-by-side N`
-the fast one is also timed on N at once, the same clips with the same budgets over and over. The JSON is the last line
-of stdout.
+the other end. The fast search keeps a GPU busy only with many clips, the exact one with few: with `--copies N` the
+fast one is also timed on N copies of all clips and budgets at once. The JSON is the last line of stdout.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ class LabelTiming:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    if min(args.clips, args.frames, args.batch_clips, args.at_once) < 1 or args.side_by_side < 0:
-        print("labels: --clips, --frames, --batch-clips and --at-once must be positive, --side-by-side not negative",
+    if min(args.clips, args.frames, args.batch_clips, args.at_once) < 1 or args.copies < 0:
+        print("labels: --clips, --frames, --batch-clips and --at-once must be positive, --copies not negative",
               file=sys.stderr)
         return 2
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -68,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, settings in ways.items():
         timings.append(measure(name, model, video, budgets, settings, device, args.batch_clips))
         print(f"{name}: {timings[-1]}", file=sys.stderr)
-    if args.side_by_side:
-        many = torch.arange(args.side_by_side, device=device) % len(video)
+    if args.copies:
+        many = torch.arange(len(video), device=device).repeat(args.copies)
         name = f"fast, {len(many)} side by side"
         timings.append(measure(name, model, video[many], budgets[many], ways["fast"], device, len(many)))
         print(timings[-1], file=sys.stderr)
@@ -130,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--at-once", type=int, default=1024, help="frames reconstructed in one batch (default 1024)")
     parser.add_argument("--fast", nargs="*", default=[], metavar="CANDIDATES,PICKS,SHARE,WORTH",
                         help="further fast settings to try, such as 2,2,16,0.7")
-    parser.add_argument("--side-by-side", type=int, default=0, metavar="N", help="also time the fast search on N clips")
+    parser.add_argument("--copies", type=int, default=0, metavar="N", help="also time the fast search on N copies")
     parser.add_argument("--no-exact", action="store_true", help="leave the exact search out: minutes on a GPU")
     parser.add_argument("--seed", type=int, default=0, help="of the budgets (default 0)")
     parser.add_argument("--device", help="cpu or cuda; by default cuda where there is one")

@@ -62,6 +62,16 @@ def test_named_thresholds_are_those_that_are_tried(folder: Path) -> None:
     assert [threshold for _, threshold in pairs] == [8.0, 9.0]
 
 
+def test_clips_of_several_folders_count_together(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(folder / "model"), "--reconstructor", str(folder / "judge"), "--frames", "4", "--device", "cpu"]
+    lines = []
+    for folders in (["clips"], ["clips", "clips"], ["clips", "nowhere"]):
+        code = main([*words, "--thresholds", "2,8", "--data", *(str(folder / name) for name in folders)])
+        assert code == (2 if "nowhere" in folders else 0)
+        lines.append(capsys.readouterr().out)
+    assert lines[0] and lines[0] == lines[1]  # the same sources twice: nothing new is known of new ones
+
+
 @pytest.mark.parametrize(("name", "data", "message"), [
     ("nowhere", "clips", "no checkpoint"), ("model", "nowhere", "no folder")])
 def test_mistakes_are_one_line_and_exit_code_2(folder: Path, capsys: pytest.CaptureFixture[str], name: str, data: str,

@@ -7,6 +7,7 @@ import torch
 
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.pretrain.calibration import (
+    DRAWN,
     LONGEST_RATIO,
     SHARE,
     SLACK,
@@ -73,12 +74,20 @@ def test_frames_of_a_source_that_err_together_are_allowed_for(sources: int) -> N
 
 def test_the_safe_loss_is_the_quantile_over_sources() -> None:
     loss = torch.arange(1.0, 21.0)
-    assert safe_loss(loss, torch.arange(20), 0.9, 0.5) == 19.0  # 0.9 x 21 / 20 of 20 is 18.9
-    assert safe_loss(loss, torch.arange(20), 0.9) == 20.0  # with confidence in whichever sources there are
+    assert safe_loss(loss, torch.arange(20), 0.9) == 20.0  # 0.9 x 21 / 20 of 8 drawn is 7.6: of most draws, the last
     assert safe_loss(loss[:8], torch.arange(8), 0.9) == 8.0  # 0.9 x 9 / 8 is above 1: all of them
     lopsided = torch.cat([torch.zeros(1000), torch.ones(19)])  # 19 sources of one bad frame, one of 1000 good ones
     assert safe_loss(lopsided, torch.cat([torch.zeros(1000), torch.arange(1, 20)]).long(), 0.9) == 1.0
-    assert safe_loss(lopsided, torch.arange(1019), 0.9) == 0.0
+    assert safe_loss(lopsided[:1003], torch.arange(1003), 0.9) == 0.0  # of 42 sets of 8 one has a bad one
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_the_promise_holds_for_so_many_sets_of_new_sources(confidence: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    safe = safe_loss(torch.randn(2000, generator=generator), torch.arange(2000), 0.9, confidence)
+    new = torch.randn(5000, DRAWN, generator=generator)
+    kept_sets = ((new <= safe).float().mean(1) >= 0.9).float().mean()
+    assert float(kept_sets) == pytest.approx(confidence, abs=0.05)
 
 
 def test_an_exact_model_is_left_almost_as_it_is() -> None:

@@ -2,10 +2,13 @@
 
     python -m autogaze.evaluate.calibrate MODEL --data VIDEOS/val
     python -m autogaze.evaluate.calibrate MODEL --data VIDEOS/val --fit-head VIDEOS/train     what it predicts first
+    python -m autogaze.evaluate.calibrate MODEL --data VIDEOS/train VIDEOS/val                more sources
 
 Every video is taken twice: frames spread over it, and neighbouring ones, since a stop rule has to hold for both.
-Sources are those of a `manifest.csv`; without one every video is a source of its own. Prints a pair (asked, threshold)
-a line.
+Sources are those of a `manifest.csv`; without one every video is a source of its own. With few of them the promise
+needs wide margins. A learned loss head tells the losses of videos that it learned from too well; a model with the paste
+error, whose predictions come from pixels and two fitted weights, may be calibrated on those too. Prints a pair
+(asked, threshold) a line.
 """
 
 from __future__ import annotations
@@ -50,8 +53,7 @@ def recalibrate(args: argparse.Namespace) -> tuple[tuple[float, float], ...]:
     device, folder = pick_device(args.device), find(args.model)
     model = AutoGaze.from_pretrained(folder, device=device).eval()
     judge = Judge(load_reconstructor(args.reconstructor)).to(device)
-    samplings = [Sampling([video for _, video in clips.batches(args.batch, device)], list(clips.groups))
-                 for clips in read(args, args.data, model)]
+    samplings = [taken(args, stride, model) for stride in STRIDES]
     dtype = fit_head(args, model, judge, folder) if args.fit_head else None
     tried = args.thresholds or predicted_range(model, [video for one in samplings for video in one.clips], args.count)
     trials: list[list[Trial]] = [[] for _ in samplings]
@@ -69,8 +71,8 @@ def recalibrate(args: argparse.Namespace) -> tuple[tuple[float, float], ...]:
 
 def fit_head(args: argparse.Namespace, model: AutoGaze, judge: Judge, folder: Path) -> torch.dtype:
     """Fit the predicted loss in memory on clips that the model may know; returns the type of the weights on disk."""
-    fit = fit_loss_head(model, judge, (video for clips in read(args, args.fit_head, model)
-                                       for _, video in clips.batches(args.batch, model.device)))
+    fit = fit_loss_head(model, judge, (video for stride in STRIDES for _, video in
+                                       read(args, args.fit_head, stride, model).batches(args.batch, model.device)))
     print(f"predicted loss: {fit.samples} samples, mean error {fit.before:.3f} of it before, {fit.after:.3f} after",
           file=sys.stderr)
     with safe_open(folder / WEIGHTS, "pt") as file:
@@ -79,9 +81,16 @@ def fit_head(args: argparse.Namespace, model: AutoGaze, judge: Judge, folder: Pa
     return dtype
 
 
-def read(args: argparse.Namespace, data: Path, model: AutoGaze) -> list[ClipSet]:
-    """The clips of a folder, in each way of taking frames."""
-    return [load_clips(data, model.grid, model.preprocessor, args.frames, stride, args.limit) for stride in STRIDES]
+def taken(args: argparse.Namespace, stride: int | None, model: AutoGaze) -> Sampling:
+    """The clips of all folders, in one way of taking frames."""
+    folders = [read(args, folder, stride, model) for folder in args.data]
+    return Sampling([video for clips in folders for _, video in clips.batches(args.batch, model.device)],
+                    [group for clips in folders for group in clips.groups])
+
+
+def read(args: argparse.Namespace, data: Path, stride: int | None, model: AutoGaze) -> ClipSet:
+    """The clips of a folder."""
+    return load_clips(data, model.grid, model.preprocessor, args.frames, stride, args.limit)
 
 
 def _numbers(text: str) -> list[float]:
@@ -91,8 +100,8 @@ def _numbers(text: str) -> list[float]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m autogaze.evaluate.calibrate", description=__doc__.split("\n")[0])
     parser.add_argument("model", help="a folder, a run, or a shipped name: its config.json is changed")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR",
-                        help="folder of videos that the model has not learned from")
+    parser.add_argument("--data", type=Path, required=True, nargs="+", metavar="DIR",
+                        help="folders of videos, which the model should not have learned from")
     parser.add_argument("--fit-head", type=Path, metavar="DIR",
                         help="first fit the predicted loss on the videos of this folder, which may be those of "
                         "training; the weights are written too")
@@ -102,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--thresholds", type=_numbers, metavar="L,L,...",
                         help="predicted losses to stop at (default: --count of them over what the model predicts)")
     parser.add_argument("--frames", type=int, default=16, help="frames of every clip (default 16)")
-    parser.add_argument("--limit", type=int, metavar="N", help="at most N clips, spread over the folder (default: all)")
+    parser.add_argument("--limit", type=int, metavar="N",
+                        help="at most N clips of a folder, spread over it (default: all)")
     parser.add_argument("--batch", type=int, default=16, help="clips at once (default 16)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     return parser

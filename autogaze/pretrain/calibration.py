@@ -6,12 +6,13 @@ thresholds, and the judge tells the true loss of every frame that stopped. What 
 sources that are counted and not frames: the share is raised to 90 % x (n + 1) / n for n sources, each of which
 weighs the same, which is what exchangeable sources need (hierarchical split conformal prediction, Dunn et al. 2022,
 arXiv:1809.07441; Lee et al. 2023, arXiv:2306.06342). With 16 sources that is 95.6 %; with fewer than nine nothing can
-be promised, and every stop has to be good. That holds on average over which sources are at hand; so that it holds for
-nearly all such choices, sources are drawn anew with replacement, and of what every draw finds safe an upper quantile is
-taken (Efron 1979, the bootstrap). One threshold alone looks good or bad by the luck of few sources, and a
-high one by frames that are done at once, far below it. So what counts is by which factor losses exceed what was
-predicted when a frame stopped, over all stops predicted near the threshold. The promise has to hold for every way of
-taking frames from a video that was tried (spread over it, neighbouring), not for their mixture: the worst counts.
+be promised, and every stop has to be good. That holds on average over new sources; so that it holds for nearly every
+set of a few of them, such as the videos of one user, sets are drawn with replacement, and of what every one finds safe
+an upper quantile is taken (Efron 1979, the bootstrap). One threshold alone looks good or bad by the luck of few
+sources, and a high one by frames that are done at once, far below it. So what counts is by which factor losses exceed
+what was predicted when a frame stopped, over all stops predicted near the threshold. The promise has to hold for every
+way of taking frames from a video that was tried (spread over it, neighbouring), not for their mixture: the worst
+counts.
 
 The pairs (asked, threshold) are stored in `AutoGazeConfig.calibration` and applied by every way of decoding.
 """
@@ -30,7 +31,8 @@ from autogaze.model import AutoGaze
 from autogaze.pretrain.judge import Judge
 
 SHARE = 0.9  # of the frames that stop in new videos must be good enough
-CONFIDENCE, DRAWS = 0.9, 100  # that quantile, and how many draws it is one of
+CONFIDENCE, DRAWS = 0.95, 400  # that quantile, and how many draws it is one of
+DRAWN = 8  # sources of a draw; as many as there are where they are fewer
 SLACK = 1.05  # a frame is good enough up to this times the asked loss
 NEAR = 1.5  # predictions up to so many times larger or smaller err alike
 FEWEST_FRAMES = 8  # stops near a threshold that make it count
@@ -107,15 +109,15 @@ def safe_loss(loss: Tensor, source: Tensor, share: float, confidence: float = CO
         loss: (N,) float, N >= 1.
         source: (N,) int64, the source of each.
         share: in (0, 1).
-        confidence: in (0, 1), share of the draws of sources for which that holds.
+        confidence: in (0, 1), share of the sets of sources for which that holds.
     """
     _, index, counts = source.unique(return_inverse=True, return_counts=True)
     sources = len(counts)
-    level = share * (sources + 1) / sources
-    drawn = torch.randint(sources, (DRAWS, sources), generator=torch.Generator().manual_seed(0))
+    level, size = share * (sources + 1) / sources, min(sources, DRAWN)
+    drawn = torch.randint(sources, (DRAWS, size), generator=torch.Generator().manual_seed(0))
     weight = torch.zeros(DRAWS, sources, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
     ordered, order = loss.double().sort()
-    below = (weight / (sources * counts))[:, index[order]].cumsum(1)  # mean over sources of the share up to here
+    below = (weight / (size * counts))[:, index[order]].cumsum(1)  # mean over sources of the share up to here
     safe = ordered[(below < level - 1e-9).sum(1).clamp(max=len(ordered) - 1)]
     return float(safe.quantile(confidence, interpolation="higher"))
 
