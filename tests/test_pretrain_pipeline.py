@@ -20,8 +20,8 @@ from autogaze.cli import main
 from autogaze.model import AutoGaze
 from autogaze.pretrain.clips import ClipRecipe
 from autogaze.pretrain.label_file import read_labels
-from autogaze.pretrain.pipeline import held_out, neighbouring
 from autogaze.pretrain.recipes import STAGES, load_recipes
+from autogaze.pretrain.samplings import RunSamplings, neighbouring
 from autogaze.pretrain.stages import Run
 from autogaze.scenes import write_scenes
 
@@ -188,13 +188,27 @@ def test_neighbouring_frames_come_from_the_middle_of_the_spread_ones() -> None:
     assert neighbouring(spread) == ClipRecipe("video", "a.mp4", frames=4, start=16, stride=1)  # 16 to 19
 
 
-def test_the_stop_rule_is_calibrated_on_spread_and_on_neighbouring_frames(tmp_path: Path) -> None:
-    write_scenes(tmp_path, clips=4, frames=8, size=(96, 96), share_val=0.5)
-    names = sorted(path.name for path in (tmp_path / "val").iterdir())
-    (tmp_path / "manifest.csv").write_text("file,source_group\n" + "".join(f"val/{name},one\n" for name in names[:1]))
+@pytest.fixture
+def taken(tmp_path: Path) -> RunSamplings:
+    write_scenes(tmp_path, clips=6, frames=8, size=(96, 96), share_val=0.34)
+    (tmp_path / "manifest.csv").write_text("file,source_group\nval/pan-0000.mp4,one\ntrain/handheld-0002.mp4,two\n")
     recipes = load_recipes("tiny", None, ["pretrain.frames=2", "pretrain.validate_clips=2"], STAGES)
-    data = held_out(Run(tmp_path / "run", tmp_path, recipes), recipes.pretrain)
-    assert data.spread.sources == data.closer.sources == ["one", f"val/{names[1]}"]
+    return RunSamplings(Run(tmp_path / "run", tmp_path, recipes), recipes.pretrain)
+
+
+def test_the_stop_rule_is_calibrated_on_spread_and_on_neighbouring_frames(taken: RunSamplings) -> None:
+    data = taken.held_out
+    assert data.spread.sources == data.closer.sources == ["val/object-0001.mp4", "one"]
     (spread,), (closer,) = data.spread.clips, data.closer.clips
     assert spread.shape == closer.shape
     assert bool(((closer[:, 1] - closer[:, 0]).abs().mean() < (spread[:, 1] - spread[:, 0]).abs().mean()).all())
+
+
+def test_training_clips_calibrate_too_and_damaged_ones_are_left_out(taken: RunSamplings) -> None:
+    assert taken.learned_from(2).spread.sources == ["train/cut-0004.mp4", "two"]  # evenly over the list
+    everything = taken.held_out + taken.learned_from(9)
+    names = ["val/object-0001.mp4", "one", "train/cut-0004.mp4", "train/flicker-0005.mp4", "two", "train/zoom-0003.mp4"]
+    assert everything.spread.sources == everything.closer.sources == names
+    assert sum(map(len, everything.spread.clips)) == 6 and taken.learned_from(0).spread.clips == []
+    (taken.folder / "train" / "flicker-0005.mp4").write_bytes(b"cut off")
+    assert taken.learned_from(9).closer.sources == [names[2], *names[4:]]

@@ -76,14 +76,6 @@ def _gradient(difference: Tensor) -> Tensor:
     return (total / len(GRADIENT_SIZES)).unflatten(0, difference.shape[:-3])
 
 
-def _cell_means(values: Tensor, cells: tuple[int, int]) -> Tensor:
-    """(N, H, W) -> (N, *cells)."""
-    rows, columns = cells
-    if values.shape[-2] % rows or values.shape[-1] % columns:
-        return F.adaptive_avg_pool2d(values, cells)
-    return values.unflatten(-1, (columns, -1)).unflatten(-3, (rows, -1)).mean((-3, -1))  # several times faster
-
-
 class FrameLoss(nn.Module):
     """The weighted sum that a spec names; call it with (..., 3, H, W) prediction and target in [-1, 1] -> (...)."""
 
@@ -116,12 +108,12 @@ class FrameLoss(nn.Module):
             weight = {name: sum(term.weight for term in self.terms if term.name == name) for name in ("l1", "gradient")}
             if not any(weight.values()):
                 weight["l1"] = 1.0
-            total = weight["l1"] * _cell_means(difference.abs().mean(1), cells)
+            total = weight["l1"] * F.adaptive_avg_pool2d(difference.abs().mean(1), cells)
             if weight["gradient"]:
                 for size in GRADIENT_SIZES:
                     small = F.avg_pool2d(difference, size) if size > 1 else difference
                     steps = F.pad(small.diff(dim=-1).abs(), (0, 1)) + F.pad(small.diff(dim=-2).abs(), (0, 0, 0, 1))
-                    part = _cell_means(steps.mean(1), cells)
+                    part = F.adaptive_avg_pool2d(steps.mean(1), cells)
                     total = total + weight["gradient"] / len(GRADIENT_SIZES) * part
         return total
 

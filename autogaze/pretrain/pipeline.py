@@ -6,18 +6,17 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from autogaze.files import write_json
 from autogaze.model import AutoGaze
-from autogaze.pretrain.calibration import Sampling, calibrate
-from autogaze.pretrain.clips import ClipRecipe
+from autogaze.pretrain.calibration import calibrate
 from autogaze.pretrain.judge import Judge
-from autogaze.pretrain.manifest import clip_facts
-from autogaze.pretrain.recipes import CALIBRATE, Recipes, TrainerRecipe
-from autogaze.pretrain.sources import RunClips, resolve
+from autogaze.pretrain.recipes import CALIBRATE, PretrainRecipe, Recipes
+from autogaze.pretrain.samplings import RunSamplings
+from autogaze.pretrain.sources import resolve
 from autogaze.pretrain.stages import (
     WEIGHTS,
     Run,
@@ -73,54 +72,34 @@ def finish(run: Run) -> dict[str, Any]:
     """Calibrate the best trained model, write RUN/model, and compare it with what it must beat."""
     recipe = run.recipes.pretrain
     judge = run.judge().to(device())
-    data = held_out(run, recipe)
+    clips = RunSamplings(run, recipe)
     models = {"untrained": untrained(recipe)}
     for stage, name in (("pretrain", "NTP"), ("rl", "NTP+RL")):
         if (run.stage(stage) / WEIGHTS).is_file():
             models[name] = AutoGaze.from_pretrained(run.stage(stage))
     models = {name: model.to(device()).eval() for name, model in models.items()}
-    summary = summarise(models, judge, data.spread.clips)
+    summary = summarise(models, judge, clips.held_out.spread.clips)
     trained = [name for name in models if name != "untrained"] or ["untrained"]
     best = min(trained, key=lambda name: summary.reconstruction_loss[name])  # few steps of RL can end worse than NTP
-    write_model(models[best], judge, data, run.model, recipe.calibration_thresholds)
+    calibrated(models[best], judge, clips, recipe).save_pretrained(run.model)
     print(summary.lines(), file=sys.stderr)
     return {"val": _named(summary, best)}
 
 
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Held-out clips on the device."""
+def calibrated(model: AutoGaze, judge: Judge, clips: RunSamplings, recipe: PretrainRecipe) -> AutoGaze:
+    """The model with its stop rule calibrated, and with the loss that RATIO reaches on average as its requirement.
 
-    spread: Sampling  # frames spread over each video: what models are compared on
-    closer: Sampling  # neighbouring frames of the same videos: the stop rule must hold for them as well
-
-
-def held_out(run: Run, recipe: TrainerRecipe) -> HeldOut:
-    """Render the validation clips of a run."""
-    few = replace(recipe, photo_share=0.0, max_clips=1)  # no training clip is needed here
-    data = RunClips(run.data, run.folder, few, recipe.batch_clips, recipe.validate_clips)
-    spread = data.validation_recipes()
-    closer = [neighbouring(one) for one in spread if one.stride > 1]
-
-    def rendered(recipes: list[ClipRecipe]) -> Sampling:
-        clips = [data.render(recipes[i : i + recipe.batch_clips], device()).video
-                 for i in range(0, len(recipes), recipe.batch_clips)]
-        return Sampling(clips, [clip_facts(run.data, run.data / one.name)[1] for one in recipes])
-
-    return HeldOut(rendered(spread), rendered(closer))
-
-
-def neighbouring(recipe: ClipRecipe) -> ClipRecipe:
-    """Frames next to each other in the middle of what a recipe spreads its frames over."""
-    return replace(recipe, start=recipe.start + (recipe.frames - 1) * (recipe.stride - 1) // 2, stride=1)
-
-
-def write_model(model: AutoGaze, judge: Judge, data: HeldOut, folder: Path, thresholds: int) -> None:
-    """Calibrate the stop rule, set the default requirement to the loss that RATIO reaches on average, save."""
+    A loss head tells the losses of clips that it learned from too well. The paste error is computed from pixels, with
+    two weights: it has learned nothing by heart, so that training clips tell as much of it as held-out ones do.
+    """
+    data = clips.held_out
     reached = mean_loss(judge, data.spread.clips, lambda video: model.generate(video, gazing_ratio=RATIO))
-    calibrate(model, judge, [sampling for sampling in (data.spread, data.closer) if sampling.clips], thresholds)
+    if model.paste_error is not None:
+        data += clips.learned_from(recipe.calibration_clips)
+    calibrate(model, judge, [sampling for sampling in (data.spread, data.closer) if sampling.clips],
+              recipe.calibration_thresholds)
     model.config = replace(model.config, task_loss_requirement=round(reached, 4))
-    model.save_pretrained(folder)
+    return model
 
 
 def _named(summary: Summary, best: str) -> dict[str, Any]:

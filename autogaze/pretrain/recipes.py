@@ -123,10 +123,13 @@ class PretrainRecipe(TrainerRecipe):
     task_loss_weight: float = 1.0  # weight of the loss head
     relative_task_loss: bool = False  # the loss head's errors count as shares of the true loss; published: False
     calibration_thresholds: int = 16  # tried when the stop rule is calibrated at the end
+    calibration_clips: int = 64  # training videos that calibrate it besides the held-out ones, with `paste_error`
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "calibration_thresholds")
+        if self.calibration_clips < 0:
+            raise ValueError(f"calibration_clips must not be negative, got {self.calibration_clips}")
         if self.softness < 0:
             raise ValueError(f"softness must not be negative, got {self.softness}")
         if not 0 <= self.foresight < 1:
