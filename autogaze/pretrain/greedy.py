@@ -163,7 +163,8 @@ def _in_turn(model: Reconstructor, sight: Sight, clips: Tensor, mask: Tensor, pi
              at_once: int) -> tuple[Tensor, Tensor]:
     """Take picks (N, M) of some clips (N,) of a sight one after the other: the loss after each (N, M), and the frames
     (N, 3, H, W) after the last."""
-    loss, frames = torch.zeros(picks.shape, device=picks.device), sight.target.new_empty(len(clips), *sight.target.shape[1:])
+    loss = torch.zeros(picks.shape, device=picks.device)
+    frames = sight.target.new_empty(len(clips), *sight.target.shape[1:])
     counts, order = valid.sum(1).sort(descending=True)
     for group, width in _groups(counts.tolist(), at_once):
         rows = order[group]
