@@ -14,7 +14,8 @@ from autogaze.evaluate import card
 from autogaze.evaluate.bootstrap import Interval
 from autogaze.evaluate.results import Comparison, Results
 from autogaze.evaluate.summary import LOSS_MINUS, LOSS_OVER, WAY
-from benchmarks import ablations, precision, quality
+from autogaze.scenes import write_scenes
+from benchmarks import ablations, labels, precision, quality
 from tests.evaluate_folder import make_folder
 
 
@@ -111,6 +112,22 @@ def test_both_precisions_are_compared_on_every_way_of_taking_frames(folder: Path
     for row in rows:
         assert row["loss_above"] == pytest.approx(row["bfloat16_loss"] / row["float32_loss"] - 1, abs=1e-6)
         assert 0.5 < row["same_patches"] <= 1
+
+
+def test_fast_labels_are_compared_with_exact_ones_alone_and_in_copies(
+        folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_scenes(tmp_path / "scenes", clips=4, frames=4, size=(96, 96), share_val=0.5)
+    words = ["--reconstructor", str(folder / "judge"), "--data", str(tmp_path / "scenes"), "--device", "cpu"]
+    words += ["--clips", "2", "--frames", "2", "--mean-ratio", "0.01", "--at-once", "64"]
+    assert labels.main([*words, "--copies", "2", "--out", str(tmp_path / "out.json")]) == 0
+    exact, fast, many = json.loads((tmp_path / "out.json").read_text())["searches"]
+    assert (exact["clips"], fast["clips"], many["clips"]) == (2, 2, 4)
+    assert fast["times_faster"] == pytest.approx(fast["clips_a_minute"] / exact["clips_a_minute"])
+    assert many["loss"] == pytest.approx(fast["loss"], rel=1e-3)
+    assert fast["loss"] == pytest.approx(exact["loss"], rel=0.05)
+    assert fast["loss_above_exact"] == pytest.approx(fast["loss"] / exact["loss"] - 1)
+    assert labels.main([*words, "--copies", "-1"]) == 2
+    assert "--copies not negative" in capsys.readouterr().err
 
 
 def test_clips_of_one_source_count_as_one_for_the_error_of_a_mean() -> None:
