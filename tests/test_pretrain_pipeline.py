@@ -211,4 +211,12 @@ def test_training_clips_calibrate_too_and_damaged_ones_are_left_out(taken: RunSa
     assert everything.spread.sources == everything.closer.sources == names
     assert sum(map(len, everything.spread.clips)) == 6 and taken.learned_from(0).spread.clips == []
     (taken.folder / "train" / "flicker-0005.mp4").write_bytes(b"cut off")
+    taken.data.batch_clips = 1  # a batch that holds nothing else ends nothing either
     assert taken.learned_from(9).closer.sources == [names[2], *names[4:]]
+
+
+def test_a_run_whose_validation_clips_are_all_damaged_says_so(taken: RunSamplings) -> None:
+    for path in (taken.folder / "val").iterdir():
+        path.write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="none of the 2 validation clips"):
+        _ = taken.held_out

@@ -41,6 +41,7 @@ def test_a_flat_file_describes_the_one_stage_that_runs(tmp_path: Path) -> None:
     ("group_size=many", "group_size must be int, got 'many'"),
     ("group_size=1", "at least 2, got 1"),
     ("rl.max_steps=0", "max_steps must be positive"),
+    ("calibration_clips=-1", "calibration_clips must not be negative"),
     ("precision=fp4", "precision must be one of"),
     ("biased=3", "biased must be bool"),
 ])

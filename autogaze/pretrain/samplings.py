@@ -5,9 +5,12 @@ Every video is taken twice: with frames spread over it, as evaluation takes them
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+
+import torch
 
 from autogaze.pretrain.augment import plain_recipe
 from autogaze.pretrain.calibration import Sampling
@@ -17,6 +20,9 @@ from autogaze.pretrain.manifest import clip_facts
 from autogaze.pretrain.recipes import PretrainRecipe
 from autogaze.pretrain.sources import RunClips
 from autogaze.pretrain.stages import Run, device
+from autogaze.video import VideoError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +50,7 @@ class RunSamplings:
         self.data = RunClips(run.data, run.folder, replace(recipe, photo_share=0.0), recipe.batch_clips,
                              recipe.validate_clips)
         self.data.resident = False  # each video is read twice at most
+        self.damaged: set[str] = set()
 
     @cached_property
     def held_out(self) -> Samplings:
@@ -66,15 +73,23 @@ class RunSamplings:
 
     def _taken(self, files: Sequence[ClipFile]) -> Samplings:
         spread = [plain_recipe(file, self.data.frames) for file in files]
-        closer = [neighbouring(one) for one in spread if one.stride > 1]
-        return Samplings(self._rendered(spread), self._rendered(closer))
+        return Samplings(self._rendered(spread),
+                         self._rendered([neighbouring(one) for one in spread if one.stride > 1]))
 
     def _rendered(self, recipes: list[ClipRecipe]) -> Sampling:
-        """Clips that cannot be decoded are left out, by name."""
-        size = self.data.batch_clips
-        clips = list(self.data.rendered([recipes[i : i + size] for i in range(0, len(recipes), size)], device()))
-        return Sampling([clip.video for clip in clips],
-                        [clip_facts(self.folder, self.folder / one.name)[1] for clip in clips for one in clip.recipes])
+        """One by one: a clip that cannot be decoded is left out, by name, and ends no run that has been trained."""
+        clips, sources, size = [], [], self.data.batch_clips
+        for recipe in recipes:
+            if recipe.name in self.damaged:
+                continue
+            try:
+                clips.append(self.data.render([recipe], device()).video)
+            except (VideoError, OSError) as error:
+                log.warning("skipped %s: %s", recipe.name, error)
+                self.damaged.add(recipe.name)
+                continue
+            sources.append(clip_facts(self.folder, self.folder / recipe.name)[1])
+        return Sampling([torch.cat(clips[i : i + size]) for i in range(0, len(clips), size)], sources)
 
 
 def neighbouring(recipe: ClipRecipe) -> ClipRecipe:
