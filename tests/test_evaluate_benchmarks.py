@@ -1,4 +1,4 @@
-"""The quality and ablation benchmarks and the model card, at a tiny size."""
+"""The benchmarks of quality, ablations, precision and labels, and the model card, at a tiny size."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m autogaze.evaluate.calibrate", description=__doc__.split("\n")[0])
     parser.add_argument("model", help="a folder, a run, or a shipped name: its config.json is changed")
     parser.add_argument("--data", type=Path, required=True, nargs="+", metavar="DIR",
-                        help="folders of videos, which the model should not have learned from")
+                        help="folders of videos; those that the model learned from only if it has the paste error")
     parser.add_argument("--fit-head", type=Path, metavar="DIR",
                         help="first fit the predicted loss on the videos of this folder, which may be those of "
                         "training; the weights are written too")
