@@ -51,8 +51,10 @@ def load(name: str | Path) -> AutoGaze:
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     wrong = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
     if missing or extra or wrong:
-        raise ValueError(f"{folder / WEIGHTS} does not fit its {CONFIG}: missing {missing[:3]}, unknown {extra[:3]}, "
-                         f"of another shape {wrong[:3]}")
+        raise ValueError(
+            f"{folder / WEIGHTS} does not fit its {CONFIG}: missing {missing[:3]}, unknown {extra[:3]}, "
+            f"of another shape {wrong[:3]}"
+        )
     model.load_state_dict(tensors)
     if (folder / PREPROCESSOR).is_file():
         model.preprocessor = Preprocessor.from_dict(dict(_read_json(folder / PREPROCESSOR)))
@@ -70,8 +72,10 @@ def find(name: str | Path) -> Path:
     if len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in (".", ".."):
         return _download(str(name))
     shipped = sorted(folder.name for folder in SHIPPED.glob("*") if (folder / CONFIG).is_file())
-    raise FileNotFoundError(f"no checkpoint {str(name)!r}: neither a folder, nor shipped weights "
-                            f"({', '.join(shipped) or 'none are shipped'}), nor a hub id such as owner/name")
+    raise FileNotFoundError(
+        f"no checkpoint {str(name)!r}: neither a folder, nor shipped weights "
+        f"({', '.join(shipped) or 'none are shipped'}), nor a hub id such as owner/name"
+    )
 
 
 def _download(repository: str) -> Path:
@@ -99,8 +103,9 @@ def save(model: AutoGaze, folder: str | Path, dtype: torch.dtype = torch.float32
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         fresh = Path(scratch) / "new"
         fresh.mkdir()
-        tensors = {PREFIX + key: tensor.detach().to("cpu", dtype).contiguous()
-                   for key, tensor in model.state_dict().items()}
+        tensors = {
+            PREFIX + key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in model.state_dict().items()
+        }
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
         (fresh / CONFIG).write_text(json.dumps(config_to_published(model.config), indent=2) + "\n")
         shutil.copymode(fresh / CONFIG, fresh / WEIGHTS)  # safetensors makes files that only their owner may read
@@ -131,28 +136,42 @@ def config_from_published(data: Mapping[str, Any], path: Path | str = CONFIG) ->
         vision, decoder = gaze["vision_model_config"], gaze["gaze_decoder_config"]
         width, heads = decoder["hidden_size"], decoder["num_attention_heads"]
         scales = PatchGrid.parse(data["scales"], vision["kernel_size"]).scales
-        ours = {"num_key_value_heads": (decoder.get("num_key_value_heads", heads), heads),
-                "hidden_act": (decoder.get("hidden_act", "silu"), "silu"),
-                "out_dim": (vision["out_dim"], width), "hidden_dim": (vision["hidden_dim"], width),
-                "temporal_patch_size": (vision.get("temporal_patch_size", 1), 1),
-                "input_img_size": (gaze.get("input_img_size", scales[-1]), scales[-1])}
+        ours = {
+            "num_key_value_heads": (decoder.get("num_key_value_heads", heads), heads),
+            "hidden_act": (decoder.get("hidden_act", "silu"), "silu"),
+            "out_dim": (vision["out_dim"], width),
+            "hidden_dim": (vision["hidden_dim"], width),
+            "temporal_patch_size": (vision.get("temporal_patch_size", 1), 1),
+            "input_img_size": (gaze.get("input_img_size", scales[-1]), scales[-1]),
+        }
         for name, (found, expected) in ours.items():
             if found != expected:
-                raise ValueError(f"{path} describes another architecture: {name} is {found}, "
-                                 f"this model needs {expected}")
+                raise ValueError(
+                    f"{path} describes another architecture: {name} is {found}, this model needs {expected}"
+                )
         requirement = data.get("task_loss_requirement_config", {}).get("fixed", {}).get("task_loss_requirement", 0.7)
         ratio = data.get("gazing_ratio_config", {}).get("fixed", {}).get("gazing_ratio", 0.75)
         needs = data.get("has_task_loss_requirement_during_inference", True)
         return AutoGazeConfig(
-            scales=scales, patch_size=vision["kernel_size"], hidden_size=width,
-            num_hidden_layers=decoder["num_hidden_layers"], num_attention_heads=heads,
-            head_dim=decoder.get("head_dim") or width // heads, intermediate_size=decoder["intermediate_size"],
-            encoder_depth=vision["depth"], temporal_kernel=vision["trunk_temporal_kernel_size"],
-            spatial_kernel=vision["trunk_spatial_kernel_size"], num_multi_token_pred=decoder["num_multi_token_pred"],
-            rms_norm_eps=decoder["rms_norm_eps"], rope=_rope(decoder), max_num_frames=data.get("max_num_frames", 16),
+            scales=scales,
+            patch_size=vision["kernel_size"],
+            hidden_size=width,
+            num_hidden_layers=decoder["num_hidden_layers"],
+            num_attention_heads=heads,
+            head_dim=decoder.get("head_dim") or width // heads,
+            intermediate_size=decoder["intermediate_size"],
+            encoder_depth=vision["depth"],
+            temporal_kernel=vision["trunk_temporal_kernel_size"],
+            spatial_kernel=vision["trunk_spatial_kernel_size"],
+            num_multi_token_pred=decoder["num_multi_token_pred"],
+            rms_norm_eps=decoder["rms_norm_eps"],
+            rope=_rope(decoder),
+            max_num_frames=data.get("max_num_frames", 16),
             paste_error=bool(data.get("paste_error", False)),
-            gazing_ratio=ratio, task_loss_requirement=requirement if needs else None,
-            calibration=tuple((float(a), float(b)) for a, b in data.get("calibration", ())))
+            gazing_ratio=ratio,
+            task_loss_requirement=requirement if needs else None,
+            calibration=tuple((float(a), float(b)) for a, b in data.get("calibration", ())),
+        )
     except KeyError as error:
         raise ValueError(f"{path} is not the config of an AutoGaze model: it lacks {error}") from error
     except TypeError as error:
@@ -164,8 +183,13 @@ def _rope(decoder: Mapping[str, Any]) -> RopeConfig:
     theta = decoder.get("rope_theta") or scaling.get("rope_theta", 500000.0)
     if scaling.get("rope_type", "default") != "llama3":
         return RopeConfig(theta, scaled=False)
-    return RopeConfig(theta, scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"],
-                      scaling["original_max_position_embeddings"])
+    return RopeConfig(
+        theta,
+        scaling["factor"],
+        scaling["low_freq_factor"],
+        scaling["high_freq_factor"],
+        scaling["original_max_position_embeddings"],
+    )
 
 
 def config_to_published(config: AutoGazeConfig) -> dict[str, Any]:
@@ -173,9 +197,13 @@ def config_to_published(config: AutoGazeConfig) -> dict[str, Any]:
     rope = config.rope
     tokens = (config.scales[-1] // config.patch_size) ** 2
     patches = config.grid.patches_per_frame
-    scaling = {"rope_type": "llama3", "factor": rope.factor, "low_freq_factor": rope.low_freq_factor,
-               "high_freq_factor": rope.high_freq_factor,
-               "original_max_position_embeddings": rope.original_max_position}
+    scaling = {
+        "rope_type": "llama3",
+        "factor": rope.factor,
+        "low_freq_factor": rope.low_freq_factor,
+        "high_freq_factor": rope.high_freq_factor,
+        "original_max_position_embeddings": rope.original_max_position,
+    }
     return {
         "model_type": "autogaze",
         "architectures": ["AutoGaze"],
@@ -184,13 +212,21 @@ def config_to_published(config: AutoGazeConfig) -> dict[str, Any]:
         "paste_error": config.paste_error,
         "num_vision_tokens_each_frame": patches,
         "attn_mode": "sdpa",
-        "gazing_ratio_config": {"sample_strategy_during_inference": "fixed", "sample_strategy_during_training": "fixed",
-                                "fixed": {"gazing_ratio": config.gazing_ratio}},
-        "gazing_ratio_each_frame_config": {"sample_strategy_during_inference": "uniform",
-                                           "sample_strategy_during_training": "uniform", "uniform": {}},
-        "task_loss_requirement_config": {"sample_strategy_during_inference": "fixed",
-                                         "sample_strategy_during_training": "fixed",
-                                         "fixed": {"task_loss_requirement": config.task_loss_requirement}},
+        "gazing_ratio_config": {
+            "sample_strategy_during_inference": "fixed",
+            "sample_strategy_during_training": "fixed",
+            "fixed": {"gazing_ratio": config.gazing_ratio},
+        },
+        "gazing_ratio_each_frame_config": {
+            "sample_strategy_during_inference": "uniform",
+            "sample_strategy_during_training": "uniform",
+            "uniform": {},
+        },
+        "task_loss_requirement_config": {
+            "sample_strategy_during_inference": "fixed",
+            "sample_strategy_during_training": "fixed",
+            "fixed": {"task_loss_requirement": config.task_loss_requirement},
+        },
         "has_task_loss_requirement_during_inference": config.task_loss_requirement is not None,
         "has_task_loss_requirement_during_training": False,
         "calibration": [list(pair) for pair in config.calibration],
@@ -198,19 +234,34 @@ def config_to_published(config: AutoGazeConfig) -> dict[str, Any]:
             "input_img_size": config.scales[-1],
             "num_vision_tokens_each_frame": patches,
             "vision_model_config": {
-                "hidden_dim": config.hidden_size, "out_dim": config.hidden_size, "depth": config.encoder_depth,
-                "kernel_size": config.patch_size, "temporal_patch_size": 1,
+                "hidden_dim": config.hidden_size,
+                "out_dim": config.hidden_size,
+                "depth": config.encoder_depth,
+                "kernel_size": config.patch_size,
+                "temporal_patch_size": 1,
                 "trunk_temporal_kernel_size": config.temporal_kernel,
-                "trunk_spatial_kernel_size": config.spatial_kernel},
+                "trunk_spatial_kernel_size": config.spatial_kernel,
+            },
             "connector_config": {"hidden_dim": config.hidden_size, "num_tokens": tokens},
             "gaze_decoder_config": {
-                "model_type": "llama", "vocab_size": patches + 1, "eos_token_id": patches,
-                "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,
-                "num_hidden_layers": config.num_hidden_layers, "num_attention_heads": config.num_attention_heads,
-                "num_key_value_heads": config.num_attention_heads, "head_dim": config.head_dim,
-                "num_multi_token_pred": config.num_multi_token_pred, "rms_norm_eps": config.rms_norm_eps,
-                "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False,
-                "max_position_embeddings": 131072, "rope_theta": rope.theta,
-                "rope_scaling": scaling if rope.scaled else None},
+                "model_type": "llama",
+                "vocab_size": patches + 1,
+                "eos_token_id": patches,
+                "hidden_size": config.hidden_size,
+                "intermediate_size": config.intermediate_size,
+                "num_hidden_layers": config.num_hidden_layers,
+                "num_attention_heads": config.num_attention_heads,
+                "num_key_value_heads": config.num_attention_heads,
+                "head_dim": config.head_dim,
+                "num_multi_token_pred": config.num_multi_token_pred,
+                "rms_norm_eps": config.rms_norm_eps,
+                "hidden_act": "silu",
+                "attention_bias": False,
+                "mlp_bias": False,
+                "tie_word_embeddings": False,
+                "max_position_embeddings": 131072,
+                "rope_theta": rope.theta,
+                "rope_scaling": scaling if rope.scaled else None,
+            },
         },
     }

@@ -106,8 +106,17 @@ class DecoderLayer(nn.Module):
 class DecoderTrunk(nn.Module):
     """Token embeddings, layers and the final norm."""
 
-    def __init__(self, vocabulary: int, width: int, layers: int, heads: int, head_dim: int, hidden: int, eps: float,
-                 rope: RopeConfig) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        width: int,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        hidden: int,
+        eps: float,
+        rope: RopeConfig,
+    ) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(vocabulary, width)
         self.layers = nn.ModuleList(DecoderLayer(width, heads, head_dim, hidden, eps) for _ in range(layers))
@@ -142,8 +151,18 @@ class DecoderTrunk(nn.Module):
 class GazeDecoder(nn.Module):
     """Trunk and heads; the vocabulary is the patch ids of a frame and `eos`, which is never chosen."""
 
-    def __init__(self, patches_per_frame: int, width: int, layers: int, heads: int, head_dim: int, hidden: int,
-                 group: int, eps: float, rope: RopeConfig) -> None:
+    def __init__(
+        self,
+        patches_per_frame: int,
+        width: int,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        hidden: int,
+        group: int,
+        eps: float,
+        rope: RopeConfig,
+    ) -> None:
         super().__init__()
         self.vocabulary, self.group = patches_per_frame + 1, group
         self.model = DecoderTrunk(self.vocabulary, width, layers, heads, head_dim, hidden, eps, rope)

@@ -77,9 +77,11 @@ class Tally:
     def words(self) -> str:
         """Markdown for the page."""
         mean = self.patches / max(1, self.frames)
-        return (f"**{mean:.1f} of {self.patches_per_frame} patches** a frame: a ViT gets {self.ratio:.1%} of the "
-                f"multi-scale tokens.  \nLooking took **{1000 * self.gaze_s / max(1, self.frames):.1f} ms a frame** "
-                f"({self.frames} frames).{_saved(self.ratio)}")
+        return (
+            f"**{mean:.1f} of {self.patches_per_frame} patches** a frame: a ViT gets {self.ratio:.1%} of the "
+            f"multi-scale tokens.  \nLooking took **{1000 * self.gaze_s / max(1, self.frames):.1f} ms a frame** "
+            f"({self.frames} frames).{_saved(self.ratio)}"
+        )
 
 
 @dataclass
@@ -126,8 +128,9 @@ class Demo:
             caption = f"{chunk.times_s[-1]:.1f} s  {mask.sum()} patches"
             yield overlay.draw(chunk.frames[-1], mask, caption), tally.words()
 
-    def camera(self, frame: np.ndarray | None, ratio: float, requirement: float,
-               state: _Webcam | None) -> tuple[np.ndarray | None, str, _Webcam | None]:
+    def camera(
+        self, frame: np.ndarray | None, ratio: float, requirement: float, state: _Webcam | None
+    ) -> tuple[np.ndarray | None, str, _Webcam | None]:
         """Overlay, words and new state for the next frame of a webcam."""
         if frame is None:
             return None, "", None
@@ -153,10 +156,17 @@ class Demo:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, metavar="X",
-                        help=f"shipped name, folder, run or hub id (default {DEFAULT_CHECKPOINT})")
-    parser.add_argument("--host", default="127.0.0.1",
-                        help="address to listen on (default 127.0.0.1: this machine only; 0.0.0.0: every network)")
+    parser.add_argument(
+        "--checkpoint",
+        default=DEFAULT_CHECKPOINT,
+        metavar="X",
+        help=f"shipped name, folder, run or hub id (default {DEFAULT_CHECKPOINT})",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default 127.0.0.1: this machine only; 0.0.0.0: every network)",
+    )
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default 7860)")
     parser.add_argument("--max-mb", type=int, default=DemoLimits.megabytes, help="largest upload in MB (default 200)")
     parser.add_argument("--max-seconds", type=float, default=DemoLimits.seconds, help="longest video (default 60)")
@@ -170,8 +180,17 @@ def run(args: argparse.Namespace) -> int:
         page, theme = build(Demo(model, DemoLimits(args.max_mb, args.max_seconds)), Path(folder))
         print(f"autogaze: http://{args.host}:{args.port} (stop with Ctrl-C)", file=sys.stderr)
         try:
-            page.launch(server_name=args.host, server_port=args.port, share=False, max_file_size=f"{args.max_mb}mb",
-                        allowed_paths=[folder], theme=theme, quiet=True, ssr_mode=False, footer_links=[])
+            page.launch(
+                server_name=args.host,
+                server_port=args.port,
+                share=False,
+                max_file_size=f"{args.max_mb}mb",
+                allowed_paths=[folder],
+                theme=theme,
+                quiet=True,
+                ssr_mode=False,
+                footer_links=[],
+            )
         except OSError as error:  # gradio's way to say that the port is taken
             raise ValueError(f"cannot listen on {args.host}:{args.port}: {error}") from error
     return 0
@@ -202,21 +221,36 @@ def build(demo: Demo, folder: Path) -> tuple[Any, Any]:
         gr.Markdown("# autogaze\nChooses where in a video to look, before a ViT does. " + _legend(config.scales))
         with gr.Row():
             ratio = gr.Slider(0, 1, config.gazing_ratio, step=0.01, label="Gazing ratio: largest share of patches")
-            loss = gr.Slider(0, 2, config.task_loss_requirement or 0, step=0.01,
-                             label="Task loss requirement: stop at this predicted loss (0: never)")
+            loss = gr.Slider(
+                0,
+                2,
+                config.task_loss_requirement or 0,
+                step=0.01,
+                label="Task loss requirement: stop at this predicted loss (0: never)",
+            )
         view = gr.Image(show_label=False, interactive=False)
         words = gr.Markdown()
         with gr.Tab("Video"):
-            video = gr.Video(label=f"At most {demo.limits.megabytes} MB and {demo.limits.seconds:g} s",
-                             sources=["upload"], height=240)
+            video = gr.Video(
+                label=f"At most {demo.limits.megabytes} MB and {demo.limits.seconds:g} s",
+                sources=["upload"],
+                height=240,
+            )
             look = gr.Button("Look", variant="primary")
             gr.Examples(_examples(folder), video, label="Rendered scenes")
             look.click(watch, [video, ratio, loss], [view, words], concurrency_limit=USERS_AT_ONCE)
         with gr.Tab("Webcam"):
             camera = gr.Image(label="Camera", sources=["webcam"], streaming=True, height=240)
             state = gr.State(time_to_live=KEEP_S)
-            camera.stream(demo.camera, [camera, ratio, loss, state], [view, words, state], stream_every=0.1,
-                          time_limit=600, concurrency_limit=USERS_AT_ONCE, show_progress="hidden")
+            camera.stream(
+                demo.camera,
+                [camera, ratio, loss, state],
+                [view, words, state],
+                stream_every=0.1,
+                time_limit=600,
+                concurrency_limit=USERS_AT_ONCE,
+                show_progress="hidden",
+            )
     page.queue(max_size=32)
     return page, gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
 
@@ -236,8 +270,10 @@ def _examples(folder: Path) -> list[list[str]]:
 
 
 def _legend(scales: tuple[int, ...]) -> str:
-    squares = [f'<span style="color:rgb{SCALE_COLOURS[k % len(SCALE_COLOURS)]}">■</span> {scale} px'
-               for k, scale in enumerate(scales)]
+    squares = [
+        f'<span style="color:rgb{SCALE_COLOURS[k % len(SCALE_COLOURS)]}">■</span> {scale} px'
+        for k, scale in enumerate(scales)
+    ]
     return "Scales: " + " ".join(squares)
 
 
@@ -252,6 +288,8 @@ def _saved(ratio: float) -> str:
         verdict = will_it_pay(vit, size, 16, 1, ratio)
         saved = verdict.dense_ms - verdict.gaze_ms - verdict.encode_ms
         what = f"**saves {saved:.1f} ms**" if saved > 0 else f"costs {-saved:.1f} ms more"
-        lines.append(f"In front of {vit}, {size} px, 16 frames on {verdict.device}: {verdict.gaze_ms:.1f} ms looking + "
-                     f"{verdict.encode_ms:.1f} ms encoding instead of {verdict.dense_ms:.1f} ms {what}.")
+        lines.append(
+            f"In front of {vit}, {size} px, 16 frames on {verdict.device}: {verdict.gaze_ms:.1f} ms looking + "
+            f"{verdict.encode_ms:.1f} ms encoding instead of {verdict.dense_ms:.1f} ms {what}."
+        )
     return "  \n".join(lines)

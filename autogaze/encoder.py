@@ -54,8 +54,16 @@ class FrameEncoder(nn.Module):
         temporal_kernel, spatial_kernel: kernel of every block.
     """
 
-    def __init__(self, image_size: int, patch_size: int, channels: int, out_channels: int, depth: int = 1,
-                 temporal_kernel: int = 3, spatial_kernel: int = 3) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        channels: int,
+        out_channels: int,
+        depth: int = 1,
+        temporal_kernel: int = 3,
+        spatial_kernel: int = 3,
+    ) -> None:
         super().__init__()
         self.image_size, self.side = image_size, image_size // patch_size
         self.past_frames = temporal_kernel - 1
@@ -71,11 +79,13 @@ class FrameEncoder(nn.Module):
         # The tokens come channels last; with a memory of another layout a GPU would copy all of it around every block.
         form = torch.channels_last_3d if weight.is_cuda else torch.contiguous_format
         shape = (batch, weight.shape[1], self.past_frames, self.side, self.side)
-        return tuple(torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=form)
-                     for _ in self.blocks)
+        return tuple(
+            torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=form) for _ in self.blocks
+        )
 
-    def forward(self, video: Tensor, cache: EncoderCache | None = None,
-                grey: Tensor | None = None) -> tuple[Tensor, EncoderCache]:
+    def forward(
+        self, video: Tensor, cache: EncoderCache | None = None, grey: Tensor | None = None
+    ) -> tuple[Tensor, EncoderCache]:
         """Encode frames that follow those in the cache.
 
         Args:

@@ -44,13 +44,16 @@ class Gaze:
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 3 or self.ids.shape != self.chosen.shape:
-            raise ValueError("ids and chosen must both be (batch, frames, slots), "
-                             f"got {tuple(self.ids.shape)} and {tuple(self.chosen.shape)}")
+            raise ValueError(
+                "ids and chosen must both be (batch, frames, slots), "
+                f"got {tuple(self.ids.shape)} and {tuple(self.chosen.shape)}"
+            )
         if self.chosen.dtype != torch.bool or self.ids.dtype != torch.int64:
             raise ValueError(f"ids must be int64 and chosen bool, got {self.ids.dtype} and {self.chosen.dtype}")
         if self.task_loss is not None and self.task_loss.shape != self.ids.shape:
-            raise ValueError(f"task_loss must have the shape of ids {tuple(self.ids.shape)}, "
-                             f"got {tuple(self.task_loss.shape)}")
+            raise ValueError(
+                f"task_loss must have the shape of ids {tuple(self.ids.shape)}, got {tuple(self.task_loss.shape)}"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -148,11 +151,17 @@ class Gaze:
         if own == grid:
             return self
         if not set(own.scales) <= set(grid.scales) or own.patch_size != grid.patch_size or own.tile_px != grid.tile_px:
-            raise ValueError(f"a gaze of scales {own.scales} and patch {own.patch_size} cannot be judged on "
-                             f"{grid.scales} and patch {grid.patch_size}")
+            raise ValueError(
+                f"a gaze of scales {own.scales} and patch {own.patch_size} cannot be judged on "
+                f"{grid.scales} and patch {grid.patch_size}"
+            )
         offsets = (grid.offsets[grid.scale_index(scale)] for scale in own.scales)
-        shift = torch.cat([torch.full((patches,), theirs - ours, device=self.device) for patches, theirs, ours in
-                           zip(own.patches_per_scale, offsets, own.offsets, strict=True)])
+        shift = torch.cat(
+            [
+                torch.full((patches,), theirs - ours, device=self.device)
+                for patches, theirs, ours in zip(own.patches_per_scale, offsets, own.offsets, strict=True)
+            ]
+        )
         return replace(self, ids=self.ids + shift[self.ids] * self.chosen, grid=grid)
 
     @classmethod
@@ -206,13 +215,17 @@ class Gaze:
             raise ValueError(f"gazing info lacks {sorted(missing)}")
         grid = grid or (PatchGrid(tuple(sorted(info["scales"]))) if info.get("scales") else PatchGrid())
         if info.get("num_vision_tokens_each_frame", grid.patches_per_frame) != grid.patches_per_frame:
-            raise ValueError(f"the gazing info is of frames with {info['num_vision_tokens_each_frame']} patches, but "
-                             f"{grid} has {grid.patches_per_frame}; pass the grid that its ids are on")
+            raise ValueError(
+                f"the gazing info is of frames with {info['num_vision_tokens_each_frame']} patches, but "
+                f"{grid} has {grid.patches_per_frame}; pass the grid that its ids are on"
+            )
         counts = [int(count) for count in info["num_gazing_each_frame"]]
         positions, padded = torch.as_tensor(info["gazing_pos"]), torch.as_tensor(info["if_padded_gazing"])
         if positions.ndim != 2 or positions.shape != padded.shape or positions.shape[1] != sum(counts):
-            raise ValueError(f"gazing_pos and if_padded_gazing must be (B, {sum(counts)}) as num_gazing_each_frame "
-                             f"says, got {tuple(positions.shape)} and {tuple(padded.shape)}")
+            raise ValueError(
+                f"gazing_pos and if_padded_gazing must be (B, {sum(counts)}) as num_gazing_each_frame "
+                f"says, got {tuple(positions.shape)} and {tuple(padded.shape)}"
+            )
         shape = (len(positions), len(counts), max(counts, default=0))
         ids, chosen = positions.new_zeros(shape), padded.new_zeros(shape)
         start = 0
@@ -223,6 +236,7 @@ class Gaze:
             start = stop
         outside = chosen & ((ids < 0) | (ids >= grid.patches_per_frame))
         if bool(outside.any()):
-            raise ValueError("gazing_pos holds ids outside their frame: this grid has "
-                             f"{grid.patches_per_frame} patches a frame")
+            raise ValueError(
+                f"gazing_pos holds ids outside their frame: this grid has {grid.patches_per_frame} patches a frame"
+            )
         return cls(ids.where(chosen, 0), chosen, grid)

@@ -75,27 +75,47 @@ class GazeSummary:
         """One line for people."""
         speed = self.frames / max(self.seconds["gaze"], 1e-9)
         mean = self.patches / max(1, self.frames)
-        return (f"{self.video['name']}: {self.frames} frames, {mean:.1f} of {self.patches_per_frame} patches a frame "
-                f"({self.ratio:.1%}), gazing at {speed:.0f} frames/s -> {out}")
+        return (
+            f"{self.video['name']}: {self.frames} frames, {mean:.1f} of {self.patches_per_frame} patches a frame "
+            f"({self.ratio:.1%}), gazing at {speed:.0f} frames/s -> {out}"
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", nargs="+", type=Path, help="any file that OpenCV reads")
     parser.add_argument("--out", type=Path, default=Path("gaze-out"), help="folder to write to (default gaze-out)")
-    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, metavar="X",
-                        help=f"shipped name, folder, run of autogaze train or hub id (default {DEFAULT_CHECKPOINT})")
+    parser.add_argument(
+        "--checkpoint",
+        default=DEFAULT_CHECKPOINT,
+        metavar="X",
+        help=f"shipped name, folder, run of autogaze train or hub id (default {DEFAULT_CHECKPOINT})",
+    )
     parser.add_argument("--gazing-ratio", type=float, metavar="R", help="largest share of a frame's patches, 0 to 1")
-    parser.add_argument("--task-loss-requirement", type=float, metavar="L",
-                        help="reconstruction loss at which a frame may stop; if only one of the two is given the other "
-                             "sets no limit, if none is both are the checkpoint's")
-    parser.add_argument("--tiles", action="store_true",
-                        help="look at full resolution in tiles (default: the whole frame in one square)")
-    parser.add_argument("--gaze-stride", type=int, default=1, metavar="N",
-                        help="with --tiles: look with N times fewer pixels each way; there are about N * N times fewer "
-                             "tiles then, and patches are chosen in blocks of N x N (default 1)")
-    parser.add_argument("--reconstructor", type=Path, metavar="DIR",
-                        help="show in the report what this reconstructor makes of the gaze (default: the run's own, if "
-                             "the checkpoint is a run)")
+    parser.add_argument(
+        "--task-loss-requirement",
+        type=float,
+        metavar="L",
+        help="reconstruction loss at which a frame may stop; if only one of the two is given the other "
+        "sets no limit, if none is both are the checkpoint's",
+    )
+    parser.add_argument(
+        "--tiles", action="store_true", help="look at full resolution in tiles (default: the whole frame in one square)"
+    )
+    parser.add_argument(
+        "--gaze-stride",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --tiles: look with N times fewer pixels each way; there are about N * N times fewer "
+        "tiles then, and patches are chosen in blocks of N x N (default 1)",
+    )
+    parser.add_argument(
+        "--reconstructor",
+        type=Path,
+        metavar="DIR",
+        help="show in the report what this reconstructor makes of the gaze (default: the run's own, if "
+        "the checkpoint is a run)",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--json", action="store_true", help="print the summaries as JSON on the last line of stdout")
 
@@ -121,16 +141,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def choose_options(model: AutoGaze, gazing_ratio: float | None, task_loss_requirement: float | None,
-                   tiles: bool = False, gaze_stride: int = 1) -> GazeOptions:
+def choose_options(
+    model: AutoGaze,
+    gazing_ratio: float | None,
+    task_loss_requirement: float | None,
+    tiles: bool = False,
+    gaze_stride: int = 1,
+) -> GazeOptions:
     """As `AutoGaze.gaze`: if only one is given the other sets no limit; if none is, both are the model's own."""
     if gazing_ratio is None and task_loss_requirement is None:
         return GazeOptions(model.config.gazing_ratio, model.config.task_loss_requirement, tiles, gaze_stride)
     return GazeOptions(1.0 if gazing_ratio is None else gazing_ratio, task_loss_requirement, tiles, gaze_stride)
 
 
-def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOptions,
-               checkpoint: str = "", rebuild: Rebuild | None = None) -> GazeSummary:
+def gaze_video(
+    model: AutoGaze,
+    info: VideoInfo,
+    folder: Path,
+    options: GazeOptions,
+    checkpoint: str = "",
+    rebuild: Rebuild | None = None,
+) -> GazeSummary:
     """Look at one video and write the four files into `folder`; with `rebuild` the report shows reconstructions.
 
     Raises:
@@ -158,8 +189,13 @@ def gaze_video(model: AutoGaze, info: VideoInfo, folder: Path, options: GazeOpti
             summary = _summary(info, model, options, checkpoint, arrays, spent, time.perf_counter() - started)
             text = json.dumps(asdict(summary), indent=1)
             files.enter_context(atomic_path(folder / SUMMARY)).write_text(text + "\n", encoding="utf-8")
-            write_report(files.enter_context(atomic_path(folder / REPORT)), info.path, arrays.view(), asdict(summary),
-                         rebuild if arrays.grid == model.grid else None)
+            write_report(
+                files.enter_context(atomic_path(folder / REPORT)),
+                info.path,
+                arrays.view(),
+                asdict(summary),
+                rebuild if arrays.grid == model.grid else None,
+            )
             arrays.finish(files.enter_context(atomic_path(folder / ARRAYS)))
         return summary
     except BaseException:
@@ -193,8 +229,9 @@ def load_rebuild(folder: Path, model: AutoGaze) -> Rebuild:
     return rebuild
 
 
-def gaze_chunks(model: AutoGaze, chunks: Iterable[FrameChunk], options: GazeOptions,
-                spent: Seconds | None = None) -> Iterator[tuple[FrameChunk, Gaze]]:
+def gaze_chunks(
+    model: AutoGaze, chunks: Iterable[FrameChunk], options: GazeOptions, spent: Seconds | None = None
+) -> Iterator[tuple[FrameChunk, Gaze]]:
     """The gaze of every chunk of frames, with what came before carried along; memory is that of one chunk."""
     spent = spent or Seconds()
     look = FrameGazer(model, options.gazing_ratio, options.task_loss_requirement, options.tiles, options.gaze_stride)
@@ -217,7 +254,7 @@ def output_folders(videos: list[Path], out: Path) -> list[Path]:
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is the GPU if there is one.
+    """ "auto" is the GPU if there is one.
 
     Raises:
         ValueError: if the device is unknown or not there.
@@ -236,20 +273,38 @@ def pick_device(name: str) -> torch.device:
 def _draw(overlay: Overlay, chunk: FrameChunk, gaze: Gaze) -> np.ndarray:
     pictures = []
     for t, mask in enumerate(gaze.patch_mask()[0].cpu().numpy()):
-        caption = (f"frame {chunk.first + t}  {chunk.times_s[t]:.2f} s  "
-                   f"{mask.sum()} of {len(mask)} patches ({mask.mean():.0%})")
+        caption = (
+            f"frame {chunk.first + t}  {chunk.times_s[t]:.2f} s  "
+            f"{mask.sum()} of {len(mask)} patches ({mask.mean():.0%})"
+        )
         pictures.append(overlay.draw(chunk.frames[t], mask, caption))
     return np.stack(pictures)
 
 
-def _summary(info: VideoInfo, model: AutoGaze, options: GazeOptions, checkpoint: str, arrays: GazeFileWriter,
-             spent: Seconds, total_s: float) -> GazeSummary:
+def _summary(
+    info: VideoInfo,
+    model: AutoGaze,
+    options: GazeOptions,
+    checkpoint: str,
+    arrays: GazeFileWriter,
+    spent: Seconds,
+    total_s: float,
+) -> GazeSummary:
     grid = arrays.grid
-    video = {"name": info.path.name, "width": info.width, "height": info.height, "fps": info.fps, "codec": info.codec,
-             "frames_in_container": info.frames, "frames_decoded": arrays.frames}
+    video = {
+        "name": info.path.name,
+        "width": info.width,
+        "height": info.height,
+        "fps": info.fps,
+        "codec": info.codec,
+        "frames_in_container": info.frames,
+        "frames_decoded": arrays.frames,
+    }
     if info.frames and abs(info.frames - arrays.frames) > 1:
-        print(f"autogaze: {info.path}: decoded {arrays.frames} frames, but its container lists {info.frames}",
-              file=sys.stderr)
+        print(
+            f"autogaze: {info.path}: decoded {arrays.frames} frames, but its container lists {info.frames}",
+            file=sys.stderr,
+        )
     return GazeSummary(
         video=video,
         model={"checkpoint": checkpoint, **asdict(options), "device": str(model.device)},
@@ -260,7 +315,8 @@ def _summary(info: VideoInfo, model: AutoGaze, options: GazeOptions, checkpoint:
         patches=arrays.patches,
         patches_per_scale={str(scale): int(n) for scale, n in zip(grid.scales, arrays.per_scale, strict=True)},
         seconds={name: round(value, 4) for name, value in {**asdict(spent), "total": total_s}.items()},
-        counts=arrays.view().counts.tolist())
+        counts=arrays.view().counts.tolist(),
+    )
 
 
 def _timed(chunks: Iterator[FrameChunk], spent: Seconds) -> Iterator[FrameChunk]:

@@ -98,8 +98,9 @@ class GazeFileWriter:
         self._append(counts=counts, ids=ids, task_loss=loss[chosen], times_s=times_s)
         self.frames += len(counts)
         self.patches += len(ids)
-        self.per_scale += np.bincount(np.searchsorted(self.grid.offsets, ids.numpy(), "right") - 1,
-                                      minlength=len(self.grid.scales))
+        self.per_scale += np.bincount(
+            np.searchsorted(self.grid.offsets, ids.numpy(), "right") - 1, minlength=len(self.grid.scales)
+        )
 
     def view(self) -> VideoGaze:
         """What was appended so far, on disk: only the parts that are touched come into memory."""
@@ -114,8 +115,11 @@ class GazeFileWriter:
     def finish(self, path: str | Path) -> None:
         """Write the file; the caller makes that atomic."""
         size = self.grid.frame_size or ()
-        fixed = {"scales": np.array(self.grid.scales, np.int32), "patch_size": np.array(self.grid.patch_size, np.int32),
-                 "frame_size": np.array(size, np.int32)}
+        fixed = {
+            "scales": np.array(self.grid.scales, np.int32),
+            "patch_size": np.array(self.grid.patch_size, np.int32),
+            "frame_size": np.array(size, np.int32),
+        }
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, array in fixed.items():
                 with archive.open(f"{name}.npy", "w") as file:
@@ -138,5 +142,11 @@ class GazeFileWriter:
 
 def _write_header(file: io.BufferedIOBase, dtype: type[np.generic], length_bytes: int) -> None:
     kind = np.dtype(dtype)
-    np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False,
-                                                "shape": (length_bytes // kind.itemsize,)})
+    np.lib.format.write_array_header_1_0(
+        file,
+        {
+            "descr": np.lib.format.dtype_to_descr(kind),
+            "fortran_order": False,
+            "shape": (length_bytes // kind.itemsize,),
+        },
+    )

@@ -58,8 +58,13 @@ class PatchGrid:
         """(rows, columns) of every scale."""
         if self.frame_size is None:
             return tuple((scale // self.patch_size,) * 2 for scale in self.scales)
-        return tuple((_cells(self.height_px, self._tile_side(k), self.tile_px),
-                      _cells(self.width_px, self._tile_side(k), self.tile_px)) for k in range(len(self.scales)))
+        return tuple(
+            (
+                _cells(self.height_px, self._tile_side(k), self.tile_px),
+                _cells(self.width_px, self._tile_side(k), self.tile_px),
+            )
+            for k in range(len(self.scales))
+        )
 
     @cached_property
     def tile_px(self) -> int:
@@ -91,8 +96,9 @@ class PatchGrid:
             return self.scales.index(scale)
         if -len(self.scales) <= scale < len(self.scales):
             return scale % len(self.scales)
-        raise ValueError(f"no scale {scale}: this grid has {self.scales} (pixels), "
-                         f"or index 0 to {len(self.scales) - 1}")
+        raise ValueError(
+            f"no scale {scale}: this grid has {self.scales} (pixels), or index 0 to {len(self.scales) - 1}"
+        )
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scale index, row and column of ids, each of the shape of `ids`."""
@@ -130,8 +136,11 @@ class PatchGrid:
         return in_y[:, :, None] & in_x[:, None, :]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"scales": list(self.scales), "patch_size": self.patch_size,
-                "frame_size": list(self.frame_size) if self.frame_size else None}
+        return {
+            "scales": list(self.scales),
+            "patch_size": self.patch_size,
+            "frame_size": list(self.frame_size) if self.frame_size else None,
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PatchGrid:
@@ -143,19 +152,27 @@ class PatchGrid:
 
     @cached_property
     def _places(self) -> list[tuple[int, int, int]]:
-        return [(k, row, column) for k, (rows, columns) in enumerate(self.sides)
-                for row in range(rows) for column in range(columns)]
+        return [
+            (k, row, column)
+            for k, (rows, columns) in enumerate(self.sides)
+            for row in range(rows)
+            for column in range(columns)
+        ]
 
     @cached_property
     def _uncut_boxes(self) -> list[tuple[float, float, float, float]]:
         cells = [self.tile_px / self._tile_side(k) for k in range(len(self.scales))]
-        return [(column * cells[k], row * cells[k], (column + 1) * cells[k], (row + 1) * cells[k])
-                for k, row, column in self._places]
+        return [
+            (column * cells[k], row * cells[k], (column + 1) * cells[k], (row + 1) * cells[k])
+            for k, row, column in self._places
+        ]
 
     @cached_property
     def _boxes(self) -> list[tuple[float, float, float, float]]:
-        return [(left, top, min(right, self.width_px), min(bottom, self.height_px))
-                for left, top, right, bottom in self._uncut_boxes]
+        return [
+            (left, top, min(right, self.width_px), min(bottom, self.height_px))
+            for left, top, right, bottom in self._uncut_boxes
+        ]
 
 
 def _cells(length_px: int, tile_side: int, tile_px: int) -> int:

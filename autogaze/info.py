@@ -16,8 +16,9 @@ from autogaze.vit import break_even
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?",
-                        help="checkpoint (shipped name, folder, run, hub id), .onnx file or TensorRT engine")
+    parser.add_argument(
+        "what", nargs="?", help="checkpoint (shipped name, folder, run, hub id), .onnx file or TensorRT engine"
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     break_even.add_arguments(parser)
 
@@ -51,8 +52,9 @@ def describe(what: str) -> dict[str, Any]:
     if path.suffix in ENGINE_SUFFIXES:
         return {"kind": "TensorRT engine", "file": what, **_engine(path)}
     if path.is_file():
-        raise ValueError(f"{what} is a file of no known kind: expected a checkpoint folder, .onnx or "
-                         f"{', '.join(ENGINE_SUFFIXES)}")
+        raise ValueError(
+            f"{what} is a file of no known kind: expected a checkpoint folder, .onnx or {', '.join(ENGINE_SUFFIXES)}"
+        )
     return {"kind": "checkpoint", "folder": str(checkpoint.find(what)), **_checkpoint(what)}
 
 
@@ -61,10 +63,14 @@ def _checkpoint(what: str) -> dict[str, Any]:
     config = asdict(model.config)
     rope = config.pop("rope")
     way, reason = chosen_way(model)
-    return {"parameters": sum(p.numel() for p in model.parameters()),
-            "patches_per_frame": model.grid.patches_per_frame, **config,
-            "rope_theta": rope["theta"], "preprocessing": asdict(model.preprocessor),
-            "decoding_on_cpu": f"{way} ({reason})"}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "patches_per_frame": model.grid.patches_per_frame,
+        **config,
+        "rope_theta": rope["theta"],
+        "preprocessing": asdict(model.preprocessor),
+        "decoding_on_cpu": f"{way} ({reason})",
+    }
 
 
 def _onnx(path: Path) -> dict[str, Any]:
@@ -81,11 +87,14 @@ def _onnx(path: Path) -> dict[str, Any]:
     except DecodeError as error:
         raise ValueError(f"{path} is not an ONNX file: {error}") from error
     graph = model.graph
-    return {"opset": max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0),
-            "nodes": len(graph.node), "bytes": path.stat().st_size,
-            "inputs": {value.name: _shape(value) for value in graph.input},
-            "outputs": {value.name: _shape(value) for value in graph.output},
-            **{f"metadata_{entry.key}": entry.value for entry in model.metadata_props}}
+    return {
+        "opset": max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0),
+        "nodes": len(graph.node),
+        "bytes": path.stat().st_size,
+        "inputs": {value.name: _shape(value) for value in graph.input},
+        "outputs": {value.name: _shape(value) for value in graph.output},
+        **{f"metadata_{entry.key}": entry.value for entry in model.metadata_props},
+    }
 
 
 def _shape(value: Any) -> list[int | str]:
@@ -96,8 +105,13 @@ def _engine(path: Path) -> dict[str, Any]:
     """What an engine file says about itself; needs no GPU and no TensorRT."""
     file = read_engine(path)
     facts = file.facts
-    return {"bytes": path.stat().st_size, "plan_bytes": len(file.plan), "runtime": f"{facts.runtime} {facts.version}",
-            "hardware": facts.hardware, "version_compatible": facts.version_compatible,
-            "inputs": {spec.name: ["batch", *spec.shape] for spec in facts.inputs},
-            "outputs": {spec.name: ["batch", *spec.shape] for spec in facts.outputs},
-            **{f"metadata_{key}": value for key, value in file.metadata.to_properties().items()}}
+    return {
+        "bytes": path.stat().st_size,
+        "plan_bytes": len(file.plan),
+        "runtime": f"{facts.runtime} {facts.version}",
+        "hardware": facts.hardware,
+        "version_compatible": facts.version_compatible,
+        "inputs": {spec.name: ["batch", *spec.shape] for spec in facts.inputs},
+        "outputs": {spec.name: ["batch", *spec.shape] for spec in facts.outputs},
+        **{f"metadata_{key}": value for key, value in file.metadata.to_properties().items()},
+    }

@@ -53,8 +53,10 @@ class AutoGazeConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size < 1 or self.num_hidden_layers < 1 or self.num_multi_token_pred < 1:
-            raise ValueError("hidden_size, num_hidden_layers and num_multi_token_pred must be positive, got "
-                             f"{self.hidden_size}, {self.num_hidden_layers} and {self.num_multi_token_pred}")
+            raise ValueError(
+                "hidden_size, num_hidden_layers and num_multi_token_pred must be positive, got "
+                f"{self.hidden_size}, {self.num_hidden_layers} and {self.num_multi_token_pred}"
+            )
         if self.head_dim % 2:
             raise ValueError(f"rotary positions need an even head_dim, got {self.head_dim}")
         if not 0 < self.gazing_ratio <= 1:
@@ -65,8 +67,14 @@ class AutoGazeConfig:
     @classmethod
     def tiny(cls) -> AutoGazeConfig:
         """The published grid with a small network of the shipped kind, for a CPU."""
-        return cls(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, head_dim=16, intermediate_size=96,
-                   paste_error=True)
+        return cls(
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            head_dim=16,
+            intermediate_size=96,
+            paste_error=True,
+        )
 
     @classmethod
     def base(cls) -> AutoGazeConfig:
@@ -124,14 +132,30 @@ class AutoGaze(nn.Module):
         self.grid = config.grid
         self.decoding = "auto"
         self.preprocessor = Preprocessor(size=(config.scales[-1], config.scales[-1]))
-        self.vision_model = FrameEncoder(config.scales[-1], config.patch_size, config.hidden_size, config.hidden_size,
-                                         config.encoder_depth, config.temporal_kernel, config.spatial_kernel)
+        self.vision_model = FrameEncoder(
+            config.scales[-1],
+            config.patch_size,
+            config.hidden_size,
+            config.hidden_size,
+            config.encoder_depth,
+            config.temporal_kernel,
+            config.spatial_kernel,
+        )
         self.connector = Connector(self.vision_model.side**2, config.hidden_size)
         self.gaze_decoder = GazeDecoder(
-            self.grid.patches_per_frame, config.hidden_size, config.num_hidden_layers, config.num_attention_heads,
-            config.head_dim, config.intermediate_size, config.num_multi_token_pred, config.rms_norm_eps, config.rope)
-        self.paste_error = (PasteError(self.grid, self.vision_model.side, config.patch_size) if config.paste_error
-                            else None)
+            self.grid.patches_per_frame,
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            config.head_dim,
+            config.intermediate_size,
+            config.num_multi_token_pred,
+            config.rms_norm_eps,
+            config.rope,
+        )
+        self.paste_error = (
+            PasteError(self.grid, self.vision_model.side, config.patch_size) if config.paste_error else None
+        )
         self.apply(_initialise)
         if self.paste_error is not None:  # which predicts losses instead: a head that nobody asks learns nothing
             self.gaze_decoder.task_loss_prediction_head.requires_grad_(False)
@@ -150,10 +174,17 @@ class AutoGaze(nn.Module):
         self.config = replace(self.config, calibration=calibration)
         return self
 
-    def generate(self, video: Tensor, gazing_ratio: PerFrame = None, task_loss_requirement: PerFrame = None,
-                 target_scales: tuple[int, ...] | list[int] | None = None, target_patch_size: int | None = None,
-                 temperature: float | None = None, generator: torch.Generator | None = None,
-                 gaze_stride: int = 1) -> Gaze:
+    def generate(
+        self,
+        video: Tensor,
+        gazing_ratio: PerFrame = None,
+        task_loss_requirement: PerFrame = None,
+        target_scales: tuple[int, ...] | list[int] | None = None,
+        target_patch_size: int | None = None,
+        temperature: float | None = None,
+        generator: torch.Generator | None = None,
+        gaze_stride: int = 1,
+    ) -> Gaze:
         """Choose patches in every frame.
 
         Args:
@@ -185,10 +216,20 @@ class AutoGaze(nn.Module):
         tiled = target_scales is not None or target_patch_size is not None
         check_stride(gaze_stride, tiled)
         if tiled:
-            return generate_tiled(self, video, gazing_ratio, task_loss_requirement, target_scales, target_patch_size,
-                                  temperature, generator, gaze_stride)
-        request = make_request(self.grid, len(video), video.shape[1], gazing_ratio, task_loss_requirement, temperature,
-                               generator)
+            return generate_tiled(
+                self,
+                video,
+                gazing_ratio,
+                task_loss_requirement,
+                target_scales,
+                target_patch_size,
+                temperature,
+                generator,
+                gaze_stride,
+            )
+        request = make_request(
+            self.grid, len(video), video.shape[1], gazing_ratio, task_loss_requirement, temperature, generator
+        )
         return self.decode(video, request)
 
     @torch.no_grad()
@@ -198,8 +239,14 @@ class AutoGaze(nn.Module):
 
         return decode_clip(self, video, request)
 
-    def gaze(self, source: str | Path | np.ndarray | Tensor, gazing_ratio: float | None = None,
-             task_loss_requirement: float | None = None, tiles: bool = False, gaze_stride: int = 1) -> Gaze:
+    def gaze(
+        self,
+        source: str | Path | np.ndarray | Tensor,
+        gazing_ratio: float | None = None,
+        task_loss_requirement: float | None = None,
+        tiles: bool = False,
+        gaze_stride: int = 1,
+    ) -> Gaze:
         """Look at a whole video: reading, preprocessing, tiling and merging included, frame by frame.
 
         Args:
@@ -222,8 +269,9 @@ class AutoGaze(nn.Module):
 
         return gaze_at(self, source, gazing_ratio, task_loss_requirement, tiles, gaze_stride)
 
-    def score(self, video: Tensor, gaze: Gaze, temperature: float | None = None,
-              as_decoded: bool | None = None) -> Scores:
+    def score(
+        self, video: Tensor, gaze: Gaze, temperature: float | None = None, as_decoded: bool | None = None
+    ) -> Scores:
         """Log-probabilities of given ids and the losses predicted after them; gradients flow.
 
         Args:
@@ -241,8 +289,12 @@ class AutoGaze(nn.Module):
         check_video(video)
         return score(self, video, gaze, temperature, temperature is not None if as_decoded is None else as_decoded)
 
-    def stream(self, gazing_ratio: float | Tensor | None = None, task_loss_requirement: float | Tensor | None = None,
-               batch: int = 1) -> GazeStream:
+    def stream(
+        self,
+        gazing_ratio: float | Tensor | None = None,
+        task_loss_requirement: float | Tensor | None = None,
+        batch: int = 1,
+    ) -> GazeStream:
         """Gaze frame by frame; equals `generate` on the whole clip and needs constant memory.
 
         Args:
@@ -253,8 +305,9 @@ class AutoGaze(nn.Module):
 
         return GazeStream(self, gazing_ratio, task_loss_requirement, batch)
 
-    def embed(self, video: Tensor, cache: EncoderCache | None = None,
-              out: FrameTokens | None = None) -> tuple[FrameTokens, EncoderCache]:
+    def embed(
+        self, video: Tensor, cache: EncoderCache | None = None, out: FrameTokens | None = None
+    ) -> tuple[FrameTokens, EncoderCache]:
         """Visual tokens with their positions and, for a model with `paste_error`, grey frames; and the encoder's
         cache. `out`: where the tokens are put, in the model's dtype, if no gradient is wanted."""
         grey = None if out is None else out.grey

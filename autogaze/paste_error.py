@@ -143,8 +143,10 @@ class PasteError(nn.Module):
             level: (..., N) uint8, of the finest look at each place in this frame; coarser ones change nothing there.
         """
         now = left(errors, level)
-        taken = [(now - errors[..., k + 1]).masked_fill(level > k, 0.0) @ share.to(errors.dtype)
-                 for k, share in enumerate(self.share.split(self.counts, dim=1))]
+        taken = [
+            (now - errors[..., k + 1]).masked_fill(level > k, 0.0) @ share.to(errors.dtype)
+            for k, share in enumerate(self.share.split(self.counts, dim=1))
+        ]
         return torch.cat(taken, dim=-1)
 
     def scores(self, errors: Tensor, level: Tensor) -> Tensor:

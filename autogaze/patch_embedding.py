@@ -10,9 +10,32 @@ from torch import Tensor, nn
 
 
 @triton.jit
-def embed_patches(video, out, grey, weight, bias, scale, shift, eps, M, T, H, W, CLIP, FRAME, GREY_CLIP, SIDE,
-                  SIZE: tl.constexpr, C: tl.constexpr, CA: tl.constexpr, CB: tl.constexpr, BM: tl.constexpr,
-                  BK: tl.constexpr, GREY: tl.constexpr, PRECISION: tl.constexpr):
+def embed_patches(
+    video,
+    out,
+    grey,
+    weight,
+    bias,
+    scale,
+    shift,
+    eps,
+    M,
+    T,
+    H,
+    W,
+    CLIP,
+    FRAME,
+    GREY_CLIP,
+    SIDE,
+    SIZE: tl.constexpr,
+    C: tl.constexpr,
+    CA: tl.constexpr,
+    CB: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    GREY: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """BM patches of frames (B, T, 3, H, W), row by row, to tokens (M, C), held as two tiles of CA and CB columns; with
     GREY also the mean of their colours, to frames (B, T, H, W). CLIP, FRAME and GREY_CLIP: strides."""
     m = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -83,9 +106,30 @@ def patch_tokens(video: Tensor, projection: nn.Conv3d, norm: nn.LayerNorm, side:
     out = video.new_empty(batch, frames, side * side, channels)
     assert projection.bias is not None
     embed_patches[(triton.cdiv(rows, 64),)](
-        video, out, out if grey is None else grey, projection.weight, projection.bias, norm.weight, norm.bias,
-        norm.eps, rows, frames, height, width, video.stride(0), video.stride(1),
-        0 if grey is None else grey.stride(0), side, SIZE=size, C=channels, CA=whole,
-        CB=max(16, triton.next_power_of_2(channels - whole)), BM=64, BK=64, GREY=grey is not None,
-        PRECISION="tf32" if video.dtype == torch.bfloat16 else "ieee", num_warps=4)
+        video,
+        out,
+        out if grey is None else grey,
+        projection.weight,
+        projection.bias,
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        rows,
+        frames,
+        height,
+        width,
+        video.stride(0),
+        video.stride(1),
+        0 if grey is None else grey.stride(0),
+        side,
+        SIZE=size,
+        C=channels,
+        CA=whole,
+        CB=max(16, triton.next_power_of_2(channels - whole)),
+        BM=64,
+        BK=64,
+        GREY=grey is not None,
+        PRECISION="tf32" if video.dtype == torch.bfloat16 else "ieee",
+        num_warps=4,
+    )
     return out

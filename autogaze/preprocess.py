@@ -84,12 +84,24 @@ class Preprocessor:
 
     def to_dict(self) -> dict[str, Any]:
         """The published form."""
-        size = ({"shortest_edge": self.size} if isinstance(self.size, int)
-                else {"height": self.size[0], "width": self.size[1]})
-        return {"image_processor_type": "AutoGazeImageProcessor", "do_resize": True, "size": size,
-                "resample": RESAMPLE_CODES[self.resample], "do_center_crop": False, "do_rescale": True,
-                "rescale_factor": self.rescale_factor, "offset": self.offset, "do_normalize": True,
-                "image_mean": list(self.mean), "image_std": list(self.std)}
+        size = (
+            {"shortest_edge": self.size}
+            if isinstance(self.size, int)
+            else {"height": self.size[0], "width": self.size[1]}
+        )
+        return {
+            "image_processor_type": "AutoGazeImageProcessor",
+            "do_resize": True,
+            "size": size,
+            "resample": RESAMPLE_CODES[self.resample],
+            "do_center_crop": False,
+            "do_rescale": True,
+            "rescale_factor": self.rescale_factor,
+            "offset": self.offset,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Preprocessor:
@@ -101,11 +113,14 @@ class Preprocessor:
         if data.get("do_center_crop") or not data.get("do_resize", True) or not data.get("do_rescale", True):
             raise ValueError("this preprocessing crops, or leaves out resizing or rescaling; that is not supported")
         normalised = data.get("do_normalize", True)
-        return cls(_read_size(data.get("size", {"height": 224, "width": 224})),
-                   tuple(data.get("image_mean", (0.0,) * 3)) if normalised else (0.0,) * 3,
-                   tuple(data.get("image_std", (1.0,) * 3)) if normalised else (1.0,) * 3,
-                   float(data.get("rescale_factor", 1 / 127.5)), bool(data.get("offset", True)),
-                   _read_resample(data.get("resample", 2)))
+        return cls(
+            _read_size(data.get("size", {"height": 224, "width": 224})),
+            tuple(data.get("image_mean", (0.0,) * 3)) if normalised else (0.0,) * 3,
+            tuple(data.get("image_std", (1.0,) * 3)) if normalised else (1.0,) * 3,
+            float(data.get("rescale_factor", 1 / 127.5)),
+            bool(data.get("offset", True)),
+            _read_resample(data.get("resample", 2)),
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Preprocessor:
@@ -143,16 +158,22 @@ def resize(frames: Tensor, size: tuple[int, int], resample: str = "bilinear") ->
     """
     if frames.device.type == "cpu":
         target = (size[1], size[0])
-        resized = [Image.fromarray(frame).resize(target, Image.Resampling(RESAMPLE_CODES[resample]))
-                   for frame in frames.contiguous().numpy()]
+        resized = [
+            Image.fromarray(frame).resize(target, Image.Resampling(RESAMPLE_CODES[resample]))
+            for frame in frames.contiguous().numpy()
+        ]
         return torch.from_numpy(np.stack([np.asarray(image) for image in resized]))
     return filter_resize(frames, size, resample)
 
 
 def filter_resize(frames: Tensor, size: tuple[int, int], resample: str) -> Tensor:
     """`resize` in PyTorch's operations, for frames on a GPU."""
-    return torch.cat([_filter(_filter(part, 2, size[1], resample), 1, size[0], resample)
-                      for part in frames.split(max(1, _ELEMENTS_AT_ONCE // max(1, frames[0].numel())))])
+    return torch.cat(
+        [
+            _filter(_filter(part, 2, size[1], resample), 1, size[0], resample)
+            for part in frames.split(max(1, _ELEMENTS_AT_ONCE // max(1, frames[0].numel())))
+        ]
+    )
 
 
 def _filter(frames: Tensor, dim: int, length: int, resample: str) -> Tensor:

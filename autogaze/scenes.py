@@ -22,8 +22,9 @@ from autogaze.video import write_video
 KINDS = ("pan", "object", "handheld", "zoom", "cut", "flicker", "static")
 
 
-def render_scene(seed: int, frames: int = 16, size: tuple[int, int] = (224, 224),
-                 kind: str | None = None) -> np.ndarray:
+def render_scene(
+    seed: int, frames: int = 16, size: tuple[int, int] = (224, 224), kind: str | None = None
+) -> np.ndarray:
     """Render one clip.
 
     Args:
@@ -48,16 +49,26 @@ def render_scene(seed: int, frames: int = 16, size: tuple[int, int] = (224, 224)
     kind = kind or KINDS[int(rng.integers(len(KINDS)))]
     if kind == "cut":
         first = int(rng.integers(1, frames)) if frames > 1 else 1
-        parts = [render_scene(seed * 2 + 1_000_003 + k, n, size, ("object", "pan")[k])
-                 for k, n in enumerate((first, frames - first)) if n]
+        parts = [
+            render_scene(seed * 2 + 1_000_003 + k, n, size, ("object", "pan")[k])
+            for k, n in enumerate((first, frames - first))
+            if n
+        ]
         return np.concatenate(parts)
     world, camera, things = _world(rng, size), _camera(rng, kind, frames), _things(rng, kind, size)
     light = 1 + 0.3 * np.sin(np.arange(frames) * rng.uniform(0.5, 1.5)) if kind == "flicker" else np.ones(frames)
     return np.stack([_frame(world, camera[t], things, t, size, light[t]) for t in range(frames)])
 
 
-def write_scenes(folder: str | Path, clips: int = 24, frames: int = 32, size: tuple[int, int] = (224, 224),
-                 fps: float = 12.0, seed: int = 0, share_val: float = 0.2) -> dict[str, int]:
+def write_scenes(
+    folder: str | Path,
+    clips: int = 24,
+    frames: int = 32,
+    size: tuple[int, int] = (224, 224),
+    fps: float = 12.0,
+    seed: int = 0,
+    share_val: float = 0.2,
+) -> dict[str, int]:
     """Render clips into `folder`/train and `folder`/val; returns how many went where.
 
     Kinds take turns, and every val clip is of another seed than any train clip.
@@ -162,18 +173,22 @@ def _things(rng: np.random.Generator, kind: str, size: tuple[int, int]) -> list[
     return things
 
 
-def _frame(world: np.ndarray, view: np.ndarray, things: Sequence[_Thing], t: int, size: tuple[int, int],
-           light: float) -> np.ndarray:
+def _frame(
+    world: np.ndarray, view: np.ndarray, things: Sequence[_Thing], t: int, size: tuple[int, int], light: float
+) -> np.ndarray:
     height, width = size
     x, y, zoom = view
     centre = (world.shape[1] / 2 + x * width, world.shape[0] / 2 + y * height)
     matrix = np.array([[1 / zoom, 0, centre[0] - width / 2 / zoom], [0, 1 / zoom, centre[1] - height / 2 / zoom]])
-    frame = cv2.warpAffine(world, matrix, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                           borderMode=cv2.BORDER_REFLECT)
+    frame = cv2.warpAffine(
+        world, matrix, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
+    )
     for thing in things:
         side = thing.cover.shape[0]
-        place = [side / 2 * -1 + _wrap(start + speed * t, length, side)
-                 for start, speed, length in zip(thing.start, thing.speed, (width, height), strict=True)]
+        place = [
+            side / 2 * -1 + _wrap(start + speed * t, length, side)
+            for start, speed, length in zip(thing.start, thing.speed, (width, height), strict=True)
+        ]
         move = np.array([[1, 0, place[0]], [0, 1, place[1]]])
         cover = cv2.warpAffine(thing.cover, move, (width, height))[..., None]
         frame = _blend(frame, cv2.warpAffine(thing.picture, move, (width, height)), cover)

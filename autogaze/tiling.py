@@ -78,8 +78,13 @@ class Tiling:
         return torch.cat(parts, dim=-1)
 
 
-def make_tiling(grid: PatchGrid, frame_size: tuple[int, int], target_scales: Sequence[int] | None = None,
-                target_patch_size: int | None = None, gaze_stride: int = 1) -> Tiling:
+def make_tiling(
+    grid: PatchGrid,
+    frame_size: tuple[int, int],
+    target_scales: Sequence[int] | None = None,
+    target_patch_size: int | None = None,
+    gaze_stride: int = 1,
+) -> Tiling:
     """The tiling of frames of one size.
 
     Args:
@@ -104,13 +109,17 @@ def make_tiling(grid: PatchGrid, frame_size: tuple[int, int], target_scales: Seq
     if frame_size == (whole.scales[-1],) * 2:
         rows = columns = tiles_along((targets[-1],), sides[-1], gaze_stride)[0]
         if any(target > rows * side * gaze_stride for target, side in zip(targets, sides, strict=True)):
-            raise ValueError(f"target_scales {whole.scales} have more patches than {rows} x {rows} tiles of "
-                             f"{gaze_stride * tile_px} px give at the model's scales {grid.scales}")
+            raise ValueError(
+                f"target_scales {whole.scales} have more patches than {rows} x {rows} tiles of "
+                f"{gaze_stride * tile_px} px give at the model's scales {grid.scales}"
+            )
     else:
         if any(target * sides[-1] != side * targets[-1] for target, side in zip(targets, sides, strict=True)):
-            raise ValueError(f"on a {frame_size[0]} x {frame_size[1]} frame target_scales must have the proportions of "
-                             f"the model's scales {grid.scales}, got {whole.scales}; or resize the frame to a square "
-                             f"of {whole.scales[-1]} pixels")
+            raise ValueError(
+                f"on a {frame_size[0]} x {frame_size[1]} frame target_scales must have the proportions of "
+                f"the model's scales {grid.scales}, got {whole.scales}; or resize the frame to a square "
+                f"of {whole.scales[-1]} pixels"
+            )
         whole = replace(whole, frame_size=frame_size)
         rows, columns = tiles_along(frame_size, tile_px, gaze_stride)
     return Tiling(grid, whole, gaze_stride * tile_px, rows, columns, gaze_stride)
@@ -130,8 +139,10 @@ def tiles_along(lengths: tuple[int, ...], tile: int, gaze_stride: int = 1) -> tu
 
     enough = next(stride for stride in count(1) if needed(stride) == needed(gaze_stride))
     if enough < gaze_stride:
-        raise ValueError(f"gaze_stride={gaze_stride} gains nothing here: gaze_stride={enough} needs no more tiles and "
-                         f"sees more; use at most {enough}")
+        raise ValueError(
+            f"gaze_stride={gaze_stride} gains nothing here: gaze_stride={enough} needs no more tiles and "
+            f"sees more; use at most {enough}"
+        )
     return needed(gaze_stride)
 
 
@@ -140,29 +151,41 @@ def check_stride(gaze_stride: int, tiles: bool = True) -> None:
     if isinstance(gaze_stride, bool) or not isinstance(gaze_stride, int) or gaze_stride < 1:
         raise ValueError(f"gaze_stride must be a whole number of at least 1, got {gaze_stride!r}")
     if gaze_stride > 1 and not tiles:
-        raise ValueError(f"gaze_stride={gaze_stride} is for gazing in tiles (tiles, or target_scales or "
-                         "target_patch_size of generate): without them the whole frame is seen in one square")
+        raise ValueError(
+            f"gaze_stride={gaze_stride} is for gazing in tiles (tiles, or target_scales or "
+            "target_patch_size of generate): without them the whole frame is seen in one square"
+        )
 
 
-def generate_tiled(model: AutoGaze, video: Tensor, gazing_ratio: PerFrame, task_loss_requirement: PerFrame,
-                   target_scales: Sequence[int] | None, target_patch_size: int | None, temperature: float | None = None,
-                   generator: torch.Generator | None = None, gaze_stride: int = 1) -> Gaze:
+def generate_tiled(
+    model: AutoGaze,
+    video: Tensor,
+    gazing_ratio: PerFrame,
+    task_loss_requirement: PerFrame,
+    target_scales: Sequence[int] | None,
+    target_patch_size: int | None,
+    temperature: float | None = None,
+    generator: torch.Generator | None = None,
+    gaze_stride: int = 1,
+) -> Gaze:
     """`AutoGaze.generate` at another resolution: ids in increasing order, on the frame's own grid.
 
     Tiles are decoded as one batch, as published, if every clip was asked the same; else every clip's tiles by
     themselves, so that a clip gets what it would get alone. Ratio and requirement hold in each tile.
     """
     tiling = make_tiling(model.grid, (video.shape[-2], video.shape[-1]), target_scales, target_patch_size, gaze_stride)
-    request = make_request(model.grid, len(video), video.shape[1], gazing_ratio, task_loss_requirement, temperature,
-                           generator)
+    request = make_request(
+        model.grid, len(video), video.shape[1], gazing_ratio, task_loss_requirement, temperature, generator
+    )
     if tiling.whole == model.grid:
         return model.decode(video, request)
     if request.in_step and request.requirement is not None:
         masks = _decode_tiles(model, video, request, tiling, tiling.count * len(video))
     elif request.requirement is not None:
         alone = (replace(request.clip(i), in_step=True) for i in range(len(video)))
-        masks = torch.cat([_decode_tiles(model, video[i : i + 1], own, tiling, tiling.count)
-                           for i, own in enumerate(alone)])
+        masks = torch.cat(
+            [_decode_tiles(model, video[i : i + 1], own, tiling, tiling.count) for i, own in enumerate(alone)]
+        )
     else:
         masks = _decode_tiles(model, video, request, tiling, tiles_at_once(model, request, tiling.count))
     return Gaze.from_patch_mask(tiling.join(masks), tiling.whole)
@@ -193,8 +216,10 @@ def _decode_tiles(model: AutoGaze, video: Tensor, request: Request, tiling: Tili
         step = frames_at_once(min(at_once, len(request.budget)), model.device)
         clips = slice(start // tiling.count, -(-part.stop // tiling.count))  # that these tiles are of
         offset = clips.start * tiling.count
-        chunks = (tiling.cut(video[clips, t : t + step])[start - offset : part.stop - offset]
-                  for t in range(0, video.shape[1], step))
+        chunks = (
+            tiling.cut(video[clips, t : t + step])[start - offset : part.stop - offset]
+            for t in range(0, video.shape[1], step)
+        )
         masks.append(decode_chunks(model, chunks, request.clips(part)).patch_mask())
     return torch.cat(masks)
 
@@ -213,8 +238,14 @@ class FrameGazer:
             frames) saves no tiles.
     """
 
-    def __init__(self, model: AutoGaze, gazing_ratio: float | None = None, task_loss_requirement: float | None = None,
-                 tiles: bool = False, gaze_stride: int = 1) -> None:
+    def __init__(
+        self,
+        model: AutoGaze,
+        gazing_ratio: float | None = None,
+        task_loss_requirement: float | None = None,
+        tiles: bool = False,
+        gaze_stride: int = 1,
+    ) -> None:
         check_stride(gaze_stride, tiles)
         self.model, self.tiles, self.gaze_stride = model, tiles, gaze_stride
         self.gazing_ratio, self.task_loss_requirement = gazing_ratio, task_loss_requirement
@@ -229,8 +260,10 @@ class FrameGazer:
         if self._stream is None:
             self._open(size)
         if frames.ndim != 4 or size != self._frame_size:
-            raise ValueError(f"frames must be uint8 (T, H, W, 3) of {self._frame_size} pixels like the first ones, "
-                             f"got {tuple(frames.shape)}")
+            raise ValueError(
+                f"frames must be uint8 (T, H, W, 3) of {self._frame_size} pixels like the first ones, "
+                f"got {tuple(frames.shape)}"
+            )
         return Gaze.join([self._look(frame) for frame in frames])
 
     def _open(self, size: tuple[int, int]) -> None:
@@ -249,9 +282,15 @@ class FrameGazer:
         return Gaze.from_patch_mask(self._tiling.join(gaze.patch_mask()), self._tiling.whole)
 
 
-def gaze_frames(model: AutoGaze, frames: Iterable[np.ndarray | Tensor], gazing_ratio: float | None = None,
-                task_loss_requirement: float | None = None, tiles: bool = False,
-                at_once: int = FRAMES_AT_ONCE, gaze_stride: int = 1) -> Iterator[Gaze]:
+def gaze_frames(
+    model: AutoGaze,
+    frames: Iterable[np.ndarray | Tensor],
+    gazing_ratio: float | None = None,
+    task_loss_requirement: float | None = None,
+    tiles: bool = False,
+    at_once: int = FRAMES_AT_ONCE,
+    gaze_stride: int = 1,
+) -> Iterator[Gaze]:
     """Gaze at a camera or any other source of frames.
 
     Args:
@@ -272,8 +311,14 @@ def gaze_frames(model: AutoGaze, frames: Iterable[np.ndarray | Tensor], gazing_r
         yield look(torch.stack(waiting))
 
 
-def gaze_at(model: AutoGaze, source: str | Path | np.ndarray | Tensor, gazing_ratio: float | None,
-            task_loss_requirement: float | None, tiles: bool, gaze_stride: int = 1) -> Gaze:
+def gaze_at(
+    model: AutoGaze,
+    source: str | Path | np.ndarray | Tensor,
+    gazing_ratio: float | None,
+    task_loss_requirement: float | None,
+    tiles: bool,
+    gaze_stride: int = 1,
+) -> Gaze:
     """See `AutoGaze.gaze`."""
     if gazing_ratio is None and task_loss_requirement is None:
         gazing_ratio, task_loss_requirement = model.config.gazing_ratio, model.config.task_loss_requirement

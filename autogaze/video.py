@@ -72,8 +72,9 @@ def probe(path: str | Path) -> VideoInfo:
     return info
 
 
-def read_chunks(path: str | Path, size: int | None = None, start_s: float = 0.0, stride: int = 1,
-                threads: int | None = None) -> Iterator[FrameChunk]:
+def read_chunks(
+    path: str | Path, size: int | None = None, start_s: float = 0.0, stride: int = 1, threads: int | None = None
+) -> Iterator[FrameChunk]:
     """Decode a video chunk by chunk in constant memory.
 
     Args:
@@ -104,8 +105,9 @@ def read_chunks(path: str | Path, size: int | None = None, start_s: float = 0.0,
         raise VideoError(f"{path}: no frame at {start_s:g} s or later")
 
 
-def read_video(path: str | Path, frames: int | None = None, start_s: float = 0.0, stride: int = 1,
-               threads: int | None = None) -> FrameChunk:
+def read_video(
+    path: str | Path, frames: int | None = None, start_s: float = 0.0, stride: int = 1, threads: int | None = None
+) -> FrameChunk:
     """Decode (the first `frames` frames of) a video into memory; arguments and errors as `read_chunks`.
 
     A clip that ends early gives fewer frames: check `len` of the result.
@@ -156,12 +158,15 @@ class VideoWriter:
         codecs = WEBM_CODECS if self.path.suffix == ".webm" else MP4_CODECS
         for codec in codecs:
             with _quiet():
-                writer = cv2.VideoWriter(str(self.path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), self.fps,
-                                         (width, height))
+                writer = cv2.VideoWriter(
+                    str(self.path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), self.fps, (width, height)
+                )
             if writer.isOpened():
                 return writer
-        raise VideoError(f"this OpenCV cannot write {self.path.suffix} video (tried {', '.join(codecs)}); "
-                         "the wheel opencv-python-headless can")
+        raise VideoError(
+            f"this OpenCV cannot write {self.path.suffix} video (tried {', '.join(codecs)}); "
+            "the wheel opencv-python-headless can"
+        )
 
 
 @contextmanager
@@ -197,16 +202,26 @@ def _open(path: Path, threads: int | None) -> tuple[cv2.VideoCapture, VideoInfo,
     with _quiet():
         capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG, settings)
     if not capture.isOpened():
-        raise VideoError(f"{path} is not a video that OpenCV can open: a damaged file, another format, or a codec "
-                         "that is not there; try converting it to H.264 in MP4")
+        raise VideoError(
+            f"{path} is not a video that OpenCV can open: a damaged file, another format, or a codec "
+            "that is not there; try converting it to H.264 in MP4"
+        )
     codec = _fourcc(capture)
     good, frame = capture.read()
     if not good:
-        raise VideoError(f"{path}: no frame can be decoded (codec {codec!r}): a damaged file, or a codec that OpenCV "
-                         "lacks here; try converting it to H.264 in MP4")
+        raise VideoError(
+            f"{path}: no frame can be decoded (codec {codec!r}): a damaged file, or a codec that OpenCV "
+            "lacks here; try converting it to H.264 in MP4"
+        )
     fps, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    info = VideoInfo(path, frame.shape[1], frame.shape[0], fps if math.isfinite(fps) and 0 < fps <= 1000 else 25.0,
-                     int(count) if math.isfinite(count) and 0 < count < 1e9 else None, codec)
+    info = VideoInfo(
+        path,
+        frame.shape[1],
+        frame.shape[0],
+        fps if math.isfinite(fps) and 0 < fps <= 1000 else 25.0,
+        int(count) if math.isfinite(count) and 0 < count < 1e9 else None,
+        codec,
+    )
     return capture, info, frame
 
 
@@ -278,8 +293,10 @@ def _rgb(capture: cv2.VideoCapture, frame: np.ndarray | None, info: VideoInfo) -
             raise VideoError(f"{info.path}: a frame in the middle cannot be decoded; the file is damaged")
     assert frame is not None
     if frame.shape[:2] != (info.height, info.width):
-        raise VideoError(f"{info.path}: the picture changes from {info.width} x {info.height} to "
-                         f"{frame.shape[1]} x {frame.shape[0]} pixels; cut the video there")
+        raise VideoError(
+            f"{info.path}: the picture changes from {info.width} x {info.height} to "
+            f"{frame.shape[1]} x {frame.shape[0]} pixels; cut the video there"
+        )
     return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 

@@ -60,16 +60,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     device = pick_device(args.device)
     reconstructor = load_reconstructor(args.reconstructor).to(device)
-    clips = load_clips(args.data / args.split if args.split else args.data, reconstructor.grid, None, args.frames,
-                       None, args.limit)
+    clips = load_clips(
+        args.data / args.split if args.split else args.data, reconstructor.grid, None, args.frames, None, args.limit
+    )
     evaluator = Evaluator(reconstructor, clips, device, args.batch)
-    lines = [line for axis in dict.fromkeys(run.axis for run in args.run)
-             for line in ablate([run for run in args.run if run.axis == axis], evaluator, args.ratios)]
+    lines = [
+        line
+        for axis in dict.fromkeys(run.axis for run in args.run)
+        for line in ablate([run for run in args.run if run.axis == axis], evaluator, args.ratios)
+    ]
     text = ablation_table(lines)
     if args.out is not None:
-        write_json(args.out, {"what": "ablations", "machine": machine(device), "clips": len(clips),
-                              "frames": args.frames, "runs": [asdict(run) for run in args.run],
-                              "lines": [asdict(line) for line in lines]})
+        write_json(
+            args.out,
+            {
+                "what": "ablations",
+                "machine": machine(device),
+                "clips": len(clips),
+                "frames": args.frames,
+                "runs": [asdict(run) for run in args.run],
+                "lines": [asdict(line) for line in lines],
+            },
+        )
         write_text(args.out.with_suffix(".md"), text)
     print(text)
     print(json.dumps({"lines": len(lines)}))
@@ -86,26 +98,47 @@ def ablate(runs: Sequence[Run], evaluator: Evaluator, ratios: Sequence[float]) -
         _, video = next(evaluator.clips.batches(1, evaluator.device))
         for gazing_ratio in ratios:
             loss = evaluator.measure(method, gazing_ratio).scores.loss
-            over = None if gazing_ratio not in first else bootstrap(
-                [loss, first[gazing_ratio]], evaluator.clips.groups, ratio)
+            over = (
+                None
+                if gazing_ratio not in first
+                else bootstrap([loss, first[gazing_ratio]], evaluator.clips.groups, ratio)
+            )
             first.setdefault(gazing_ratio, loss)
-            lines.append(Ablation(run.axis, run.value, model.config.num_multi_token_pred, gazing_ratio,
-                                  bootstrap([loss], evaluator.clips.groups), over,
-                                  time_method(method, video, gazing_ratio)))
+            lines.append(
+                Ablation(
+                    run.axis,
+                    run.value,
+                    model.config.num_multi_token_pred,
+                    gazing_ratio,
+                    bootstrap([loss], evaluator.clips.groups),
+                    over,
+                    time_method(method, video, gazing_ratio),
+                )
+            )
     return lines
 
 
 def ablation_table(lines: Sequence[Ablation]) -> str:
     """Markdown."""
-    return table(["choice", "K", "ratio", "loss", "over the first of its kind", "ms a clip"],
-                 [[f"{line.axis}: {line.value}", line.ids_a_step, f"{line.gazing_ratio:g}",
-                   f"{line.loss.value:.4f} [{line.loss.low:.4f}, {line.loss.high:.4f}]",
-                   "" if line.over_first is None else str(line.over_first), f"{line.median_ms:.2f}"] for line in lines],
-                 "Ablations")
+    return table(
+        ["choice", "K", "ratio", "loss", "over the first of its kind", "ms a clip"],
+        [
+            [
+                f"{line.axis}: {line.value}",
+                line.ids_a_step,
+                f"{line.gazing_ratio:g}",
+                f"{line.loss.value:.4f} [{line.loss.low:.4f}, {line.loss.high:.4f}]",
+                "" if line.over_first is None else str(line.over_first),
+                f"{line.median_ms:.2f}",
+            ]
+            for line in lines
+        ],
+        "Ablations",
+    )
 
 
 def parse_run(text: str) -> Run:
-    """"K:10=runs/k10" as a run."""
+    """ "K:10=runs/k10" as a run."""
     label, found, checkpoint = text.partition("=")
     axis, colon, value = label.partition(":")
     if not (found and colon and axis and value and checkpoint):
@@ -119,8 +152,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="test", help='sub-folder of --data; "" for the folder itself (default test)')
     parser.add_argument("--reconstructor", help="folder of the judge (default: the shipped one)")
     parser.add_argument("--run", action="append", type=parse_run, required=True, metavar="AXIS:VALUE=CHECKPOINT")
-    parser.add_argument("--ratios", type=lambda text: tuple(map(float, text.split(","))), default=RATIOS,
-                        help="gazing ratios (default 0.05,0.1)")
+    parser.add_argument(
+        "--ratios",
+        type=lambda text: tuple(map(float, text.split(","))),
+        default=RATIOS,
+        help="gazing ratios (default 0.05,0.1)",
+    )
     parser.add_argument("--frames", type=int, default=16, help="frames of every clip, evenly over it (default 16)")
     parser.add_argument("--limit", type=int, help="at most so many clips (default: all)")
     parser.add_argument("--batch", type=int, default=16, help="clips at once (default 16)")

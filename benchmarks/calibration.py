@@ -44,16 +44,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     calibrations = {"before": stored(args.before) if args.before else (), "after": model.config.calibration}
     asked = args.asked or useful_requirements(model, judge, clips, args.points)
     least = smallest_ratios(model, judge, clips, asked)
-    checks = {name: check_stops(model.with_calibration(pairs), judge, clips, asked, least)
-              for name, pairs in calibrations.items()}
+    checks = {
+        name: check_stops(model.with_calibration(pairs), judge, clips, asked, least)
+        for name, pairs in calibrations.items()
+    }
     for name, rows in checks.items():
         for row in rows:
             print(f"{name}: {row}", file=sys.stderr)
-    result = {"what": "calibration", "machine": machine(), "clips": sum(map(len, clips)), "frames": args.frames,
-              "sampling": sampling_in_words(args.stride), "data": args.data.name, "slack": SLACK,
-              "calibrations": calibrations,
-              "summary": {name: summary(rows) for name, rows in checks.items()},
-              "checks": {name: [asdict(row) for row in rows] for name, rows in checks.items()}}
+    result = {
+        "what": "calibration",
+        "machine": machine(),
+        "clips": sum(map(len, clips)),
+        "frames": args.frames,
+        "sampling": sampling_in_words(args.stride),
+        "data": args.data.name,
+        "slack": SLACK,
+        "calibrations": calibrations,
+        "summary": {name: summary(rows) for name, rows in checks.items()},
+        "checks": {name: [asdict(row) for row in rows] for name, rows in checks.items()},
+    }
     if args.out is not None:
         draw(checks, args.out.with_suffix(".png"))
         write_json(args.out, result)
@@ -76,8 +85,11 @@ def summary(rows: Sequence[StopCheck]) -> dict[str, float | None]:
     """The two promises over all requirements at which frames stop: the worst of each."""
     fired = [row for row in rows if row.kept is not None]
     excess = [row.ratio / row.smallest_ratio - 1 for row in fired if row.smallest_ratio > 0]
-    return {"lowest_kept": min((row.kept for row in fired if row.kept is not None), default=None),
-            "most_excess": max(excess, default=None), "mean_excess": sum(excess) / len(excess) if excess else None}
+    return {
+        "lowest_kept": min((row.kept for row in fired if row.kept is not None), default=None),
+        "most_excess": max(excess, default=None),
+        "mean_excess": sum(excess) / len(excess) if excess else None,
+    }
 
 
 def draw(checks: dict[str, list[StopCheck]], path: Path) -> None:

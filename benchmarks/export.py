@@ -111,10 +111,20 @@ def providers(path: Path, device: torch.device) -> dict[str, dict[str, int]]:
         options.profile_file_prefix = str(Path(folder) / "profile")
         cuda = ["CUDAExecutionProvider"] if device.type == "cuda" else []
         session = ort.InferenceSession(str(path), options, providers=[*cuda, "CPUExecutionProvider"])
-        kinds = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bool)": "bool",
-                 "tensor(int32)": "int32", "tensor(int64)": "int64"}
-        session.run(None, {node.name: np.zeros([n if isinstance(n, int) else 1 for n in node.shape], kinds[node.type])
-                           for node in session.get_inputs()})
+        kinds = {
+            "tensor(float)": "float32",
+            "tensor(float16)": "float16",
+            "tensor(bool)": "bool",
+            "tensor(int32)": "int32",
+            "tensor(int64)": "int64",
+        }
+        session.run(
+            None,
+            {
+                node.name: np.zeros([n if isinstance(n, int) else 1 for n in node.shape], kinds[node.type])
+                for node in session.get_inputs()
+            },
+        )
         events = json.loads(Path(session.end_profiling()).read_text())
     found: dict[str, Counter[str]] = {}
     for event in events:
@@ -158,9 +168,15 @@ def report(model: AutoGaze, ratio: float, precision: str, args: argparse.Namespa
         own = AutoGaze(model.config).to(device, dtype).eval()
         own.load_state_dict(model.state_dict())
         file_ratio = engine.metadata.gazing_ratio
-        yield {"precision": precision, "gazing_ratio": ratio, "budget": engine.metadata.budget,
-               "nodes": len(graph.graph.node), "file_mib": path.stat().st_size / 2**20,
-               "write_s": written - begun, "open_s": opened - written}
+        yield {
+            "precision": precision,
+            "gazing_ratio": ratio,
+            "budget": engine.metadata.budget,
+            "nodes": len(graph.graph.node),
+            "file_mib": path.stat().st_size / 2**20,
+            "write_s": written - begun,
+            "open_s": opened - written,
+        }
         yield {"providers": providers(path, device)}
         yield {"parity_with_pytorch_fp32": parity(model, engine, args.data, args.clips, 8)}
         del engine

@@ -44,13 +44,14 @@ class LabelTiming:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if min(args.clips, args.frames, args.batch_clips, args.at_once) < 1 or args.copies < 0:
-        print("labels: --clips, --frames, --batch-clips and --at-once must be positive, --copies not negative",
-              file=sys.stderr)
+        print(
+            "labels: --clips, --frames, --batch-clips and --at-once must be positive, --copies not negative",
+            file=sys.stderr,
+        )
         return 2
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = Reconstructor.from_pretrained(args.reconstructor, device)
-    data = ClipData(args.data, frames=args.frames, size=model.grid.height_px, validate_clips=args.clips,
-                    resident_gib=0)
+    data = ClipData(args.data, frames=args.frames, size=model.grid.height_px, validate_clips=args.clips, resident_gib=0)
     video = data.render(data.validation_recipes(), device).video
     generator = torch.Generator().manual_seed(args.seed)
     budgets = draw_budgets(args.mean_ratio, len(video), args.frames, model.grid, generator).to(device)
@@ -82,8 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(name: str, model: Reconstructor, video: Tensor, budgets: Tensor, settings: GreedySettings,
-            device: torch.device, batch: int) -> LabelTiming:
+def measure(
+    name: str,
+    model: Reconstructor,
+    video: Tensor,
+    budgets: Tensor,
+    settings: GreedySettings,
+    device: torch.device,
+    batch: int,
+) -> LabelTiming:
     """Search all clips, batch by batch."""
     start, losses = time.perf_counter(), []
     for part, budget in zip(video.split(batch), budgets.split(batch), strict=True):
@@ -93,8 +101,9 @@ def measure(name: str, model: Reconstructor, video: Tensor, budgets: Tensor, set
     return LabelTiming(name, len(video), round(seconds, 3), rate, torch.cat(losses).mean().item())
 
 
-def _search(model: Reconstructor, video: Tensor, budgets: Tensor, settings: GreedySettings,
-            device: torch.device) -> Tensor:
+def _search(
+    model: Reconstructor, video: Tensor, budgets: Tensor, settings: GreedySettings, device: torch.device
+) -> Tensor:
     """(B, T) loss after the last pick of each frame."""
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         found = greedy_gaze(model, video, budgets, settings)
@@ -102,8 +111,9 @@ def _search(model: Reconstructor, video: Tensor, budgets: Tensor, settings: Gree
     return loss.cpu()  # waits for the device
 
 
-def summary(timings: Sequence[LabelTiming], random_loss: float, budgets: Tensor, args: argparse.Namespace,
-            model: Reconstructor) -> dict[str, object]:
+def summary(
+    timings: Sequence[LabelTiming], random_loss: float, budgets: Tensor, args: argparse.Namespace, model: Reconstructor
+) -> dict[str, object]:
     """The result as JSON; gap and speed-up where exact was measured."""
     exact = next((timing for timing in timings if timing.name == "exact"), None)
     rows = []
@@ -113,9 +123,15 @@ def summary(timings: Sequence[LabelTiming], random_loss: float, budgets: Tensor,
             row["times_faster"] = timing.clips_a_minute / exact.clips_a_minute
             row["loss_above_exact"] = timing.loss / exact.loss - 1
         rows.append(row)
-    return {"what": "labels", "machine": machine(), "clips": len(budgets), "frames": args.frames,
-            "mean_ratio": budgets.float().mean().item() / model.grid.patches_per_frame, "random_loss": random_loss,
-            "searches": rows}
+    return {
+        "what": "labels",
+        "machine": machine(),
+        "clips": len(budgets),
+        "frames": args.frames,
+        "mean_ratio": budgets.float().mean().item() / model.grid.patches_per_frame,
+        "random_loss": random_loss,
+        "searches": rows,
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -127,8 +143,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mean-ratio", type=float, default=0.07, help="mean gazing ratio (default 0.07)")
     parser.add_argument("--batch-clips", type=int, default=32, help="clips searched side by side (default 32)")
     parser.add_argument("--at-once", type=int, default=1024, help="frames reconstructed in one batch (default 1024)")
-    parser.add_argument("--fast", nargs="*", default=[], metavar="CANDIDATES,PICKS,SHARE,WORTH",
-                        help="further fast settings to try, such as 2,2,16,0.7")
+    parser.add_argument(
+        "--fast",
+        nargs="*",
+        default=[],
+        metavar="CANDIDATES,PICKS,SHARE,WORTH",
+        help="further fast settings to try, such as 2,2,16,0.7",
+    )
     parser.add_argument("--copies", type=int, default=0, metavar="N", help="also time the fast search on N copies")
     parser.add_argument("--no-exact", action="store_true", help="leave the exact search out: minutes on a GPU")
     parser.add_argument("--seed", type=int, default=0, help="of the budgets (default 0)")

@@ -58,22 +58,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     full = AutoGaze.from_pretrained(args.checkpoint, device=device).eval()
     half = AutoGaze.from_pretrained(args.checkpoint, device=device).to(torch.bfloat16).eval()
     judge = Judge(load_reconstructor(args.reconstructor)).to(device)
-    taken = {stride: load_clips(args.data, full.grid, full.preprocessor, args.frames, stride or None, args.clips)
-             for stride in args.strides}
+    taken = {
+        stride: load_clips(args.data, full.grid, full.preprocessor, args.frames, stride or None, args.clips)
+        for stride in args.strides
+    }
     rows = []
     for ratio in args.ratios:
-        found = {stride: compare(full, half, judge, clips, ratio, args.batch_clips, device)
-                 for stride, clips in taken.items()}
+        found = {
+            stride: compare(full, half, judge, clips, ratio, args.batch_clips, device)
+            for stride, clips in taken.items()
+        }
         groups = [group for clips in taken.values() for group in clips.groups]
-        together = Clips(*(torch.cat([getattr(part, name) for part in found.values()])
-                           for name in ("full", "half", "same")))
+        together = Clips(
+            *(torch.cat([getattr(part, name) for part in found.values()]) for name in ("full", "half", "same"))
+        )
         new = [agreement(ratio, stride, part, taken[stride].groups) for stride, part in found.items()]
         new.append(agreement(ratio, None, together, groups))
         for row in new:
             print(row, file=sys.stderr)
         rows += new
-    result = {"what": "precision", "machine": machine(), "frames": args.frames, "data": args.data.name,
-              "rows": [asdict(row) for row in rows]}
+    result = {
+        "what": "precision",
+        "machine": machine(),
+        "frames": args.frames,
+        "data": args.data.name,
+        "rows": [asdict(row) for row in rows],
+    }
     if args.out is not None:
         write_json(args.out, result)
     print(json.dumps(result))
@@ -81,15 +91,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @torch.inference_mode()
-def compare(full: AutoGaze, half: AutoGaze, judge: Judge, clips: ClipSet, ratio: float, batch: int,
-            device: torch.device) -> Clips:
+def compare(
+    full: AutoGaze, half: AutoGaze, judge: Judge, clips: ClipSet, ratio: float, batch: int, device: torch.device
+) -> Clips:
     """Gaze at all clips with both models and judge both gazes."""
     parts = []
     for _, video in clips.batches(batch, device):
         one, other = full.generate(video, gazing_ratio=ratio), half.generate(video.bfloat16(), gazing_ratio=ratio)
         both = one.patch_mask() & other.patch_mask()
-        parts.append((judge.losses(video, one).mean(1), judge.losses(video, other).mean(1),
-                      both.sum((1, 2)) / one.counts.sum(1).clamp(min=1)))
+        parts.append(
+            (
+                judge.losses(video, one).mean(1),
+                judge.losses(video, other).mean(1),
+                both.sum((1, 2)) / one.counts.sum(1).clamp(min=1),
+            )
+        )
     return Clips(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
 
 
@@ -100,8 +116,16 @@ def agreement(ratio: float, stride: int | None, clips: Clips, groups: Sequence[s
     index = torch.tensor([names[name] for name in groups])
     sums = torch.zeros(len(names)).index_add(0, index, above - above.mean())
     error = float((sums.square().sum() * len(names) / max(1, len(names) - 1)).sqrt()) / len(above)
-    return Agreement(ratio, stride, len(above), mean, float(clips.half.mean()), float(above.mean()) / mean,
-                     error / mean, float(clips.same.mean()))
+    return Agreement(
+        ratio,
+        stride,
+        len(above),
+        mean,
+        float(clips.half.mean()),
+        float(above.mean()) / mean,
+        error / mean,
+        float(clips.same.mean()),
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,8 +134,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reconstructor", help="folder of the judge (default: the shipped one)")
     parser.add_argument("--data", required=True, type=Path, help="folder of videos")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2, 0.4], help="gazing ratios")
-    parser.add_argument("--strides", type=int, nargs="+", default=[0, 1, 2, 3],
-                        help="ways of taking frames: every STRIDE-th, 0: spread over the video (default 0 1 2 3)")
+    parser.add_argument(
+        "--strides",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2, 3],
+        help="ways of taking frames: every STRIDE-th, 0: spread over the video (default 0 1 2 3)",
+    )
     parser.add_argument("--clips", type=int, help="use only so many videos of the folder")
     parser.add_argument("--frames", type=int, default=16, help="frames a clip (default 16)")
     parser.add_argument("--batch-clips", type=int, default=16, help="clips a pass (default 16)")

@@ -54,8 +54,9 @@ class GrowingCache:
 
 
 @torch.no_grad()
-def generate_published(model: AutoGaze, video: Tensor, gazing_ratio: float = 1.0,
-                       task_loss_requirement: float | None = None) -> Gaze:
+def generate_published(
+    model: AutoGaze, video: Tensor, gazing_ratio: float = 1.0, task_loss_requirement: float | None = None
+) -> Gaze:
     """What `AutoGaze.generate` gives, the published way; on the CPU, in float32.
 
     Args:
@@ -76,8 +77,9 @@ def generate_published(model: AutoGaze, video: Tensor, gazing_ratio: float = 1.0
         embeds.append(visual)
         valid.append(torch.ones(visual.shape[:2], dtype=torch.bool))
         error = None if rule is None or canvas is None else rule.begin(grey[:, t], canvas)
-        ids, cache = _decode_frame(model, torch.cat(embeds, 1), torch.cat(valid, 1), cache, budget,
-                                   task_loss_requirement, error)
+        ids, cache = _decode_frame(
+            model, torch.cat(embeds, 1), torch.cat(valid, 1), cache, budget, task_loss_requirement, error
+        )
         embeds.append(decoder.model.embed_tokens(ids))
         valid.append(ids != eos)
         frames.append(ids)
@@ -88,8 +90,15 @@ def generate_published(model: AutoGaze, video: Tensor, gazing_ratio: float = 1.0
     return Gaze(padded.where(padded != eos, 0), padded != eos, model.grid)
 
 
-def _decode_frame(model: AutoGaze, embeds: Tensor, valid: Tensor, cache: GrowingCache, budget: int,
-                  requirement: float | None, error: FrameError | None) -> tuple[Tensor, GrowingCache]:
+def _decode_frame(
+    model: AutoGaze,
+    embeds: Tensor,
+    valid: Tensor,
+    cache: GrowingCache,
+    budget: int,
+    requirement: float | None,
+    error: FrameError | None,
+) -> tuple[Tensor, GrowingCache]:
     """Ids (B, n) of a frame, `eos` where padded, and the cache without the last group."""
     decoder, eos, kept = model.gaze_decoder, model.grid.patches_per_frame, cache
     tokens = embeds[:, cache.length :]
@@ -108,8 +117,16 @@ def _decode_frame(model: AutoGaze, embeds: Tensor, valid: Tensor, cache: Growing
     return ids, kept
 
 
-def _choose(logits: Tensor, losses: Tensor, ids: Tensor, unfinished: Tensor, budget: int, requirement: float | None,
-            eos: int, error: FrameError | None) -> tuple[Tensor, Tensor]:
+def _choose(
+    logits: Tensor,
+    losses: Tensor,
+    ids: Tensor,
+    unfinished: Tensor,
+    budget: int,
+    requirement: float | None,
+    eos: int,
+    error: FrameError | None,
+) -> tuple[Tensor, Tensor]:
     """The next group (B, n <= K), `eos` where padded, and which clips met the requirement in it."""
     rows = torch.arange(len(ids))
     logits[..., eos] = -torch.inf

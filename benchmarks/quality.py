@@ -83,10 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = evaluate(methods, evaluator, plan)
     timings = time_methods(methods, evaluator) if args.time else []
     goals = check_goals(results)
-    more = {"what": "quality", "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "machine": machine(device), "command": "python -m benchmarks.quality " + " ".join(argv or sys.argv[1:]),
-            "seconds": round(time.perf_counter() - begun, 1), "goals": [asdict(goal) for goal in goals],
-            "timings": [asdict(timing) for timing in timings]}
+    more = {
+        "what": "quality",
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine(device),
+        "command": "python -m benchmarks.quality " + " ".join(argv or sys.argv[1:]),
+        "seconds": round(time.perf_counter() - begun, 1),
+        "goals": [asdict(goal) for goal in goals],
+        "timings": [asdict(timing) for timing in timings],
+    }
     if args.out is not None:
         results.save(args.out, **more)
         write_text(args.out.with_suffix(".md"), "\n".join([goal_table(goals), markdown(results), time_table(timings)]))
@@ -100,23 +105,34 @@ def check_goals(results: Results) -> list[Goal]:
     """What the last checkpoint named should reach; the checkpoint before it is what it should improve on."""
     networks = results.methods(NETWORK)
     name, earlier = networks[-1], networks[:-1]
-    found = {(row.figure, row.gazing_ratio, row.against == RANDOM, row.against): row.interval
-             for row in results.comparisons if row.method == name}
+    found = {
+        (row.figure, row.gazing_ratio, row.against == RANDOM, row.against): row.interval
+        for row in results.comparisons
+        if row.method == name
+    }
     goals = []
     for ratio in GOAL_RATIOS:
         over_random = found.get((LOSS_OVER, ratio, True, RANDOM))
-        over_best = next((interval for key, interval in found.items() if key[:3] == (LOSS_OVER, ratio, False)),
-                         over_random)
+        over_best = next(
+            (interval for key, interval in found.items() if key[:3] == (LOSS_OVER, ratio, False)), over_random
+        )
         way = next((interval for key, interval in found.items() if key[:2] == (WAY, ratio)), None)
-        goals += [_at_most(f"loss / random's at {ratio:g}", _value(over_random), MOST_OVER_RANDOM),
-                  _at_most(f"loss / best selector's at {ratio:g}", _value(over_best), MOST_OVER_BEST),
-                  Goal(f"way from random to the oracle at {ratio:g}", _value(way), f">= {LEAST_WAY:g}",
-                       way is not None and way.value >= LEAST_WAY)]
+        goals += [
+            _at_most(f"loss / random's at {ratio:g}", _value(over_random), MOST_OVER_RANDOM),
+            _at_most(f"loss / best selector's at {ratio:g}", _value(over_best), MOST_OVER_BEST),
+            Goal(
+                f"way from random to the oracle at {ratio:g}",
+                _value(way),
+                f">= {LEAST_WAY:g}",
+                way is not None and way.value >= LEAST_WAY,
+            ),
+        ]
         for other in earlier:
             interval = found.get((LOSS_MINUS, ratio, False, other))
             high = None if interval is None else interval.high
-            goals.append(Goal(f"loss - {other}'s at {ratio:g}, upper end of 95 %", high, "< 0",
-                              high is not None and high < 0))
+            goals.append(
+                Goal(f"loss - {other}'s at {ratio:g}, upper end of 95 %", high, "< 0", high is not None and high < 0)
+            )
     over = [row.over_random.value for row in results.kinds if row.method == name and row.over_random is not None]
     goals.append(_at_most("loss - random's, worst kind and ratio", max(over, default=None), 0.0))
     for row in results.requirements:
@@ -139,25 +155,38 @@ def time_methods(methods: Sequence[Method], evaluator: Evaluator) -> list[Timing
 def machine(device: torch.device) -> dict[str, str]:
     """What ran it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": name, "torch": torch.__version__, "cuda": str(torch.version.cuda),
-            "python": platform.python_version()}
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "python": platform.python_version(),
+    }
 
 
 def goal_table(goals: Sequence[Goal]) -> str:
     """The goals, met or not."""
-    return table(["goal", "value", "wanted", "met"],
-                 [[goal.name, "-" if goal.value is None else f"{goal.value:.4f}", goal.wanted,
-                   "yes" if goal.met else "no"] for goal in goals], "Goals")
+    return table(
+        ["goal", "value", "wanted", "met"],
+        [
+            [goal.name, "-" if goal.value is None else f"{goal.value:.4f}", goal.wanted, "yes" if goal.met else "no"]
+            for goal in goals
+        ],
+        "Goals",
+    )
 
 
 def time_table(timings: Sequence[Timing]) -> str:
     """Milliseconds by method and batch."""
     batches = sorted({timing.clips for timing in timings})
     found = {(timing.method, timing.clips): timing.median_ms for timing in timings}
-    return table(["method", *(f"{batch} clip{'s' * (batch > 1)}, ms" for batch in batches)],
-                 [[method, *(f"{found[method, batch]:.2f}" for batch in batches)]
-                  for method in dict.fromkeys(timing.method for timing in timings)],
-                 f"Time to choose at {TIMED_RATIO:g}, 16 frames a clip")
+    return table(
+        ["method", *(f"{batch} clip{'s' * (batch > 1)}, ms" for batch in batches)],
+        [
+            [method, *(f"{found[method, batch]:.2f}" for batch in batches)]
+            for method in dict.fromkeys(timing.method for timing in timings)
+        ],
+        f"Time to choose at {TIMED_RATIO:g}, 16 frames a clip",
+    )
 
 
 def _value(interval: Interval | None) -> float | None:
@@ -189,13 +218,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.quality", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of videos")
     parser.add_argument("--split", default="test", help='sub-folder of --data; "" for the folder itself (default test)')
-    parser.add_argument("--checkpoint", action="append", required=True, metavar="LABEL=X",
-                        help="may be repeated, weak to strong; the last is judged")
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        required=True,
+        metavar="LABEL=X",
+        help="may be repeated, weak to strong; the last is judged",
+    )
     parser.add_argument("--reconstructor", help="folder of the judge (default: the shipped one)")
-    parser.add_argument("--against", type=lambda text: tuple(text.split(",")),
-                        help="default: every selector, untrained, oracle")
-    parser.add_argument("--oracle-ratios", type=lambda text: tuple(map(float, text.split(","))), default=ORACLE_RATIOS,
-                        help="ratios at which the oracle runs (default 0.05,0.1)")
+    parser.add_argument(
+        "--against", type=lambda text: tuple(text.split(",")), help="default: every selector, untrained, oracle"
+    )
+    parser.add_argument(
+        "--oracle-ratios",
+        type=lambda text: tuple(map(float, text.split(","))),
+        default=ORACLE_RATIOS,
+        help="ratios at which the oracle runs (default 0.05,0.1)",
+    )
     parser.add_argument("--frames", type=int, default=16, help="frames of every clip (default 16)")
     parser.add_argument("--stride", type=int, help="take every STRIDE-th frame (default: evenly over the clip)")
     parser.add_argument("--limit", type=int, help="at most so many clips (default: all)")

@@ -35,12 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = Reconstructor.from_pretrained(args.reconstructor, device)
-    data = ClipData(args.data, frames=args.frames, size=model.grid.height_px, validate_clips=args.clips,
-                    resident_gib=0)
+    data = ClipData(args.data, frames=args.frames, size=model.grid.height_px, validate_clips=args.clips, resident_gib=0)
     video = data.render(data.validation_recipes(), device).video
     curves = measure(model, video, args.ratios, args.batch_clips)
-    result = {"what": "reconstructor", "machine": machine(), "clips": len(video), "frames": args.frames,
-              "loss": model.config.loss, "curves": curves}
+    result = {
+        "what": "reconstructor",
+        "machine": machine(),
+        "clips": len(video),
+        "frames": args.frames,
+        "loss": model.config.loss,
+        "curves": curves,
+    }
     if args.plot is not None:
         draw(curves, model.config.loss, args.plot)
     if args.out is not None:
@@ -50,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @torch.no_grad()
-def measure(model: Reconstructor, video: Tensor, ratios: Sequence[float],
-            batch: int = 8) -> dict[str, dict[float, float]]:
+def measure(
+    model: Reconstructor, video: Tensor, ratios: Sequence[float], batch: int = 8
+) -> dict[str, dict[float, float]]:
     """Mean loss of every kind of gaze at every ratio."""
     patches = model.grid.patches_per_frame
     generator = torch.Generator().manual_seed(0)
@@ -74,8 +80,10 @@ def measure(model: Reconstructor, video: Tensor, ratios: Sequence[float],
         for name, losses in parts.items():
             if losses:
                 curves[name][ratio] = torch.cat(losses).mean().item()
-        print(f"ratio {ratio}: " + ", ".join(f"{name} {c[ratio]:.4f}" for name, c in curves.items() if ratio in c),
-              file=sys.stderr)
+        print(
+            f"ratio {ratio}: " + ", ".join(f"{name} {c[ratio]:.4f}" for name, c in curves.items() if ratio in c),
+            file=sys.stderr,
+        )
     return curves
 
 
@@ -88,8 +96,9 @@ def draw(curves: dict[str, dict[float, float]], loss: str, path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     for name, curve in curves.items():
-        axes.plot(list(curve), list(curve.values()), "o-" if "paste" not in name else "o--", label=name,
-                  color=COLOURS[name])
+        axes.plot(
+            list(curve), list(curve.values()), "o-" if "paste" not in name else "o--", label=name, color=COLOURS[name]
+        )
     axes.set(xscale="log", xlabel="gazing ratio", ylabel=f"reconstruction loss ({loss})", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -57,8 +57,17 @@ def compare(model: AutoGaze, video: torch.Tensor, ratio: float, runs: int) -> Co
         turns.append(tuple(measure("", side, torch.device("cpu"), runs=1, warmup=0).median_ms for side in sides))
     ours_ms, published_ms = (statistics.median(side) for side in zip(*turns, strict=True))
     faster = statistics.median(theirs / ours for ours, theirs in turns)
-    return Comparison(ratio, runs, ours_ms, published_ms, faster, GOALS[ratio], same, PUBLISHED_MS[ratio],
-                      [(round(ours, 1), round(theirs, 1)) for ours, theirs in turns])
+    return Comparison(
+        ratio,
+        runs,
+        ours_ms,
+        published_ms,
+        faster,
+        GOALS[ratio],
+        same,
+        PUBLISHED_MS[ratio],
+        [(round(ours, 1), round(theirs, 1)) for ours, theirs in turns],
+    )
 
 
 def load_average() -> list[float] | None:
@@ -88,12 +97,19 @@ def main(argv: list[str] | None = None) -> int:
     rows, load_before = [], load_average()
     for ratio in GOALS:
         row = compare(model, video, ratio, args.runs)
-        print(f"ratio {ratio}: {row.ours_ms:.0f} ms a clip, the published way {row.published_ms:.0f} ms: "
-              f"{row.times_faster:.2f} times faster (goal {row.least}), same ids: {row.same_ids}", file=sys.stderr)
+        print(
+            f"ratio {ratio}: {row.ours_ms:.0f} ms a clip, the published way {row.published_ms:.0f} ms: "
+            f"{row.times_faster:.2f} times faster (goal {row.least}), same ids: {row.same_ids}",
+            file=sys.stderr,
+        )
         rows.append(asdict(row))
-    results = {"machine": {**machine(), "cpu": processor(), "cpus": os.cpu_count()},
-               "load_average": {"before": load_before, "after": load_average()},
-               "command": "python -m benchmarks.speed_cpu", "decoding": ": ".join(chosen_way(model)), "clips": rows}
+    results = {
+        "machine": {**machine(), "cpu": processor(), "cpus": os.cpu_count()},
+        "load_average": {"before": load_before, "after": load_average()},
+        "command": "python -m benchmarks.speed_cpu",
+        "decoding": ": ".join(chosen_way(model)),
+        "clips": rows,
+    }
     if args.out:
         write_json(args.out, results)
     print(json.dumps(results))

@@ -66,8 +66,7 @@ CASES = (
     Case("1080p", "a second of 1080p, SO400M/14 over 18 tiles", SO400M, 378, 36, 15, 0.05, "frame", (60, 180), 8.0, 2),
 )
 QUICK = tuple(
-    replace(case, clips=min(2, case.clips), frames=min(4, case.frames), size=224, chunks=(4,))
-    for case in CASES
+    replace(case, clips=min(2, case.clips), frames=min(4, case.frames), size=224, chunks=(4,)) for case in CASES
 )
 
 

@@ -28,8 +28,9 @@ def overlay_picture(model: AutoGaze) -> np.ndarray:
     gaze = model.gaze(scene, gazing_ratio=RATIO)
     overlay = Overlay(gaze.grid, SIZE, panel_px=400)
     masks = gaze.patch_mask()[0].cpu().numpy()
-    return np.concatenate([overlay.draw(scene[t], masks[t], f"frame {t}: {masks[t].sum()} of {masks.shape[1]} patches")
-                           for t in SHOWN])
+    return np.concatenate(
+        [overlay.draw(scene[t], masks[t], f"frame {t}: {masks[t].sum()} of {masks.shape[1]} patches") for t in SHOWN]
+    )
 
 
 def scales_picture(grid: PatchGrid) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Fine-tune a ViT on gazed patches: which way does the camera work in a rendered scene?
 
-    python examples/fine_tune.py CHECKPOINT [STEPS]
+python examples/fine_tune.py CHECKPOINT [STEPS]
 """
 
 import sys

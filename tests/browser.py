@@ -22,8 +22,11 @@ def open_page(url: str, width: int = 1100, height: int = 900, dark: bool = False
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *FAKE_CAMERA])
-        context = browser.new_context(viewport={"width": width, "height": height},
-                                      color_scheme="dark" if dark else "light", permissions=["camera"])
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            permissions=["camera"],
+        )
         page = context.new_page()
         page.set_default_timeout(120_000)  # a loaded machine is slow, not wrong
         errors: list[str] = []

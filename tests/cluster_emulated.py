@@ -59,9 +59,17 @@ cluster.ClusterSteps = Steps
 
 def model(window: int = 16, **parts: bool) -> AutoGaze:
     torch.manual_seed(0)
-    config = replace(AutoGazeConfig.tiny(), scales=(32, 64), hidden_size=64, num_attention_heads=2, head_dim=32,
-                     intermediate_size=64, num_multi_token_pred=3, max_num_frames=window,
-                     **{"paste_error": False, **parts})
+    config = replace(
+        AutoGazeConfig.tiny(),
+        scales=(32, 64),
+        hidden_size=64,
+        num_attention_heads=2,
+        head_dim=32,
+        intermediate_size=64,
+        num_multi_token_pred=3,
+        max_num_frames=window,
+        **{"paste_error": False, **parts},
+    )
     made = AutoGaze(config).eval()
     for parameter in made.parameters():
         if parameter.ndim > 1:
@@ -80,11 +88,20 @@ def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) 
     ids, chosen, loss = fast.ids[..., :width], fast.chosen[..., :width], fast.task_loss[..., :width]
     same = (plain.ids == ids)[plain.chosen].float()
     rest = (fast.ids[..., width:] == 0) & ~fast.chosen[..., width:] & fast.task_loss[..., width:].isnan()
-    print(json.dumps({
-        "case": name, "launches": Emulated.launches, "ids": len(same), "equal_ids": float(same.mean()),
-        "equal_chosen": torch.equal(plain.chosen, chosen),
-        "equal_empty": torch.equal(plain.task_loss.isnan(), loss.isnan()) and bool(rest.all()),
-        "loss_difference": float((plain.task_loss - loss).nan_to_num().abs().max())}), flush=True)
+    print(
+        json.dumps(
+            {
+                "case": name,
+                "launches": Emulated.launches,
+                "ids": len(same),
+                "equal_ids": float(same.mean()),
+                "equal_chosen": torch.equal(plain.chosen, chosen),
+                "equal_empty": torch.equal(plain.task_loss.isnan(), loss.isnan()) and bool(rest.all()),
+                "loss_difference": float((plain.task_loss - loss).nan_to_num().abs().max()),
+            }
+        ),
+        flush=True,
+    )
     return plain.task_loss
 
 
@@ -93,8 +110,7 @@ def compare_first(gazer: AutoGaze, video: torch.Tensor, name: str) -> None:
     compare(name + "stop at once", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=1e9)
     compare(name + "few", gazer, video[:1], gazing_ratio=0.1)  # 2 ids of a group of 3
     compare(name + "none", gazer, video, gazing_ratio=torch.tensor([[0.3, 0.0, 0.3], [0.0, 0.1, 0.4]]))
-    compare(name + "one stops", gazer, video[:, :2], gazing_ratio=0.4,
-            task_loss_requirement=torch.tensor([1e9, -1e9]))
+    compare(name + "one stops", gazer, video[:, :2], gazing_ratio=0.4, task_loss_requirement=torch.tensor([1e9, -1e9]))
 
 
 def main(without: str, knowing: str) -> None:
@@ -105,16 +121,22 @@ def main(without: str, knowing: str) -> None:
     gazer, video = model(), torch.randn(2, 3, 3, 64, 64)
     losses = compare("ratio", gazer, video, gazing_ratio=0.9)
     stop = float(losses[~losses.isnan()].quantile(0.3))
-    compare("per clip", gazer, video, gazing_ratio=torch.tensor([0.3, 1.0]),
-            task_loss_requirement=torch.tensor([stop, -9.0]))
+    compare(
+        "per clip",
+        gazer,
+        video,
+        gazing_ratio=torch.tensor([0.3, 1.0]),
+        task_loss_requirement=torch.tensor([stop, -9.0]),
+    )
     compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
     compare_first(gazer, video, "heads: ")
     compare("window", model(window=2), torch.randn(1, 5, 3, 64, 64), gazing_ratio=0.6)
     gazer = model(paste_error=True)
     losses = compare("paste error", gazer, video, gazing_ratio=0.6)
     stop = float(losses[~losses.isnan()].quantile(0.3))
-    compare("paste error, stop", gazer, video[:, :2], gazing_ratio=1.0,
-            task_loss_requirement=torch.tensor([stop, stop / 2]))
+    compare(
+        "paste error, stop", gazer, video[:, :2], gazing_ratio=1.0, task_loss_requirement=torch.tensor([stop, stop / 2])
+    )
     compare_first(gazer, video, "paste error: ")
     compare("paste error, window", model(window=2, paste_error=True), torch.randn(1, 4, 3, 64, 64), gazing_ratio=0.4)
 

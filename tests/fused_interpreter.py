@@ -16,8 +16,7 @@ from autogaze.decoding import clip, clip_graph, frame_graph, tuning, workspace
 from autogaze.model import AutoGazeConfig
 
 
-def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2,
-          paste_error: bool = True) -> AutoGaze:
+def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2, paste_error: bool = True) -> AutoGaze:
     torch.manual_seed(0)
     config = replace(
         AutoGazeConfig.tiny(),
@@ -133,8 +132,10 @@ def compare_clips(gazer: AutoGaze, video: torch.Tensor) -> None:
         gazer.decoding = way
         with torch.inference_mode():  # a buffer made in here is found again outside
             gazes = [gazer.generate(video, gazing_ratio=0.6) for _ in range(2)]
-        gazes += [gazer.generate(part, gazing_ratio=ratio)
-                  for part, ratio in ((-video, 0.6), (video[:, :2], 0.6), (video, 0.3))]
+        gazes += [
+            gazer.generate(part, gazing_ratio=ratio)
+            for part, ratio in ((-video, 0.6), (video[:, :2], 0.6), (video, 0.3))
+        ]
         weight = gazer.vision_model.out_proj.weight
         weight.data = -weight.data  # elsewhere
         gazes += [gazer.generate(video, gazing_ratio=0.6) for _ in range(2)]

@@ -10,8 +10,16 @@ from torch import Tensor, nn
 
 from autogaze.model import AutoGaze, AutoGazeConfig
 
-SMALL = AutoGazeConfig(scales=(16, 32, 64), patch_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                       head_dim=16, intermediate_size=64, num_multi_token_pred=4)  # 21 ids a frame
+SMALL = AutoGazeConfig(
+    scales=(16, 32, 64),
+    patch_size=16,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    head_dim=16,
+    intermediate_size=64,
+    num_multi_token_pred=4,
+)  # 21 ids a frame
 
 
 def small_model(seed: int = 0, **config: Any) -> AutoGaze:

@@ -35,16 +35,33 @@ def test_what_is_saved_is_what_is_loaded(folder: Path) -> None:
     model, again, video = small_model(), AutoGaze.from_pretrained(folder), random_video()
     assert again.config == model.config and not again.training
     assert torch.equal(again.generate(video, 0.5).ids, model.generate(video, 0.5).ids)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors",
-                                                              "preprocessor_config.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
-@pytest.mark.parametrize("config", [
-    AutoGazeConfig(), AutoGazeConfig.tiny(), SMALL, replace(SMALL, scales=(8, 16, 24), patch_size=8),
-    replace(SMALL, rope=RopeConfig(theta=1e4, scaled=False), calibration=((0.1, 0.2), (0.5, 0.6)), max_num_frames=8,
-            gazing_ratio=0.3, task_loss_requirement=None, encoder_depth=3, temporal_kernel=5),
-])
+@pytest.mark.parametrize(
+    "config",
+    [
+        AutoGazeConfig(),
+        AutoGazeConfig.tiny(),
+        SMALL,
+        replace(SMALL, scales=(8, 16, 24), patch_size=8),
+        replace(
+            SMALL,
+            rope=RopeConfig(theta=1e4, scaled=False),
+            calibration=((0.1, 0.2), (0.5, 0.6)),
+            max_num_frames=8,
+            gazing_ratio=0.3,
+            task_loss_requirement=None,
+            encoder_depth=3,
+            temporal_kernel=5,
+        ),
+    ],
+)
 def test_every_field_of_a_config_survives_the_published_form(config: AutoGazeConfig) -> None:
     assert config_from_published(json.loads(json.dumps(config_to_published(config)))) == config
 
@@ -60,9 +77,12 @@ def test_the_published_fields_stand_where_published_code_looks_for_them() -> Non
 
 def test_weights_are_named_as_published(folder: Path) -> None:
     names = load_file(folder / "model.safetensors").keys()
-    assert {"gazing_model.connector.pos_embed", "gazing_model.gaze_decoder.lm_head.weight",
-            "gazing_model.vision_model.temporal_conv.weight",
-            "gazing_model.gaze_decoder.model.layers.1.mlp.up_proj.weight"} <= names
+    assert {
+        "gazing_model.connector.pos_embed",
+        "gazing_model.gaze_decoder.lm_head.weight",
+        "gazing_model.vision_model.temporal_conv.weight",
+        "gazing_model.gaze_decoder.model.layers.1.mlp.up_proj.weight",
+    } <= names
 
 
 def test_preprocessing_is_kept_and_its_absence_is_no_error(folder: Path) -> None:
@@ -163,10 +183,15 @@ def test_a_config_of_something_else_is_refused(folder: Path) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize(("part", "name", "value"), [
-    ("gaze_decoder_config", "num_key_value_heads", 1), ("gaze_decoder_config", "hidden_act", "gelu"),
-    ("vision_model_config", "out_dim", 16), ("vision_model_config", "temporal_patch_size", 2),
-])
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("gaze_decoder_config", "num_key_value_heads", 1),
+        ("gaze_decoder_config", "hidden_act", "gelu"),
+        ("vision_model_config", "out_dim", 16),
+        ("vision_model_config", "temporal_patch_size", 2),
+    ],
+)
 def test_an_architecture_that_is_not_ours_is_refused(part: str, name: str, value: Any) -> None:
     data = config_to_published(SMALL)
     data["gaze_model_config"][part][name] = value

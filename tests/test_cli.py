@@ -20,8 +20,10 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_help_lists_the_verbs_without_importing_any() -> None:
-    code = ("import sys\nfrom autogaze.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-            "print(sorted(m for m in sys.modules if m.startswith('autogaze.') and m != 'autogaze.cli'))")
+    code = (
+        "import sys\nfrom autogaze.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted(m for m in sys.modules if m.startswith('autogaze.') and m != 'autogaze.cli'))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(verb in done.stdout for verb in VERBS)
     loaded = done.stdout.splitlines()[-1]

@@ -17,8 +17,9 @@ def causal(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def make_decoder(**changes: object) -> GazeDecoder:
-    arguments = dict(patches_per_frame=21, width=32, layers=2, heads=2, head_dim=16, hidden=64, group=4, eps=1e-5,
-                     rope=RopeConfig())
+    arguments = dict(
+        patches_per_frame=21, width=32, layers=2, heads=2, head_dim=16, hidden=64, group=4, eps=1e-5, rope=RopeConfig()
+    )
     return GazeDecoder(**(arguments | changes))  # type: ignore[arg-type]
 
 

@@ -52,8 +52,9 @@ def test_it_equals_the_plain_loop_beyond_the_window(way: str, window: int, quant
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_positions_may_be_moved_back_without_changing_a_choice(way: str, monkeypatch: pytest.MonkeyPatch,
-                                                               seed: int) -> None:
+def test_positions_may_be_moved_back_without_changing_a_choice(
+    way: str, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     model, video = small_model(seed, max_num_frames=2), random_video(2, 12, seed=seed)
     expected = both(way, model, video, 0.4)[0]
     moved = []
@@ -131,8 +132,12 @@ def test_a_forward_pass_equals_the_decoder_itself() -> None:
         for tokens in (x, x[:, :5]):
             at = torch.arange(tokens.shape[1]) + 3
             trunk = PackedTrunk(decoder)
-            torch.testing.assert_close(trunk(tokens, trunk.turns(at), attend),
-                                       decoder.model(tokens, at[None], attend)[:, -1], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                trunk(tokens, trunk.turns(at), attend),
+                decoder.model(tokens, at[None], attend)[:, -1],
+                atol=1e-4,
+                rtol=1e-4,
+            )
 
 
 def test_results_are_ordinary_tensors(way: str) -> None:

@@ -16,8 +16,12 @@ def none_taken(batch: int, ids: int) -> torch.Tensor:
     return torch.zeros(batch, ids, dtype=torch.bool)
 
 
-def chosen(logits: torch.Tensor, taken: torch.Tensor, temperature: float | None = None,
-           generator: torch.Generator | None = None) -> torch.Tensor:
+def chosen(
+    logits: torch.Tensor,
+    taken: torch.Tensor,
+    temperature: float | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
     """Ids (B, K) that are taken; the heads' losses are passed on."""
     task_loss = torch.rand(logits.shape[:2])
     ids, losses = choose_group(logits, task_loss, taken, temperature, generator)
@@ -45,8 +49,9 @@ def test_sampling_follows_the_softmax_of_what_is_left() -> None:
     shares = torch.bincount(ids[:, 0], minlength=3) / len(ids)
     torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.2]), atol=0.015, rtol=0)
     after_0 = ids[ids[:, 0] == 0, 1]
-    torch.testing.assert_close(torch.bincount(after_0, minlength=3) / len(after_0), torch.tensor([0.0, 0.6, 0.4]),
-                               atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        torch.bincount(after_0, minlength=3) / len(after_0), torch.tensor([0.0, 0.6, 0.4]), atol=0.02, rtol=0
+    )
 
 
 def test_temperature_sharpens_and_a_seed_repeats() -> None:
@@ -109,8 +114,10 @@ def test_a_low_loss_beyond_the_budget_counts_for_nothing() -> None:
 
 
 def test_columns_are_padded_with_what_says_not_decoded() -> None:
-    columns = [(torch.tensor([[5]]), torch.tensor([[True]]), torch.tensor([[0.5]])),
-               (torch.tensor([[1, 2]]), torch.tensor([[True, True]]), torch.tensor([[0.1, 0.2]]))]
+    columns = [
+        (torch.tensor([[5]]), torch.tensor([[True]]), torch.tensor([[0.5]])),
+        (torch.tensor([[1, 2]]), torch.tensor([[True, True]]), torch.tensor([[0.1, 0.2]])),
+    ]
     ids, chosen, loss = pad_columns(columns, torch.cat)
     assert ids.tolist() == [[5, 0], [1, 2]] and chosen.tolist() == [[True, False], [True, True]]
     assert loss[0, 1].isnan() and not loss[1].isnan().any()

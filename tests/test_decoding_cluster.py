@@ -41,8 +41,25 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[cluster.Shape
     def build(shape: cluster.Shape) -> Path:
         library = folder / f"{shape.C}-{shape.PLACES}.so"
         defines = [f"-D{name}={value}" for name, value in asdict(shape).items()]
-        subprocess.run([compiler, "-std=c++17", "-O2", "-shared", "-fPIC", "-I", str(cluster.SOURCES), "-I", "tests",
-                        *defines, "tests/cuda_emulator.cpp", "-o", str(library)], check=True, cwd=ROOT)
+        subprocess.run(
+            [
+                compiler,
+                "-std=c++17",
+                "-O2",
+                "-shared",
+                "-fPIC",
+                "-I",
+                str(cluster.SOURCES),
+                "-I",
+                "tests",
+                *defines,
+                "tests/cuda_emulator.cpp",
+                "-o",
+                str(library),
+            ],
+            check=True,
+            cwd=ROOT,
+        )
         return library
 
     return build
@@ -51,12 +68,22 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[cluster.Shape
 def test_emulated_clusters_choose_what_the_plain_loop_chooses(emulate: Callable[[cluster.Shape], Path]) -> None:
     pytest.importorskip("triton", reason="Triton comes with CUDA builds of PyTorch only")
     libraries = [str(emulate(shape)) for shape in (SMALL, SMALL_KNOWING)]
-    run = subprocess.run([sys.executable, "-m", "tests.cluster_emulated", *libraries], cwd=ROOT, capture_output=True,
-                         text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.cluster_emulated", *libraries],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     cases = [json.loads(line) for line in run.stdout.splitlines()]
-    assert [case["case"] for case in cases] == [*HEADS, "paste error", "paste error, stop",
-                                                   *(f"paste error: {case}" for case in FIRST), "paste error, window"]
+    assert [case["case"] for case in cases] == [
+        *HEADS,
+        "paste error",
+        "paste error, stop",
+        *(f"paste error: {case}" for case in FIRST),
+        "paste error, window",
+    ]
     for before, case in zip([{"launches": 0}, *cases], cases, strict=False):
         assert case["launches"] > before["launches"], "the ids were not decoded by the kernel"
         most = 0.01 if case["case"] in HEADS else 1e-5  # of losses that bfloat16 takes no part in
@@ -67,8 +94,11 @@ def test_emulated_clusters_choose_what_the_plain_loop_chooses(emulate: Callable[
 class Picks(ctypes.Structure):
     """`Picks` of `cuda_emulator.cpp`."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("arguments", "ids")] + [("count", ctypes.c_int)] + [
-        (name, ctypes.c_void_p) for name in ("scores", "losses", "level")]
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("arguments", "ids")]
+        + [("count", ctypes.c_int)]
+        + [(name, ctypes.c_void_p) for name in ("scores", "losses", "level")]
+    )
 
 
 def test_every_pick_changes_scores_and_losses_as_frame_error_says(emulate: Callable[[cluster.Shape], Path]) -> None:
@@ -86,8 +116,18 @@ def test_every_pick_changes_scores_and_losses_as_frame_error_says(emulate: Calla
     errors, looked = error.errors[0].t().contiguous().detach(), torch.zeros(rule.side**2, dtype=torch.int8)
     scores, losses = torch.zeros(count, patches), torch.zeros(count)
     arguments = cluster.Arguments(errors=errors.data_ptr(), tables=tables.data_ptr(), strength=rule.strength.data_ptr())
-    library.take(ctypes.byref(Picks(ctypes.addressof(arguments), ids.data_ptr(), count, scores.data_ptr(),
-                                    losses.data_ptr(), looked.data_ptr())))
+    library.take(
+        ctypes.byref(
+            Picks(
+                ctypes.addressof(arguments),
+                ids.data_ptr(),
+                count,
+                scores.data_ptr(),
+                losses.data_ptr(),
+                looked.data_ptr(),
+            )
+        )
+    )
     for i in range(count):
         torch.testing.assert_close(losses[i], error.left()[0].detach(), atol=2e-6, rtol=0)
         torch.testing.assert_close(scores[i], error.scores()[0].detach(), atol=1e-3, rtol=1e-4)
@@ -114,12 +154,20 @@ def test_a_kernel_that_does_not_compile_says_why() -> None:
         cluster.compile_kernel(replace(BASE, HIDDEN=100), "sm_90")
 
 
-@pytest.mark.parametrize(("change", "fits"), [({}, True), ({"C": 64, "HEADS": 2, "HIDDEN": 64}, True),
-                                              ({"HEADS": 12, "C": 384}, False), ({"K": 13}, False),
-                                              ({"HIDDEN": 100}, False), ({"VOCABULARY": 5000}, False),
-                                              ({"PLACES": 196, "SCALES": 4}, True),
-                                              ({"PLACES": 196, "SCALES": 13}, False),
-                                              ({"PLACES": 1000, "SCALES": 5, "VOCABULARY": 1024}, False)])
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [
+        ({}, True),
+        ({"C": 64, "HEADS": 2, "HIDDEN": 64}, True),
+        ({"HEADS": 12, "C": 384}, False),
+        ({"K": 13}, False),
+        ({"HIDDEN": 100}, False),
+        ({"VOCABULARY": 5000}, False),
+        ({"PLACES": 196, "SCALES": 4}, True),
+        ({"PLACES": 196, "SCALES": 13}, False),
+        ({"PLACES": 1000, "SCALES": 5, "VOCABULARY": 1024}, False),
+    ],
+)
 def test_shapes_are_refused_before_they_are_compiled(change: dict[str, int], fits: bool) -> None:
     assert (replace(BASE, **change).why_not() == "") == fits
 
@@ -142,8 +190,11 @@ def test_tables_of_a_grid_say_where_terms_lie_and_what_a_pick_touches(config: Au
     assert rule is not None
     scales, places, patches = len(config.scales), rule.side**2, config.grid.patches_per_frame
     table = patch_at(config.grid, rule.side)
-    parts = cluster.grid_tables(table, patches).long().split([*cluster._table_sizes(places, scales, patches),
-                                                              *unused(places, scales, patches)])
+    parts = (
+        cluster.grid_tables(table, patches)
+        .long()
+        .split([*cluster._table_sizes(places, scales, patches), *unused(places, scales, patches)])
+    )
     first, touching, scale, term, place, touched = parts[:6]
     covered = rule.cover > 0
     for patch in range(patches):

@@ -32,8 +32,7 @@ def test_kernels_choose_what_the_plain_loop_chooses(tuning: str) -> None:
     cases = [json.loads(line) for line in run.stdout.splitlines()]
     names = ["published", "ratio", "per clip", "blocks"]
     if tuning == "spread columns":
-        names += ["samples", "stop", "in step", "nothing", "window", "chunks",
-                  "stream", "clips"]
+        names += ["samples", "stop", "in step", "nothing", "window", "chunks", "stream", "clips"]
     assert list(dict.fromkeys(case["case"] for case in cases)) == names
     for case in cases:
         assert case["equal_ids"] == 1 and case["equal_chosen"] and case["loss_difference"] < 1e-4, case

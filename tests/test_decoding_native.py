@@ -57,11 +57,16 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @needs_library
-@pytest.mark.parametrize("shape", [
-    {"head_dim": 16, "num_attention_heads": 3, "hidden_size": 48},
-    {"head_dim": 32, "num_attention_heads": 2, "hidden_size": 32},  # heads wider than the model
-    {"head_dim": 64, "num_attention_heads": 1, "hidden_size": 64, "num_hidden_layers": 1},
-    {"num_multi_token_pred": 15, "rms_norm_eps": 0.1}, {"num_multi_token_pred": 1, "num_hidden_layers": 3}])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"head_dim": 16, "num_attention_heads": 3, "hidden_size": 48},
+        {"head_dim": 32, "num_attention_heads": 2, "hidden_size": 32},  # heads wider than the model
+        {"head_dim": 64, "num_attention_heads": 1, "hidden_size": 64, "num_hidden_layers": 1},
+        {"num_multi_token_pred": 15, "rms_norm_eps": 0.1},
+        {"num_multi_token_pred": 1, "num_hidden_layers": 3},
+    ],
+)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_every_shape_equals_the_plain_loop(shape: dict, threads: int) -> None:
     torch.set_num_threads(threads)
@@ -88,8 +93,9 @@ def test_the_base_model_chooses_the_same_ids(two_threads: None) -> None:
 
 @needs_library
 @pytest.mark.parametrize("architecture", INSTRUCTION_SETS)
-def test_other_instruction_sets_choose_the_same_ids(architecture: str, fresh: Path,
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_instruction_sets_choose_the_same_ids(
+    architecture: str, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = [f"-march={architecture}" if flag.startswith("-march") else flag for flag in native_build.flags()]
     monkeypatch.setattr(native_build, "flags", lambda: flags)
     model = small_model(scales=(48, 96, 192), head_dim=32, num_multi_token_pred=10)
@@ -212,8 +218,11 @@ def test_a_processor_it_was_not_measured_on_gets_it_only_when_asked(monkeypatch:
 
 def test_what_it_cannot_compute_is_left_to_the_cached_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_pass, "measured", lambda: True)
-    for model, reason in ((small_model().double(), "float32 only"), (small_model(head_dim=24), "head_dim"),
-                          (small_model(intermediate_size=40), "multiples of 16")):
+    for model, reason in (
+        (small_model().double(), "float32 only"),
+        (small_model(head_dim=24), "head_dim"),
+        (small_model(intermediate_size=40), "multiples of 16"),
+    ):
         assert chosen_way(model)[0] == "cached" and reason in chosen_way(model)[1]
     with torch.autocast("cpu"):
         assert "autocast" in chosen_way(small_model())[1]
@@ -223,11 +232,15 @@ def test_what_it_cannot_compute_is_left_to_the_cached_way(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("cause", ["compiler", "source", "folder", "owner"])
-def test_without_a_library_the_reason_is_told_and_decoding_goes_on(cause: str, fresh: Path, tmp_path: Path,
-                                                                   monkeypatch: pytest.MonkeyPatch,
-                                                                   tiny_checkpoint: Path) -> None:
-    reason = {"compiler": "no C++ compiler", "source": "failed", "folder": "could not be compiled into",
-              "owner": "belongs to another user"}[cause]
+def test_without_a_library_the_reason_is_told_and_decoding_goes_on(
+    cause: str, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
+) -> None:
+    reason = {
+        "compiler": "no C++ compiler",
+        "source": "failed",
+        "folder": "could not be compiled into",
+        "owner": "belongs to another user",
+    }[cause]
     if cause != "compiler" and native_build.shutil.which("c++") is None:
         pytest.skip("needs a C++ compiler")
     if cause == "compiler":

@@ -23,8 +23,12 @@ def test_attention_equals_torchs(new: int, total: int) -> None:
     cache = torch.randn(2, 2, 3, 1000, 16)  # keys and values of two clips with three heads, not filled
     key, value, query = cache[0, :, :, :total], cache[1, :, :, :total], torch.randn(2, 3, new, 16)
     mask = torch.full((new, total), -torch.inf).triu(total - new + 1)
-    torch.testing.assert_close(onednn.attend(query, key, value, mask),
-                               F.scaled_dot_product_attention(query, key, value, mask), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        onednn.attend(query, key, value, mask),
+        F.scaled_dot_product_attention(query, key, value, mask),
+        atol=1e-5,
+        rtol=1e-4,
+    )
 
 
 def test_only_float32_on_a_cpu_fits() -> None:

@@ -18,14 +18,25 @@ def budgets(ratio: Any, batch: int = 2, frames: int = 3) -> list:
     return make_request(GRID, batch, frames, ratio).budget.tolist()
 
 
-@pytest.mark.parametrize(("ratio", "expected"), [
-    (0.5, [[10] * 3] * 2), (None, [[21] * 3] * 2), (1, [[21] * 3] * 2), (0, [[0] * 3] * 2), (0.001, [[1] * 3] * 2),
-    ([0.1, 0.5, 1.0], [[2, 10, 21]] * 2), (torch.tensor([0.1, 0.5, 1.0]), [[2, 10, 21]] * 2),
-    (torch.tensor([0.1, 0.5]), [[2] * 3, [10] * 3]), ([0.1, 0.5], [[2] * 3, [10] * 3]),
-    (torch.tensor([[0.1], [0.5]]), [[2] * 3, [10] * 3]), (torch.tensor([[0.1, 0.5, 1.0]]), [[2, 10, 21]] * 2),
-    (torch.tensor([[0.1, 0.5, 1.0], [0.0, 1.0, 0.2]]), [[2, 10, 21], [0, 21, 4]]),
-    (torch.tensor(0.5), [[10] * 3] * 2), (np.array([0.1, 0.5, 1.0]), [[2, 10, 21]] * 2),
-])
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        (0.5, [[10] * 3] * 2),
+        (None, [[21] * 3] * 2),
+        (1, [[21] * 3] * 2),
+        (0, [[0] * 3] * 2),
+        (0.001, [[1] * 3] * 2),
+        ([0.1, 0.5, 1.0], [[2, 10, 21]] * 2),
+        (torch.tensor([0.1, 0.5, 1.0]), [[2, 10, 21]] * 2),
+        (torch.tensor([0.1, 0.5]), [[2] * 3, [10] * 3]),
+        ([0.1, 0.5], [[2] * 3, [10] * 3]),
+        (torch.tensor([[0.1], [0.5]]), [[2] * 3, [10] * 3]),
+        (torch.tensor([[0.1, 0.5, 1.0]]), [[2, 10, 21]] * 2),
+        (torch.tensor([[0.1, 0.5, 1.0], [0.0, 1.0, 0.2]]), [[2, 10, 21], [0, 21, 4]]),
+        (torch.tensor(0.5), [[10] * 3] * 2),
+        (np.array([0.1, 0.5, 1.0]), [[2, 10, 21]] * 2),
+    ],
+)
 def test_a_ratio_may_be_one_number_or_per_frame_or_per_clip(ratio: Any, expected: list) -> None:
     assert budgets(ratio) == expected
 
@@ -43,11 +54,17 @@ def test_the_budget_of_every_percent_is_the_published_one() -> None:
             assert make_request(grid, 1, 1, ratio).budget.item() == published, percent
 
 
-@pytest.mark.parametrize(("ratio", "message"), [
-    (1.5, r"gazing_ratio must be in \[0, 1\]"), (-0.1, r"gazing_ratio must be in \[0, 1\]"),
-    (float("nan"), "must not be NaN"), ([0.1] * 4, r"gazing_ratio has 4 values; give one number, 3 \(one a frame\)"),
-    (torch.zeros(3, 2), "gazing_ratio must be a number"), (torch.zeros(2, 3, 1), "gazing_ratio must be a number"),
-])
+@pytest.mark.parametrize(
+    ("ratio", "message"),
+    [
+        (1.5, r"gazing_ratio must be in \[0, 1\]"),
+        (-0.1, r"gazing_ratio must be in \[0, 1\]"),
+        (float("nan"), "must not be NaN"),
+        ([0.1] * 4, r"gazing_ratio has 4 values; give one number, 3 \(one a frame\)"),
+        (torch.zeros(3, 2), "gazing_ratio must be a number"),
+        (torch.zeros(2, 3, 1), "gazing_ratio must be a number"),
+    ],
+)
 def test_a_ratio_that_does_not_fit_is_refused(ratio: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         budgets(ratio)

@@ -40,8 +40,9 @@ def test_probabilities_sum_to_one_and_the_best_id_is_the_one_that_was_chosen(slo
 def test_samples_follow_the_scored_policy(slot: int) -> None:
     model, count = small_model(), 3000
     video = random_video(1, 1)
-    samples = model.generate(video.expand(count, -1, -1, -1, -1), 0.3, temperature=2.0,
-                             generator=torch.Generator().manual_seed(0))
+    samples = model.generate(
+        video.expand(count, -1, -1, -1, -1), 0.3, temperature=2.0, generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         log_probs = model.score(video.expand(count, -1, -1, -1, -1), samples, 2.0).log_action_probs[:, 0]
     # The mean of 1 / p over samples counts the ids a slot could have taken, whatever the policy is.
@@ -68,8 +69,9 @@ def test_padding_cannot_change_a_score(temperature: float | None) -> None:
     gaze = model.generate(video, None, typical_loss(model, video))
     assert not bool(gaze.chosen.all())
     noise = torch.randint_like(gaze.ids, 21)
-    wider = Gaze.join([gaze, Gaze(torch.zeros(2, 1, 30, dtype=torch.int64), torch.zeros(2, 1, 30, dtype=torch.bool),
-                                  gaze.grid)])
+    wider = Gaze.join(
+        [gaze, Gaze(torch.zeros(2, 1, 30, dtype=torch.int64), torch.zeros(2, 1, 30, dtype=torch.bool), gaze.grid)]
+    )
     with torch.no_grad():
         expected = model.score(video, gaze, temperature)
         other = model.score(video, Gaze(gaze.ids.where(gaze.chosen, noise), gaze.chosen, gaze.grid), temperature)

@@ -75,10 +75,14 @@ def test_memory_does_not_grow(way: str) -> None:
     assert max(sizes[3:]) == sizes[3] > 0
 
 
-@pytest.mark.parametrize(("frame", "message"), [
-    (torch.zeros(2, 3, 64, 64), r"frame must be \(1, 3, H, W\) float"), (torch.zeros(1, 1, 3, 64, 64), "frame must be"),
-    (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "got torch.uint8"),
-])
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (torch.zeros(2, 3, 64, 64), r"frame must be \(1, 3, H, W\) float"),
+        (torch.zeros(1, 1, 3, 64, 64), "frame must be"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "got torch.uint8"),
+    ],
+)
 def test_a_frame_of_another_form_is_refused(frame: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_model().stream(0.5).step(frame)

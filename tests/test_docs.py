@@ -88,9 +88,14 @@ def test_code_runs(page: Path, codes: list[str], workplace: Path, monkeypatch: p
         assert cli.main(["export", "autogaze-base", "--onnx", "gaze.onnx", "--gazing-ratio", "0.02"]) == 0
     import torch
 
-    names: dict[str, object] = {"CHECKPOINT": "autogaze-base", "torch": torch,
-                                "frames": render_scene(0, 2, (72, 96)), "frame": torch.zeros(1, 3, 224, 224),
-                                "video": torch.zeros(1, 5, 3, 224, 224), "video_378": torch.zeros(1, 2, 3, 224, 224)}
+    names: dict[str, object] = {
+        "CHECKPOINT": "autogaze-base",
+        "torch": torch,
+        "frames": render_scene(0, 2, (72, 96)),
+        "frame": torch.zeros(1, 3, 224, 224),
+        "video": torch.zeros(1, 5, 3, 224, 224),
+        "video_378": torch.zeros(1, 2, 3, 224, 224),
+    }
     for code in codes:
         exec(compile(code, str(page), "exec"), names)
 
@@ -99,8 +104,13 @@ def test_code_runs(page: Path, codes: list[str], workplace: Path, monkeypatch: p
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("mkdocs", reason="needs autogaze[docs]")
     folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
-                          cwd=ROOT, capture_output=True, text=True, env={"NO_MKDOCS_2_WARNING": "1", "PATH": ""})
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={"NO_MKDOCS_2_WARNING": "1", "PATH": ""},
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     return folder
 

@@ -104,8 +104,13 @@ for channels, part in (*((48, part) for part in parts), (12, video), (64, video)
         torch.testing.assert_close(grey[:, : part.shape[1]], part.mean(2, keepdim=True), atol=1e-6, rtol=1e-6)
         assert torch.equal(tokens, again) and not grey[:, part.shape[1] :].any()
 """
-    run = subprocess.run([sys.executable, "-c", script], env={**os.environ, "TRITON_INTERPRET": "1"}, check=False,
-                         capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr[-2000:]
 
 
@@ -124,8 +129,10 @@ def test_gpu_tokens_are_the_same_every_time_with_and_without_grey_frames() -> No
     from autogaze.patch_embedding import patch_tokens
 
     encoder = FrameEncoder(224, 16, 192, 192).cuda().bfloat16().eval()
-    for video in (torch.randn(1, 1, 3, 224, 224, device="cuda").bfloat16(),
-                  torch.randn(64, 6, 3, 224, 224, device="cuda").bfloat16()[:, 1:5]):
+    for video in (
+        torch.randn(1, 1, 3, 224, 224, device="cuda").bfloat16(),
+        torch.randn(64, 6, 3, 224, 224, device="cuda").bfloat16()[:, 1:5],
+    ):
         layers = encoder.temporal_conv, encoder.norm, encoder.side
         grey = torch.zeros_like(video[:, :, :1], memory_format=torch.contiguous_format)
         with torch.no_grad():

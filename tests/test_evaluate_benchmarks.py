@@ -37,8 +37,11 @@ def test_the_quality_benchmark_keeps_everything_in_one_file(folder: Path) -> Non
     assert all(timing["median_ms"] > 0 for timing in data["timings"])
     assert data["machine"]["torch"] and data["seconds"] > 0
     assert [goal["name"] for goal in data["goals"]][:4] == [
-        "loss / random's at 0.05", "loss / best selector's at 0.05", "way from random to the oracle at 0.05",
-        "loss - ntp's at 0.05, upper end of 95 %"]
+        "loss / random's at 0.05",
+        "loss / best selector's at 0.05",
+        "way from random to the oracle at 0.05",
+        "loss - ntp's at 0.05, upper end of 95 %",
+    ]
     assert (folder / "out.png").stat().st_size > 10_000
     assert "**Goals**" in (folder / "out.md").read_text()
 
@@ -50,12 +53,20 @@ def test_goals_judge_the_last_checkpoint(folder: Path) -> None:
         interval = Interval(value, value - 0.01, value + 0.01)
         return [Comparison(figure, "rl", against, ratio, interval) for ratio in (0.05, 0.1)]
 
-    good = [*comparison(LOSS_OVER, "random", 0.70), *comparison(LOSS_OVER, "difference", 0.85),
-            *comparison(WAY, "oracle", 0.65), *comparison(LOSS_MINUS, "ntp", -0.02)]
+    good = [
+        *comparison(LOSS_OVER, "random", 0.70),
+        *comparison(LOSS_OVER, "difference", 0.85),
+        *comparison(WAY, "oracle", 0.65),
+        *comparison(LOSS_MINUS, "ntp", -0.02),
+    ]
     met = {goal.name: goal.met for goal in quality.check_goals(replace(results, comparisons=tuple(good), kinds=()))}
     assert sum(met.values()) == 8
-    bad = [*comparison(LOSS_OVER, "random", 0.73), *comparison(LOSS_OVER, "difference", 0.89),
-           *comparison(WAY, "oracle", 0.55), *comparison(LOSS_MINUS, "ntp", -0.005)]
+    bad = [
+        *comparison(LOSS_OVER, "random", 0.73),
+        *comparison(LOSS_OVER, "difference", 0.89),
+        *comparison(WAY, "oracle", 0.55),
+        *comparison(LOSS_MINUS, "ntp", -0.005),
+    ]
     assert not any(goal.met for goal in quality.check_goals(replace(results, comparisons=tuple(bad), kinds=())))
 
 
@@ -86,8 +97,24 @@ def test_a_run_needs_an_axis_a_value_and_a_checkpoint() -> None:
 def test_the_card_tells_what_the_files_say_and_nothing_else(folder: Path) -> None:
     (folder / "summary.json").write_text(json.dumps({"pretrain": {"steps": 1234, "minutes": 5.5}, "model": "x"}))
     out = folder / "README.md"
-    assert card.main([str(folder / "out.json"), "--weights", str(folder / "other"), "--training",
-                      str(folder / "summary.json"), "--commit", "abc123", "--data", "3 scenes", "--out", str(out)]) == 0
+    assert (
+        card.main(
+            [
+                str(folder / "out.json"),
+                "--weights",
+                str(folder / "other"),
+                "--training",
+                str(folder / "summary.json"),
+                "--commit",
+                "abc123",
+                "--data",
+                "3 scenes",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     text, results = out.read_text(), Results.load(folder / "out.json")
     row = results.row("rl", 0.1)
     assert row is not None and f"{row.loss.value:.4f}" in text
@@ -115,7 +142,8 @@ def test_both_precisions_are_compared_on_every_way_of_taking_frames(folder: Path
 
 
 def test_fast_labels_are_compared_with_exact_ones_alone_and_in_copies(
-        folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_scenes(tmp_path / "scenes", clips=4, frames=4, size=(96, 96), share_val=0.5)
     words = ["--reconstructor", str(folder / "judge"), "--data", str(tmp_path / "scenes"), "--device", "cpu"]
     words += ["--clips", "2", "--frames", "2", "--mean-ratio", "0.01", "--at-once", "64"]

@@ -23,8 +23,24 @@ def folder(tmp_path: Path) -> Path:
 
 def test_only_the_pairs_of_the_config_change(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
-    assert main([str(folder / "model"), "--data", str(folder / "clips"), "--reconstructor", str(folder / "judge"),
-                 "--frames", "4", "--count", "5", "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                str(folder / "model"),
+                "--data",
+                str(folder / "clips"),
+                "--reconstructor",
+                str(folder / "judge"),
+                "--frames",
+                "4",
+                "--count",
+                "5",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     after = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
     assert {name for name in before if before[name] != after[name]} == {"config.json"} and before.keys() == after.keys()
     old, new = json.loads(before["config.json"]), json.loads(after["config.json"])
@@ -35,11 +51,30 @@ def test_only_the_pairs_of_the_config_change(folder: Path, capsys: pytest.Captur
 
 
 def test_the_loss_head_is_fitted_first_and_kept_in_the_type_it_had(
-        folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(AutoGaze.from_pretrained(folder / "model"), folder / "model", torch.bfloat16)
     before = load_file(folder / "model" / "model.safetensors")
-    assert main([str(folder / "model"), "--data", str(folder / "clips"), "--reconstructor", str(folder / "judge"),
-                 "--frames", "4", "--count", "5", "--device", "cpu", "--fit-head", str(folder / "clips")]) == 0
+    assert (
+        main(
+            [
+                str(folder / "model"),
+                "--data",
+                str(folder / "clips"),
+                "--reconstructor",
+                str(folder / "judge"),
+                "--frames",
+                "4",
+                "--count",
+                "5",
+                "--device",
+                "cpu",
+                "--fit-head",
+                str(folder / "clips"),
+            ]
+        )
+        == 0
+    )
     after = load_file(folder / "model" / "model.safetensors")
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert len(changed) == 1 and "task_loss_prediction_head" in changed[0]
@@ -50,14 +85,44 @@ def test_the_loss_head_is_fitted_first_and_kept_in_the_type_it_had(
 
 def test_nothing_is_written_if_what_to_calibrate_on_is_not_there(folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
-    assert main([str(folder / "model"), "--data", str(folder / "nowhere"), "--reconstructor", str(folder / "judge"),
-                 "--fit-head", str(folder / "clips"), "--device", "cpu"]) == 2
+    assert (
+        main(
+            [
+                str(folder / "model"),
+                "--data",
+                str(folder / "nowhere"),
+                "--reconstructor",
+                str(folder / "judge"),
+                "--fit-head",
+                str(folder / "clips"),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 2
+    )
     assert before == {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
 
 
 def test_named_thresholds_are_those_that_are_tried(folder: Path) -> None:
-    assert main([str(folder / "model"), "--data", str(folder / "clips"), "--reconstructor", str(folder / "judge"),
-                 "--frames", "4", "--thresholds", "9,8", "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                str(folder / "model"),
+                "--data",
+                str(folder / "clips"),
+                "--reconstructor",
+                str(folder / "judge"),
+                "--frames",
+                "4",
+                "--thresholds",
+                "9,8",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     pairs = json.loads((folder / "model" / "config.json").read_text())["calibration"]
     assert [threshold for _, threshold in pairs] == [8.0, 9.0]
 
@@ -72,10 +137,12 @@ def test_clips_of_several_folders_count_together(folder: Path, capsys: pytest.Ca
     assert lines[0] and lines[0] == lines[1]  # the same sources twice: nothing new is known of new ones
 
 
-@pytest.mark.parametrize(("name", "data", "message"), [
-    ("nowhere", "clips", "no checkpoint"), ("model", "nowhere", "no folder")])
-def test_mistakes_are_one_line_and_exit_code_2(folder: Path, capsys: pytest.CaptureFixture[str], name: str, data: str,
-                                               message: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "data", "message"), [("nowhere", "clips", "no checkpoint"), ("model", "nowhere", "no folder")]
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, data: str, message: str
+) -> None:
     assert main([str(folder / name), "--data", str(folder / data), "--reconstructor", str(folder / "judge")]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("autogaze: ") and message in line

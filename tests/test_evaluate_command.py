@@ -36,12 +36,34 @@ def evaluator(folder: Path) -> Evaluator:
     return Evaluator(reconstructor, load_clips(folder / "clips", GRID, frames=4), batch=2)
 
 
-def test_evaluate_leaves_results_tables_and_a_plot(folder: Path, tmp_path: Path,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["evaluate", "--data", str(folder / "clips"), "--checkpoint", f"net={folder / 'model'}",
-                 "--reconstructor", str(folder / "judge"), "--against", "random,difference,untrained,oracle",
-                 "--ratios", "0.05,0.2,0.5", "--oracle-ratios", "0.2", "--requirement", "--frames", "4",
-                 "--out", str(tmp_path), "--device", "cpu", "--json"])
+def test_evaluate_leaves_results_tables_and_a_plot(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(
+        [
+            "evaluate",
+            "--data",
+            str(folder / "clips"),
+            "--checkpoint",
+            f"net={folder / 'model'}",
+            "--reconstructor",
+            str(folder / "judge"),
+            "--against",
+            "random,difference,untrained,oracle",
+            "--ratios",
+            "0.05,0.2,0.5",
+            "--oracle-ratios",
+            "0.2",
+            "--requirement",
+            "--frames",
+            "4",
+            "--out",
+            str(tmp_path),
+            "--device",
+            "cpu",
+            "--json",
+        ]
+    )
     captured = capsys.readouterr()
     assert code == 0 and "skipped broken.mp4" in captured.err
     printed = json.loads(captured.out.strip().splitlines()[-1])
@@ -133,14 +155,18 @@ def test_kinds_and_sources_come_from_the_manifest(folder: Path) -> None:
     assert clips.frames.shape == (3, 4, 64, 64, 3)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--data", "nowhere"], "no folder nowhere"),
-    (["--frames", "9"], "holds no readable clip of 9 frames"),
-    (["--ratios", "0,0.1"], r"ratios must be in"),
-    (["--reconstructor", "nowhere"], "no reconstructor nowhere"),
-])
-def test_mistakes_are_one_line_and_exit_code_2(folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str],
-                                               message: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "no folder nowhere"),
+        (["--frames", "9"], "holds no readable clip of 9 frames"),
+        (["--ratios", "0,0.1"], r"ratios must be in"),
+        (["--reconstructor", "nowhere"], "no reconstructor nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
     base = {"--data": str(folder / "clips"), "--reconstructor": str(folder / "judge")}
     base |= {"--checkpoint": str(folder / "model")} | dict([arguments])
     assert main(["evaluate", *(word for pair in base.items() for word in pair)]) == 2
@@ -158,8 +184,9 @@ def test_a_plan_refuses_ratios_that_are_none() -> None:
         Plan(ratios=())
 
 
-def test_the_gallery_draws_every_video_and_a_sheet(folder: Path, tmp_path: Path,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gallery_draws_every_video_and_a_sheet(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [str(folder / "clips" / name) for name in ("object.mp4", "static.mp4")]
     words += ["--out", str(tmp_path), "--frames", "5", "--gazing-ratio", "0.2", "--stills", "3", "--device", "cpu"]
     assert main(["gallery", *words, "--checkpoint", str(folder / "model"), "--json"]) == 0

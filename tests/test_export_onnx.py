@@ -26,8 +26,18 @@ from autogaze.export.tensors import state_of  # noqa: E402
 from autogaze.gaze import Gaze  # noqa: E402
 
 SMALL = AutoGazeConfig(
-    scales=(16, 32, 64), hidden_size=48, num_hidden_layers=2, num_attention_heads=3, head_dim=16, intermediate_size=96,
-    num_multi_token_pred=4, max_num_frames=5, encoder_depth=2, gazing_ratio=0.5, task_loss_requirement=None)
+    scales=(16, 32, 64),
+    hidden_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    head_dim=16,
+    intermediate_size=96,
+    num_multi_token_pred=4,
+    max_num_frames=5,
+    encoder_depth=2,
+    gazing_ratio=0.5,
+    task_loss_requirement=None,
+)
 
 
 def sharp(config: AutoGazeConfig, factor: float = 3.0) -> AutoGaze:
@@ -46,7 +56,8 @@ def clips(batch: int, frames: int) -> Tensor:
     generator = torch.Generator().manual_seed(batch + frames)
     blocks = 0.4 * torch.randn(batch, frames, 3, 8, 8, generator=generator).cumsum(dim=1)
     return blocks.repeat_interleave(8, -1).repeat_interleave(8, -2) + 0.2 * torch.randn(
-        batch, frames, 3, 64, 64, generator=generator)
+        batch, frames, 3, 64, 64, generator=generator
+    )
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["published", "ours"])
@@ -205,9 +216,7 @@ def test_the_float32_twin_of_a_bf16_graph_has_the_same_nodes(small: AutoGaze) ->
     graph = write_graph(small, ExportOptions(precision="bf16").metadata(small))
     twin = float32_twin(graph)
     assert [node.op_type for node in twin.graph.node] == [node.op_type for node in graph.graph.node]
-    ours, theirs = (
-        next(t for t in g.graph.initializer if list(t.dims) == [48, 5 * 48]) for g in (graph, twin)
-    )
+    ours, theirs = (next(t for t in g.graph.initializer if list(t.dims) == [48, 5 * 48]) for g in (graph, twin))
     half = torch.frombuffer(bytearray(ours.raw_data), dtype=torch.bfloat16).float().numpy()
     np.testing.assert_array_equal(half, np.frombuffer(theirs.raw_data, np.float32))
 

@@ -11,15 +11,18 @@ GRID = PatchGrid((16, 32), 16)  # 1 + 4 ids
 
 
 def make(ids: list, chosen: list, task_loss: list | None = None) -> Gaze:
-    return Gaze(torch.tensor(ids), torch.tensor(chosen, dtype=torch.bool), GRID,
-                None if task_loss is None else torch.tensor(task_loss))
+    return Gaze(
+        torch.tensor(ids),
+        torch.tensor(chosen, dtype=torch.bool),
+        GRID,
+        None if task_loss is None else torch.tensor(task_loss),
+    )
 
 
 @pytest.fixture
 def gaze() -> Gaze:
     """Two clips of two frames: (4 1) (0) and () (2 3), with padding before, between and behind."""
-    return make([[[4, 0, 1], [2, 2, 0]], [[3, 3, 3], [2, 9, 3]]],
-                [[[1, 0, 1], [0, 0, 1]], [[0, 0, 0], [1, 0, 1]]])
+    return make([[[4, 0, 1], [2, 2, 0]], [[3, 3, 3], [2, 9, 3]]], [[[1, 0, 1], [0, 0, 1]], [[0, 0, 0], [1, 0, 1]]])
 
 
 def test_the_views_agree(gaze: Gaze) -> None:
@@ -39,11 +42,11 @@ def test_what_padding_holds_cannot_show(gaze: Gaze) -> None:
 
 
 def test_trimmed_moves_choices_first_and_keeps_their_order_and_loss() -> None:
-    gaze = make([[[4, 0, 1, 0], [2, 2, 0, 0]]], [[[1, 0, 1, 0], [0, 0, 1, 0]]], [[[.4, 0, .1, 0], [0, 0, .7, 0]]])
+    gaze = make([[[4, 0, 1, 0], [2, 2, 0, 0]]], [[[1, 0, 1, 0], [0, 0, 1, 0]]], [[[0.4, 0, 0.1, 0], [0, 0, 0.7, 0]]])
     trimmed = gaze.trimmed()
     assert trimmed.ids.tolist() == [[[4, 1], [0, 2]]] and trimmed.chosen.tolist() == [[[True, True], [True, False]]]
     assert trimmed.task_loss is not None
-    torch.testing.assert_close(trimmed.task_loss[trimmed.chosen], torch.tensor([.4, .1, .7]))
+    torch.testing.assert_close(trimmed.task_loss[trimmed.chosen], torch.tensor([0.4, 0.1, 0.7]))
 
 
 def test_a_mask_becomes_a_gaze_and_a_mask_again(gaze: Gaze) -> None:
@@ -64,7 +67,7 @@ def test_the_published_dict_and_back(gaze: Gaze) -> None:
 
 def test_the_published_dict_keeps_slots_that_were_decoded_and_not_kept() -> None:
     nan = float("nan")
-    gaze = make([[[1, 2, 3]]], [[[1, 0, 0]]], [[[.5, .1, nan]]])
+    gaze = make([[[1, 2, 3]]], [[[1, 0, 0]]], [[[0.5, 0.1, nan]]])
     assert gaze.to_gazing_info()["num_gazing_each_frame"].tolist() == [2]
 
 
@@ -91,9 +94,9 @@ def test_join_follows_time_and_pads(gaze: Gaze) -> None:
 
 
 def test_join_fills_losses_with_nan_and_drops_them_if_one_has_none() -> None:
-    one, two = make([[[1]]], [[[1]]], [[[.5]]]), make([[[1, 2]]], [[[1, 1]]], [[[.4, .3]]])
+    one, two = make([[[1]]], [[[1]]], [[[0.5]]]), make([[[1, 2]]], [[[1, 1]]], [[[0.4, 0.3]]])
     loss = Gaze.join([one, two]).task_loss
-    assert loss is not None and loss[0, 0, 1].isnan() and loss[0, 1].tolist() == pytest.approx([.4, .3])
+    assert loss is not None and loss[0, 0, 1].isnan() and loss[0, 1].tolist() == pytest.approx([0.4, 0.3])
     assert Gaze.join([one, make([[[1, 2]]], [[[1, 1]]])]).task_loss is None
 
 
@@ -108,16 +111,19 @@ def test_boxes_are_zero_where_nothing_was_chosen(gaze: Gaze) -> None:
 
 
 def test_moving_takes_everything_along() -> None:
-    moved = make([[[1]]], [[[1]]], [[[.5]]]).to("meta")
+    moved = make([[[1]]], [[[1]]], [[[0.5]]]).to("meta")
     assert moved.ids.is_meta and moved.chosen.is_meta and moved.task_loss is not None and moved.task_loss.is_meta
 
 
-@pytest.mark.parametrize(("ids", "chosen", "message"), [
-    (torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.bool), "batch, frames, slots"),
-    (torch.zeros(1, 2, 3, dtype=torch.int64), torch.zeros(1, 2, 2, dtype=torch.bool), "batch, frames, slots"),
-    (torch.zeros(1, 2, 3), torch.zeros(1, 2, 3, dtype=torch.bool), "int64"),
-    (torch.zeros(1, 2, 3, dtype=torch.int64), torch.zeros(1, 2, 3), "bool"),
-])
+@pytest.mark.parametrize(
+    ("ids", "chosen", "message"),
+    [
+        (torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.bool), "batch, frames, slots"),
+        (torch.zeros(1, 2, 3, dtype=torch.int64), torch.zeros(1, 2, 2, dtype=torch.bool), "batch, frames, slots"),
+        (torch.zeros(1, 2, 3), torch.zeros(1, 2, 3, dtype=torch.bool), "int64"),
+        (torch.zeros(1, 2, 3, dtype=torch.int64), torch.zeros(1, 2, 3), "bool"),
+    ],
+)
 def test_a_gaze_refuses_the_wrong_shape_or_type(ids: torch.Tensor, chosen: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Gaze(ids, chosen, GRID)
@@ -125,14 +131,18 @@ def test_a_gaze_refuses_the_wrong_shape_or_type(ids: torch.Tensor, chosen: torch
 
 def test_a_gaze_refuses_losses_of_another_shape() -> None:
     with pytest.raises(ValueError, match="task_loss must have the shape"):
-        make([[[1, 2]]], [[[1, 1]]], [[[.5]]])
+        make([[[1, 2]]], [[[1, 1]]], [[[0.5]]])
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"gazing_pos": None}, "lacks"), ({"num_gazing_each_frame": [2, 1]}, "must be \\(B, 3\\)"),
-    ({"gazing_pos": torch.full((2, 4), 99)}, "outside their frame"),
-    ({"num_vision_tokens_each_frame": 21}, "of frames with 21 patches, .* pass the grid"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gazing_pos": None}, "lacks"),
+        ({"num_gazing_each_frame": [2, 1]}, "must be \\(B, 3\\)"),
+        ({"gazing_pos": torch.full((2, 4), 99)}, "outside their frame"),
+        ({"num_vision_tokens_each_frame": 21}, "of frames with 21 patches, .* pass the grid"),
+    ],
+)
 def test_a_contradictory_dict_is_refused(gaze: Gaze, change: dict, message: str) -> None:
     info = gaze.to_gazing_info() | change
     with pytest.raises(ValueError, match=message):

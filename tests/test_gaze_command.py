@@ -33,8 +33,9 @@ def model(tiny_checkpoint: Path) -> AutoGaze:
     return AutoGaze.from_pretrained(tiny_checkpoint)
 
 
-def test_it_writes_what_generate_chooses(scene: Path, tiny_checkpoint: Path, model: AutoGaze, tmp_path: Path,
-                                         capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_writes_what_generate_chooses(
+    scene: Path, tiny_checkpoint: Path, model: AutoGaze, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = str(tmp_path / "out")
     assert main(["gaze", str(scene), "--checkpoint", str(tiny_checkpoint), "--out", out, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -117,23 +118,34 @@ def test_a_stride_looks_at_the_whole_of_a_large_frame_in_fewer_tiles(model: Auto
     assert finest.any() and torch.equal(finest, finest[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2))
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--gaze-stride", "2"], "gaze_stride=2 is for gazing in tiles"),
-    (["--tiles", "--gaze-stride", "0"], "gaze_stride must be a whole number of at least 1, got 0"),
-    (["--tiles", "--gaze-stride", "2"], "gaze_stride=2 gains nothing here"),  # the scene is smaller than a tile
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--gaze-stride", "2"], "gaze_stride=2 is for gazing in tiles"),
+        (["--tiles", "--gaze-stride", "0"], "gaze_stride must be a whole number of at least 1, got 0"),
+        (["--tiles", "--gaze-stride", "2"], "gaze_stride=2 gains nothing here"),  # the scene is smaller than a tile
+    ],
+)
 def test_strides_that_do_not_fit_are_refused_before_any_work(
-        scene: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str],
-        message: str) -> None:
+    scene: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
     out = tmp_path / "out"
     assert main(["gaze", str(scene), "--out", str(out), "--checkpoint", str(tiny_checkpoint), *arguments]) == 2
     assert message in capsys.readouterr().err and not out.exists()
 
 
-@pytest.mark.parametrize("ratio, loss, expected", [(None, None, (0.1, None)), (0.3, None, (0.3, None)),
-                                                   (None, 0.5, (1.0, 0.5)), (0.2, 0.5, (0.2, 0.5))])
-def test_one_limit_alone_lifts_the_other(model: AutoGaze, ratio: float | None, loss: float | None,
-                                         expected: tuple[float, float | None]) -> None:
+@pytest.mark.parametrize(
+    "ratio, loss, expected",
+    [(None, None, (0.1, None)), (0.3, None, (0.3, None)), (None, 0.5, (1.0, 0.5)), (0.2, 0.5, (0.2, 0.5))],
+)
+def test_one_limit_alone_lifts_the_other(
+    model: AutoGaze, ratio: float | None, loss: float | None, expected: tuple[float, float | None]
+) -> None:
     options = choose_options(model, ratio, loss)
     assert (options.gazing_ratio, options.task_loss_requirement) == expected
 
@@ -145,13 +157,20 @@ def broken_videos(folder: Path, whole: bytes) -> dict[str, str]:
     (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
     (folder / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
     (folder / "folder.mp4").mkdir()
-    return {"empty.mp4": "is empty", "words.mp4": "not a video", "noise.mp4": "not a video",
-            "truncated.mp4": "truncated", "folder.mp4": "is a directory", "missing.mp4": "no such video"}
+    return {
+        "empty.mp4": "is empty",
+        "words.mp4": "not a video",
+        "noise.mp4": "not a video",
+        "truncated.mp4": "truncated",
+        "folder.mp4": "is a directory",
+        "missing.mp4": "no such video",
+    }
 
 
 @pytest.mark.parametrize("name", ["empty.mp4", "words.mp4", "noise.mp4", "truncated.mp4", "folder.mp4", "missing.mp4"])
-def test_what_is_no_video_gives_one_line_and_leaves_nothing(scene: Path, tiny_checkpoint: Path, tmp_path: Path,
-                                                            name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_video_gives_one_line_and_leaves_nothing(
+    scene: Path, tiny_checkpoint: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     word = broken_videos(tmp_path, scene.read_bytes())[name]
     out = tmp_path / "out"
     code = main(["gaze", str(tmp_path / name), "--checkpoint", str(tiny_checkpoint), "--out", str(out)])
@@ -161,8 +180,9 @@ def test_what_is_no_video_gives_one_line_and_leaves_nothing(scene: Path, tiny_ch
     assert line.startswith("autogaze: ") and word in line and name in line
 
 
-def test_a_file_that_breaks_on_the_way_leaves_nothing(scene: Path, model: AutoGaze, tmp_path: Path,
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_breaks_on_the_way_leaves_nothing(
+    scene: Path, model: AutoGaze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def breaking(path: Path) -> object:
         yield from list(read_chunks(path, 4))[:2]
         raise ValueError("damaged in the middle")
@@ -173,19 +193,32 @@ def test_a_file_that_breaks_on_the_way_leaves_nothing(scene: Path, model: AutoGa
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("words, message", [
-    (["--gazing-ratio", "1.5"], "gazing ratio must be in"), (["--gazing-ratio", "nan"], "gazing ratio must be in"),
-    (["--device", "cuda:99"], "no device"), (["--device", "toaster"], "unknown device"),
-    (["--checkpoint", "nowhere"], "no checkpoint")])
-def test_wrong_settings_give_one_line(scene: Path, tiny_checkpoint: Path, tmp_path: Path, words: list[str],
-                                      message: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--gazing-ratio", "1.5"], "gazing ratio must be in"),
+        (["--gazing-ratio", "nan"], "gazing ratio must be in"),
+        (["--device", "cuda:99"], "no device"),
+        (["--device", "toaster"], "unknown device"),
+        (["--checkpoint", "nowhere"], "no checkpoint"),
+    ],
+)
+def test_wrong_settings_give_one_line(
+    scene: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     code = main(["gaze", str(scene), "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "out"), *words])
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 2 and message in line and not (tmp_path / "out").exists()
 
 
-def test_an_output_folder_that_is_a_file_is_refused(scene: Path, tmp_path: Path,
-                                                    capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_folder_that_is_a_file_is_refused(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "out").write_text("mine")
     assert main(["gaze", str(scene), "--out", str(tmp_path / "out")]) == 2
     assert "is not a folder" in capsys.readouterr().err and (tmp_path / "out").read_text() == "mine"

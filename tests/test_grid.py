@@ -86,10 +86,16 @@ def test_to_dict_and_back() -> None:
         assert PatchGrid.from_dict(grid.to_dict()) == grid
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"scales": ()}, "needs scales"), ({"patch_size": 0}, "positive patch_size"),
-    ({"scales": (64, 32)}, "ascend"), ({"scales": (8, 32)}, "hold a patch"), ({"frame_size": (0, 5)}, "frame_size"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scales": ()}, "needs scales"),
+        ({"patch_size": 0}, "positive patch_size"),
+        ({"scales": (64, 32)}, "ascend"),
+        ({"scales": (8, 32)}, "hold a patch"),
+        ({"frame_size": (0, 5)}, "frame_size"),
+    ],
+)
 def test_a_grid_refuses_nonsense(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PatchGrid(**arguments)  # type: ignore[arg-type]

@@ -15,25 +15,65 @@ PACKAGE = ROOT / "autogaze"
 RUNTIME = {"torch", "numpy", "safetensors", "cv2", "PIL"}
 # layer: what it may import, besides itself and the layers that these may import
 LAYERS = {
-    "files": set(), "grid": set(), "container": set(),
-    "gaze": {"grid"}, "preprocess": {"files"}, "video": {"container", "files"}, "scenes": {"video"},
-    "report": {"grid"}, "gaze_file": {"gaze"}, "patch_embedding": set(), "paste_error": {"grid"},
-    "encoder": {"gaze", "patch_embedding"}, "decoder": {"gaze"},
+    "files": set(),
+    "grid": set(),
+    "container": set(),
+    "gaze": {"grid"},
+    "preprocess": {"files"},
+    "video": {"container", "files"},
+    "scenes": {"video"},
+    "report": {"grid"},
+    "gaze_file": {"gaze"},
+    "patch_embedding": set(),
+    "paste_error": {"grid"},
+    "encoder": {"gaze", "patch_embedding"},
+    "decoder": {"gaze"},
     "model": {"encoder", "decoder", "decoding", "checkpoint", "preprocess", "tiling", "paste_error"},
-    "decoding": {"encoder", "decoder", "model"}, "checkpoint": {"model", "preprocess", "files"},
-    "tiling": {"model", "video"}, "selectors": {"decoding"}, "vit": {"model"},
-    "pretrain": {"model", "tiling", "scenes", "selectors", "report", "files"}, "rl": {"pretrain"},
+    "decoding": {"encoder", "decoder", "model"},
+    "checkpoint": {"model", "preprocess", "files"},
+    "tiling": {"model", "video"},
+    "selectors": {"decoding"},
+    "vit": {"model"},
+    "pretrain": {"model", "tiling", "scenes", "selectors", "report", "files"},
+    "rl": {"pretrain"},
     "evaluate": {"pretrain", "selectors", "report", "vit", "gaze_command"},
     "export": {"model", "tiling", "scenes", "files"},
     "gaze_command": {"tiling", "report", "gaze_file", "report_page", "video", "pretrain"},
-    "report_page": {"report", "gaze_file", "video", "vit"}, "info": {"checkpoint", "vit", "export"},
+    "report_page": {"report", "gaze_file", "video", "vit"},
+    "info": {"checkpoint", "vit", "export"},
     "demo": {"gaze_command", "scenes"},
 }
 RUNS_ALL_STAGES = {"stages.py", "command.py", "pipeline.py"}  # of pretrain: `autogaze train` ends with rl
-HEAVY = {"pytorch_lightning", "gymnasium", "stable_baselines3", "onnx", "onnxscript", "onnxruntime", "tensorrt",
-         "tensorrt_rtx", "timm", "transformers", "gradio", "matplotlib", "pyarrow", "yaml", "tensorboard", "triton"}
-HEAVY_HOMES = {"pretrain", "rl", "export", "vit", "evaluate", "demo", "decoding", "info", "checkpoint",
-               "patch_embedding"}
+HEAVY = {
+    "pytorch_lightning",
+    "gymnasium",
+    "stable_baselines3",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt_rtx",
+    "timm",
+    "transformers",
+    "gradio",
+    "matplotlib",
+    "pyarrow",
+    "yaml",
+    "tensorboard",
+    "triton",
+}
+HEAVY_HOMES = {
+    "pretrain",
+    "rl",
+    "export",
+    "vit",
+    "evaluate",
+    "demo",
+    "decoding",
+    "info",
+    "checkpoint",
+    "patch_embedding",
+}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -47,10 +87,18 @@ def modules() -> Iterator[tuple[str, Path]]:
 def imported(path: Path) -> Iterator[tuple[str, bool]]:
     """(dotted name, whether it runs when the module is imported) of every import statement."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    lazy = {id(node) for scope in ast.walk(tree) if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef)
-            for node in ast.walk(scope)}
-    lazy |= {id(node) for scope in ast.walk(tree)
-             if isinstance(scope, ast.If) and "TYPE_CHECKING" in ast.dump(scope.test) for node in ast.walk(scope)}
+    lazy = {
+        id(node)
+        for scope in ast.walk(tree)
+        if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(scope)
+    }
+    lazy |= {
+        id(node)
+        for scope in ast.walk(tree)
+        if isinstance(scope, ast.If) and "TYPE_CHECKING" in ast.dump(scope.test)
+        for node in ast.walk(scope)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, id(node) not in lazy) for alias in node.names)
@@ -100,8 +148,10 @@ def test_runtime_modules_import_only_what_the_package_requires() -> None:
 
 
 def test_import_autogaze_pulls_nothing_heavy() -> None:
-    code = ("import sys, autogaze, autogaze.gaze_command, autogaze.pretrain.reconstructor; "
-            f"print(sorted({HEAVY!r} & set(sys.modules)))")
+    code = (
+        "import sys, autogaze, autogaze.gaze_command, autogaze.pretrain.reconstructor; "
+        f"print(sorted({HEAVY!r} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -31,11 +31,19 @@ def test_an_onnx_file_is_described(tmp_path: Path) -> None:
     assert facts["inputs"] == {"x": ["batch", 3]} and facts["nodes"] == 1 and facts["metadata_gazing_ratio"] == "0.1"
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("a.onnx", None, "no such ONNX"), ("b.onnx", b"\xff\xffnoise", "not an ONNX"), ("c.engine", None, "no such engine"),
-    ("d.txt", b"hi", "no known kind"), ("nowhere", None, "no checkpoint")])
-def test_what_it_cannot_describe_is_one_line(tmp_path: Path, name: str, content: bytes | None, message: str,
-                                             capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.onnx", None, "no such ONNX"),
+        ("b.onnx", b"\xff\xffnoise", "not an ONNX"),
+        ("c.engine", None, "no such engine"),
+        ("d.txt", b"hi", "no known kind"),
+        ("nowhere", None, "no checkpoint"),
+    ],
+)
+def test_what_it_cannot_describe_is_one_line(
+    tmp_path: Path, name: str, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     assert main(["info", str(tmp_path / name)]) == 2

@@ -77,13 +77,16 @@ def test_it_works_under_inference_mode() -> None:
     assert torch.equal(first.ids, model.generate(video, 0.5).ids[:, :1])
 
 
-@pytest.mark.parametrize(("video", "message"), [
-    (torch.zeros(2, 3, 3, 8, 8, dtype=torch.uint8), "float, got torch.uint8"),
-    (torch.zeros(3, 3, 8, 8), r"got torch.float32 \(3, 3, 8, 8\)"),
-    (torch.zeros(1, 2, 4, 8, 8), r"\(B, T, 3, H, W\)"),
-    (torch.zeros(1, 0, 3, 8, 8), "must not be empty"),
-    (np.zeros((1, 2, 3, 8, 8)), "got ndarray"),
-])
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        (torch.zeros(2, 3, 3, 8, 8, dtype=torch.uint8), "float, got torch.uint8"),
+        (torch.zeros(3, 3, 8, 8), r"got torch.float32 \(3, 3, 8, 8\)"),
+        (torch.zeros(1, 2, 4, 8, 8), r"\(B, T, 3, H, W\)"),
+        (torch.zeros(1, 0, 3, 8, 8), "must not be empty"),
+        (np.zeros((1, 2, 3, 8, 8)), "got ndarray"),
+    ],
+)
 def test_generate_and_score_refuse_what_is_not_a_video(video: torch.Tensor, message: str) -> None:
     model = small_model()
     gaze = model.generate(random_video(1, 2), 0.1)
@@ -103,11 +106,16 @@ def test_an_unknown_way_of_decoding_is_refused(monkeypatch: pytest.MonkeyPatch) 
         model.generate(random_video())
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"head_dim": 15}, "even head_dim"), ({"gazing_ratio": 0.0}, "gazing_ratio"),
-    ({"num_multi_token_pred": 0}, "positive"), ({"scales": (64, 32)}, "ascend"),
-    ({"calibration": ((0.5, 0.4), (0.4, 0.5))}, "ascend"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head_dim": 15}, "even head_dim"),
+        ({"gazing_ratio": 0.0}, "gazing_ratio"),
+        ({"num_multi_token_pred": 0}, "positive"),
+        ({"scales": (64, 32)}, "ascend"),
+        ({"calibration": ((0.5, 0.4), (0.4, 0.5))}, "ascend"),
+    ],
+)
 def test_a_config_refuses_nonsense(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AutoGaze(replace(AutoGazeConfig.tiny(), **change))

@@ -111,8 +111,11 @@ def test_scores_decide_and_the_predicted_loss_is_what_is_left() -> None:
         error.take(best)
 
 
-@pytest.mark.parametrize("config", [{}, {"num_multi_token_pred": 1}, {"max_num_frames": 2}],
-                         ids=["in groups", "one at a time", "past the window"])
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"num_multi_token_pred": 1}, {"max_num_frames": 2}],
+    ids=["in groups", "one at a time", "past the window"],
+)
 def test_ways_and_streams_agree(config: dict[str, object]) -> None:
     model, video = with_error(**config), random_video(2, 5)
     gazes = []
@@ -180,6 +183,8 @@ def test_even_untrained_heads_look_about_as_well_as_the_difference_selector() ->
     model.gaze_decoder.lm_head.weight.data.zero_()
     video = torch.cat([model.preprocessor(render_scene(seed, frames=4)) for seed in (1, 2)])
     judge = Judge(load_reconstructor(None))
-    own, other = (judge.losses(video, gaze).mean() for gaze in (
-        model.generate(video, gazing_ratio=0.1), DifferenceSelector(model.grid)(video, 0.1)))
+    own, other = (
+        judge.losses(video, gaze).mean()
+        for gaze in (model.generate(video, gazing_ratio=0.1), DifferenceSelector(model.grid)(video, 0.1))
+    )
     assert own < 1.1 * other

@@ -21,10 +21,20 @@ def noise(frames: int, height: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("resample, code", [("bilinear", 2), ("bicubic", 3)])
-@pytest.mark.parametrize("source, target", [((74, 106), (48, 48)), ((40, 30), (80, 91)), ((1, 1), (5, 4)),
-                                            ((360, 641), (224, 224)), ((33, 65), (33, 20)), ((7, 900), (3, 2))])
-def test_resize_equals_pil_to_the_last_bit(source: tuple[int, int], target: tuple[int, int],
-                                           resample: str, code: int) -> None:
+@pytest.mark.parametrize(
+    "source, target",
+    [
+        ((74, 106), (48, 48)),
+        ((40, 30), (80, 91)),
+        ((1, 1), (5, 4)),
+        ((360, 641), (224, 224)),
+        ((33, 65), (33, 20)),
+        ((7, 900), (3, 2)),
+    ],
+)
+def test_resize_equals_pil_to_the_last_bit(
+    source: tuple[int, int], target: tuple[int, int], resample: str, code: int
+) -> None:
     frames = noise(2, *source)
     for way in (resize, filter_resize):  # on a CPU, and on a GPU
         for ours, frame in zip(way(frames, target, resample), frames, strict=True):
@@ -61,24 +71,39 @@ def test_restore_undoes_normalise() -> None:
         assert torch.equal(preprocessor.restore(preprocessor.normalise(frames)), frames)
 
 
-@pytest.mark.parametrize("preprocessor", [Preprocessor(),
-                                          Preprocessor(size=40, mean=(0.1, 0.2, 0.3), resample="bicubic"),
-                                          Preprocessor(size=(8, 9), offset=False, rescale_factor=1 / 255)])
+@pytest.mark.parametrize(
+    "preprocessor",
+    [
+        Preprocessor(),
+        Preprocessor(size=40, mean=(0.1, 0.2, 0.3), resample="bicubic"),
+        Preprocessor(size=(8, 9), offset=False, rescale_factor=1 / 255),
+    ],
+)
 def test_settings_survive_the_file(preprocessor: Preprocessor, tmp_path: Path) -> None:
     preprocessor.save(tmp_path / "preprocessor_config.json")
     assert Preprocessor.load(tmp_path / "preprocessor_config.json") == preprocessor
     assert Preprocessor.load(tmp_path / "nowhere.json") == Preprocessor()
 
 
-@pytest.mark.parametrize("bad", [np.zeros((2, 4, 4, 3), np.float32), np.zeros((4, 4, 3), np.uint8),
-                                 np.zeros((0, 4, 4, 3), np.uint8), np.zeros((2, 3, 4, 4), np.uint8), "frames"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((2, 4, 4, 3), np.float32),
+        np.zeros((4, 4, 3), np.uint8),
+        np.zeros((0, 4, 4, 3), np.uint8),
+        np.zeros((2, 3, 4, 4), np.uint8),
+        "frames",
+    ],
+)
 def test_wrong_frames_are_refused(bad: object) -> None:
     with pytest.raises(ValueError, match="frames must"):
         Preprocessor()(bad)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("change, message", [({"do_center_crop": True}, "crops"), ({"resample": 1}, "resample"),
-                                             ({"size": {"width": 3}}, "size")])
+@pytest.mark.parametrize(
+    "change, message",
+    [({"do_center_crop": True}, "crops"), ({"resample": 1}, "resample"), ({"size": {"width": 3}}, "size")],
+)
 def test_unsupported_settings_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Preprocessor.from_dict(Preprocessor().to_dict() | change)

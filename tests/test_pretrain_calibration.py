@@ -34,8 +34,10 @@ def made_up_trials(bias: float, noise: float, sources: int = 16, apart: float = 
     generator = torch.Generator().manual_seed(seed)
     shared = (apart * torch.randn(sources, 1, generator=generator)).expand(-1, FRAMES).flatten()
     source = torch.arange(sources).repeat_interleave(FRAMES)
-    return [trial(t, t * (1 + bias + shared + noise * torch.randn(len(source), generator=generator)), source)
-            for t in THRESHOLDS]
+    return [
+        trial(t, t * (1 + bias + shared + noise * torch.randn(len(source), generator=generator)), source)
+        for t in THRESHOLDS
+    ]
 
 
 def trial(threshold: float, loss: torch.Tensor, source: torch.Tensor) -> Trial:
@@ -43,13 +45,18 @@ def trial(threshold: float, loss: torch.Tensor, source: torch.Tensor) -> Trial:
     return Trial(threshold, loss, source, torch.full_like(loss, threshold))
 
 
-def kept(pairs: tuple[tuple[float, float], ...], asked: float, bias: float, noise: float, apart: float = 0.0,
-         seed: int = 1) -> float:
+def kept(
+    pairs: tuple[tuple[float, float], ...], asked: float, bias: float, noise: float, apart: float = 0.0, seed: int = 1
+) -> float:
     """Share of kept stops in frames of 1000 new sources."""
     generator = torch.Generator().manual_seed(seed)
     threshold = float(AutoGazeConfig(calibration=pairs).threshold(torch.tensor(asked)))
-    loss = threshold * (1 + bias + apart * torch.randn(1000, 1, generator=generator)
-                        + noise * torch.randn(1000, FRAMES, generator=generator))
+    loss = threshold * (
+        1
+        + bias
+        + apart * torch.randn(1000, 1, generator=generator)
+        + noise * torch.randn(1000, FRAMES, generator=generator)
+    )
     return float((loss <= SLACK * asked).float().mean())
 
 

@@ -31,8 +31,10 @@ def test_the_least_is_the_first_count_that_does(judge: Judge, video: torch.Tenso
     patches = CONFIG.grid.patches_per_frame
     ids = torch.arange(patches).expand(3, 1, patches)
     order = Gaze(ids, torch.ones_like(ids, dtype=torch.bool), CONFIG.grid)
-    losses = torch.stack([judge.losses(frame, Gaze(ids[..., :n], order.chosen[..., :n], CONFIG.grid))
-                          for n in range(1, patches + 1)], dim=-1)
+    losses = torch.stack(
+        [judge.losses(frame, Gaze(ids[..., :n], order.chosen[..., :n], CONFIG.grid)) for n in range(1, patches + 1)],
+        dim=-1,
+    )
     falling = losses.cummin(-1).values
     asked = float(falling[..., patches // 2].median())
     if not torch.equal(losses <= asked, falling <= asked):
@@ -52,8 +54,8 @@ def test_a_rule_that_stops_too_early_is_not_kept_and_spends_too_little(judge: Ju
     asked = useful_requirements(model, judge, [video], points=2)
     assert asked == sorted(asked)
     least = smallest_ratios(model, judge, [video], asked[:1])
-    eager, = check_stops(model.with_calibration(((asked[0], 1e6),)), judge, [video], asked[:1], least)
-    never, = check_stops(model.with_calibration(((asked[0], -1e6),)), judge, [video], asked[:1], least)
+    (eager,) = check_stops(model.with_calibration(((asked[0], 1e6),)), judge, [video], asked[:1], least)
+    (never,) = check_stops(model.with_calibration(((asked[0], -1e6),)), judge, [video], asked[:1], least)
     assert eager.stopped == 1.0 and eager.kept is not None and eager.kept < 0.5
     assert never.stopped == 0.0 and never.kept is None
     assert eager.ratio < eager.smallest_ratio < never.ratio and eager.loss > never.loss

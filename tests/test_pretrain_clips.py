@@ -90,8 +90,13 @@ def test_the_hash_sees_both_ends_and_the_size(tmp_path: Path) -> None:
     data = bytearray(3 << 20)
     hashes = set()
     for change in (None, 0, len(data) - 1, "longer"):
-        copy = bytes(data) if change is None else bytes(data) + b"x" if change == "longer" else (
-            bytes(data[:change]) + b"\x01" + bytes(data[change + 1 :]))
+        copy = (
+            bytes(data)
+            if change is None
+            else bytes(data) + b"x"
+            if change == "longer"
+            else (bytes(data[:change]) + b"\x01" + bytes(data[change + 1 :]))
+        )
         (tmp_path / "f").write_bytes(copy)
         hashes.add(content_hash(tmp_path / "f"))
     assert len(hashes) == 4

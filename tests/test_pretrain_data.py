@@ -119,8 +119,15 @@ class Recorder(pl.LightningModule):
 
 
 def trainer(folder: Path, **settings: object) -> pl.Trainer:
-    return pl.Trainer(accelerator="cpu", max_epochs=2, logger=False, enable_progress_bar=False, default_root_dir=folder,
-                      enable_model_summary=False, **settings)
+    return pl.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+        enable_model_summary=False,
+        **settings,
+    )
 
 
 def test_lightning_goes_on_in_the_middle_of_an_epoch(folder: Path, tmp_path: Path) -> None:
@@ -131,13 +138,15 @@ def test_lightning_goes_on_in_the_middle_of_an_epoch(folder: Path, tmp_path: Pat
     with pytest.raises(KeyError, match="killed"):
         trainer(tmp_path, callbacks=[saver]).fit(dying, data_of(folder))
     resumed = Recorder()
-    trainer(tmp_path, enable_checkpointing=False).fit(resumed, data_of(folder), ckpt_path=tmp_path / "step=4.ckpt",
-                                                      weights_only=False)
+    trainer(tmp_path, enable_checkpointing=False).fit(
+        resumed, data_of(folder), ckpt_path=tmp_path / "step=4.ckpt", weights_only=False
+    )
     assert dying.seen + resumed.seen == whole.seen and len(whole.seen) == 6
 
 
-def test_a_file_that_breaks_later_is_left_out_by_name(folder: Path, tmp_path: Path,
-                                                      caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_breaks_later_is_left_out_by_name(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for i in range(2):
         a_video(tmp_path / f"train/{i}.mp4", i)
     data = data_of(tmp_path, resident_gib=0, epoch_clips=8)
@@ -189,7 +198,7 @@ def test_photos_videos_and_scenes_come_in_the_shares_asked_for(folder: Path) -> 
 
 def test_validation_is_whole_frames_without_variation(folder: Path) -> None:
     data = data_of(folder)
-    clip, = batches(data, data.val_dataloader())
+    (clip,) = batches(data, data.val_dataloader())
     assert clip.recipes == (ClipRecipe("video", "val/v.mp4", 4, start=0, stride=6),)  # evenly over 20 frames
     brightness = clip.video.mean((0, 2, 3, 4))
     assert (brightness.diff() > 0).all()

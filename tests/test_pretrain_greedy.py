@@ -70,10 +70,12 @@ def test_exact_search_equals_brute_force(model: Reconstructor, video: torch.Tens
         torch.testing.assert_close(recorded, torch.tensor(losses), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [GreedySettings(), GreedySettings(candidates=4, picks=3),
-                                      GreedySettings(mode="exact")])
-def test_recorded_losses_are_those_of_the_reconstructor(model: Reconstructor, video: torch.Tensor,
-                                                        settings: GreedySettings) -> None:
+@pytest.mark.parametrize(
+    "settings", [GreedySettings(), GreedySettings(candidates=4, picks=3), GreedySettings(mode="exact")]
+)
+def test_recorded_losses_are_those_of_the_reconstructor(
+    model: Reconstructor, video: torch.Tensor, settings: GreedySettings
+) -> None:
     found = greedy_gaze(model, video, BUDGETS, settings)
     assert torch.equal(found.gaze.counts, BUDGETS)
     with torch.no_grad():
@@ -93,8 +95,9 @@ def test_no_patch_is_taken_twice_in_a_frame(model: Reconstructor, video: torch.T
 
 def test_fast_is_close_to_exact_and_far_from_random(model: Reconstructor, video: torch.Tensor) -> None:
     budgets = torch.full((2, 3), 5)
-    fast, exact = (last_loss(greedy_gaze(model, video, budgets, GreedySettings(mode=mode))).mean()
-                   for mode in ("fast", "exact"))
+    fast, exact = (
+        last_loss(greedy_gaze(model, video, budgets, GreedySettings(mode=mode))).mean() for mode in ("fast", "exact")
+    )
     blind = model.reconstruct(video, top_of(torch.rand(2, 3, 21), budgets)).loss.mean()
     assert fast - exact < 0.2 * (blind - exact)
     tried = last_loss(greedy_gaze(model, video, budgets, GreedySettings(candidates=6))).mean()

@@ -52,8 +52,9 @@ def test_the_gaze_follows_the_clip_into_its_mirror(clips: LabelledClips) -> None
     for one, wanted in ((recipe, [0, 69]), (flipped(recipe), [1, 82])):
         batch = clips.train_dataloader()
         raw = next(iter(batch))
-        clip = clips.transfer_batch_to_device(replace(raw, recipes=(one,), frames=None if raw.frames is None else
-                                                      raw.frames[:1]), torch.device("cpu"))
+        clip = clips.transfer_batch_to_device(
+            replace(raw, recipes=(one,), frames=None if raw.frames is None else raw.frames[:1]), torch.device("cpu")
+        )
         assert clip.gaze is not None and clip.gaze.ids[0, 0].tolist() == wanted
         assert clip.gaze.counts.tolist() == [[2, 1]]
         torch.testing.assert_close(clip.task_loss[0, 0], torch.tensor([0.4, 0.3]))
@@ -62,16 +63,24 @@ def test_the_gaze_follows_the_clip_into_its_mirror(clips: LabelledClips) -> None
 def test_draws_are_of_their_index_and_of_recorded_clips(clips: LabelledClips) -> None:
     drawn = [clips.recipe(0, k) for k in range(20)]
     assert drawn == [clips.recipe(0, k) for k in range(20)]
-    assert {colourless(recipe) for recipe in drawn} == {colourless(clips.labels[0].recipe),
-                                                        colourless(flipped(clips.labels[0].recipe))}
+    assert {colourless(recipe) for recipe in drawn} == {
+        colourless(clips.labels[0].recipe),
+        colourless(flipped(clips.labels[0].recipe)),
+    }
 
 
 def test_of_two_labels_of_a_clip_the_last_counts(clips: LabelledClips) -> None:
     first = clips.labels[0]
     later = replace(first, ids=np.array([3, 2, 1]))
     other = replace(first, recipe=replace(first.recipe, start=1))
-    mixed = LabelledClips(clips.index.folder, clips.index.folder, PretrainRecipe(frames=2, photo_share=0.0), 2,
-                          labels=[first, other, later], grid=GRID)
+    mixed = LabelledClips(
+        clips.index.folder,
+        clips.index.folder,
+        PretrainRecipe(frames=2, photo_share=0.0),
+        2,
+        labels=[first, other, later],
+        grid=GRID,
+    )
     assert [label.ids.tolist() for label in mixed.labels] == [[3, 2, 1], [0, 69, 5]]
     assert {mixed.recipe(0, k).start for k in range(2)} == {first.recipe.start, 1}
 

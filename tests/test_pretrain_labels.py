@@ -45,8 +45,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ClipData:
 
 
 def same(a: Label, b: Label) -> bool:
-    return (a.recipe == b.recipe and np.array_equal(a.ids, b.ids) and np.array_equal(a.counts, b.counts)
-            and np.array_equal(a.losses, b.losses, equal_nan=True))
+    return (
+        a.recipe == b.recipe
+        and np.array_equal(a.ids, b.ids)
+        and np.array_equal(a.counts, b.counts)
+        and np.array_equal(a.losses, b.losses, equal_nan=True)
+    )
 
 
 def test_a_label_rebuilds_its_clip_and_its_losses(model: Reconstructor, data: ClipData, tmp_path: Path) -> None:
@@ -63,8 +67,9 @@ def test_a_label_rebuilds_its_clip_and_its_losses(model: Reconstructor, data: Cl
     assert not (tmp_path / "labels.shards").exists()
 
 
-def test_a_killed_run_goes_on_behind_its_last_shard(model: Reconstructor, data: ClipData, tmp_path: Path,
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_behind_its_last_shard(
+    model: Reconstructor, data: ClipData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = make_labels(model, data, tmp_path / "whole.parquet", SETTINGS)
     real, numbers = labels_module._label_batch, []
 
@@ -100,8 +105,9 @@ def test_several_processes_make_the_same_labels(model: Reconstructor, data: Clip
     assert all(same(a, b) for a, b in zip(whole, joined, strict=True))
 
 
-def test_gaps_that_a_search_ended_by_time_leaves_are_filled_later(model: Reconstructor, data: ClipData,
-                                                                 tmp_path: Path) -> None:
+def test_gaps_that_a_search_ended_by_time_leaves_are_filled_later(
+    model: Reconstructor, data: ClipData, tmp_path: Path
+) -> None:
     whole, path = make_labels(model, data, tmp_path / "whole.parquet", SETTINGS), tmp_path / "labels.parquet"
     make_labels(model, data, path, SETTINGS, rank=0, world=2, progress=lambda *_: True)
     (tmp_path / "labels.shards" / "00000.parquet").unlink()  # shard 2 is there, 0 and 1 are not
@@ -120,17 +126,27 @@ def test_gaps_that_a_search_ended_by_time_leaves_are_filled_later(model: Reconst
 def test_a_file_that_knows_no_shards_is_gone_on_with(model: Reconstructor, data: ClipData, tmp_path: Path) -> None:
     whole, path = make_labels(model, data, tmp_path / "whole.parquet", SETTINGS), tmp_path / "labels.parquet"
     provenance = read_provenance(tmp_path / "whole.parquet")
-    schema = pa.schema([("recipe", pa.string()), ("counts", pa.list_(pa.int32())), ("ids", pa.list_(pa.int16())),
-                        ("losses", pa.list_(pa.float32()))], metadata={"autogaze": json.dumps(provenance)})
-    rows = [{"recipe": label.recipe.to_json(), "counts": label.counts, "ids": label.ids, "losses": label.losses}
-            for label in whole[:3]]
+    schema = pa.schema(
+        [
+            ("recipe", pa.string()),
+            ("counts", pa.list_(pa.int32())),
+            ("ids", pa.list_(pa.int16())),
+            ("losses", pa.list_(pa.float32())),
+        ],
+        metadata={"autogaze": json.dumps(provenance)},
+    )
+    rows = [
+        {"recipe": label.recipe.to_json(), "counts": label.counts, "ids": label.ids, "losses": label.losses}
+        for label in whole[:3]
+    ]
     pq.write_table(pa.Table.from_pylist(rows, schema), path)
     assert [(shard.number, shard.asked) for shard in read_shards(path)] == [(0, 2), (1, 1)]
     assert all(same(a, b) for a, b in zip(whole, make_labels(model, data, path, SETTINGS), strict=True))
 
 
-def test_cheap_labels_are_the_difference_selector_s_and_tell_the_last_loss(model: Reconstructor, data: ClipData,
-                                                                           tmp_path: Path) -> None:
+def test_cheap_labels_are_the_difference_selector_s_and_tell_the_last_loss(
+    model: Reconstructor, data: ClipData, tmp_path: Path
+) -> None:
     settings = replace(SETTINGS, mode="difference")
     labels = make_labels(model, data, tmp_path / "labels.parquet", settings)
     assert read_provenance(tmp_path / "labels.parquet")["mode"] == "difference"
@@ -146,8 +162,9 @@ def test_cheap_labels_are_the_difference_selector_s_and_tell_the_last_loss(model
     assert int(after.isfinite().sum()) == gaze.counts.numel(), "the losses before the last choice are not known"
 
 
-def test_a_clip_that_cannot_be_decoded_is_left_out_and_not_tried_again(model: Reconstructor, tmp_path: Path,
-                                                                        data: ClipData) -> None:
+def test_a_clip_that_cannot_be_decoded_is_left_out_and_not_tried_again(
+    model: Reconstructor, tmp_path: Path, data: ClipData
+) -> None:
     class Gone(ClipData):
         def _rendered(self, recipe: ClipRecipe) -> torch.Tensor:
             if recipe.name.endswith("1.mp4"):
@@ -159,8 +176,13 @@ def test_a_clip_that_cannot_be_decoded_is_left_out_and_not_tried_again(model: Re
     assert len(labels) == 4 and all(not label.recipe.name.endswith("1.mp4") for label in labels)
     assert [(shard.asked, shard.made) for shard in read_shards(tmp_path / "labels.parquet")] == [(3, 2), (3, 2)]
     never: list[int] = []
-    make_labels(model, gone, tmp_path / "labels.parquet", replace(SETTINGS, clips=6, batch_clips=3),
-                progress=lambda done, _: never.append(done))
+    make_labels(
+        model,
+        gone,
+        tmp_path / "labels.parquet",
+        replace(SETTINGS, clips=6, batch_clips=3),
+        progress=lambda done, _: never.append(done),
+    )
     assert not never
 
 
@@ -206,11 +228,11 @@ def test_published_labels_import(tmp_path: Path) -> None:
     flat = {"gazing_pos": [3, 0, -1, 21 + 5], "num_gazing_each_frame": [3, 1], "task_losses": [0.5, 0.4, 9, 0.3]}
     (tmp_path / "gazing_labels.json").write_text(json.dumps({"a.mp4": flat}))
     (tmp_path / "list.json").write_text(json.dumps([{"video": "a.mp4", "gazing_pos": [[3, 0], [5]], "start": 4}]))
-    label, = import_published(tmp_path / "gazing_labels.json", grid)
+    (label,) = import_published(tmp_path / "gazing_labels.json", grid)
     assert label.counts.tolist() == [2, 1] and label.ids.tolist() == [3, 0, 5]
     gaze, after = to_gaze([label], grid)
     torch.testing.assert_close(after, torch.tensor([[[0.5, 0.4], [0.3, torch.nan]]]), equal_nan=True)
-    nested, = import_published(tmp_path / "list.json", grid)
+    (nested,) = import_published(tmp_path / "list.json", grid)
     assert nested.ids.tolist() == [3, 0, 5] and nested.recipe.start == 4 and np.isnan(nested.losses).all()
     write_labels(tmp_path / "labels.parquet", [label], {"source": "published"})
     assert same(read_labels(tmp_path / "labels.parquet")[0], label)

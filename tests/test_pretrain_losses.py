@@ -10,8 +10,12 @@ from autogaze.pretrain.losses import FeatureDistance, FrameLoss, gradient, l1, p
 
 def test_l1_is_torchs_for_each_frame() -> None:
     a, b = torch.randn(2, 3, 3, 16, 16), torch.randn(2, 3, 3, 16, 16)
-    expected = torch.stack([torch.stack([torch.nn.functional.l1_loss(x, y) for x, y in zip(p, q, strict=True)])
-                            for p, q in zip(a, b, strict=True)])
+    expected = torch.stack(
+        [
+            torch.stack([torch.nn.functional.l1_loss(x, y) for x, y in zip(p, q, strict=True)])
+            for p, q in zip(a, b, strict=True)
+        ]
+    )
     torch.testing.assert_close(l1(a, b), expected)
 
 
@@ -38,9 +42,16 @@ def test_loss_is_zero_for_the_truth_and_has_a_gradient_elsewhere() -> None:
     assert guess.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize(("spec", "message"), [("", "unknown loss term ''"), ("l2", "unknown loss term 'l2'"),
-                                               ("x*l1", "must be a number, got 'x'"), ("features", "unknown loss term"),
-                                               ("l1:what", "unknown loss term")])
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("", "unknown loss term ''"),
+        ("l2", "unknown loss term 'l2'"),
+        ("x*l1", "must be a number, got 'x'"),
+        ("features", "unknown loss term"),
+        ("l1:what", "unknown loss term"),
+    ],
+)
 def test_wrong_specs_are_refused(spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_spec(spec)

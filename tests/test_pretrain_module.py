@@ -22,8 +22,16 @@ from autogaze.pretrain.trainer import MONITOR, fit
 from tests.test_rl_env import TINY, spotted_clip
 from tests.test_rl_module import CONFIG, Begun
 
-RECIPE = PretrainRecipe(max_steps=40, batch_clips=4, learning_rate=1e-2, warmup_steps=3, validate_every=20,
-                        checkpoint_every=10, accelerator="cpu", weight_decay=0.0)
+RECIPE = PretrainRecipe(
+    max_steps=40,
+    batch_clips=4,
+    learning_rate=1e-2,
+    warmup_steps=3,
+    validate_every=20,
+    checkpoint_every=10,
+    accelerator="cpu",
+    weight_decay=0.0,
+)
 SHOWN = (9, 0, 17)  # ids that every frame of every label looks at, in this order
 
 
@@ -130,8 +138,9 @@ def test_a_cut_run_goes_on_to_the_same_losses(tmp_path: Path) -> None:
 class PowerCut(pl.Callback):
     """Ends a run in the middle of an epoch, two steps after its last checkpoint."""
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object,
-                             batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
+    ) -> None:
         if batch_idx == 5:
             raise KeyError("power cut")
 

@@ -20,9 +20,19 @@ from autogaze.selectors.ranking import NEVER
 from tests.test_rl_env import TINY, spotted_clip
 from tests.test_rl_module import CONFIG, assert_it_learns, batch
 
-RECIPE = PretrainRecipe(max_steps=30, batch_clips=8, learning_rate=5e-3, warmup_steps=3, on_policy=True,
-                        min_gazing_ratio=0.1, max_gazing_ratio=0.1, weight_decay=0.0, validate_every=15,
-                        checkpoint_every=15, accelerator="cpu")
+RECIPE = PretrainRecipe(
+    max_steps=30,
+    batch_clips=8,
+    learning_rate=5e-3,
+    warmup_steps=3,
+    on_policy=True,
+    min_gazing_ratio=0.1,
+    max_gazing_ratio=0.1,
+    weight_decay=0.0,
+    validate_every=15,
+    checkpoint_every=15,
+    accelerator="cpu",
+)
 
 
 def make_module() -> OnPolicyModule:

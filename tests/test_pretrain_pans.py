@@ -11,8 +11,9 @@ def corners(path: torch.Tensor) -> torch.Tensor:
     """(frames, 4, 2) pixels of the window's corners."""
     x, y, side, angle = path.unbind(1)
     cos, sin = angle.cos() * side / 2, angle.sin() * side / 2
-    return torch.stack([torch.stack([x + u * cos - v * sin, y + u * sin + v * cos], -1)
-                        for u in (-1, 1) for v in (-1, 1)], dim=1)
+    return torch.stack(
+        [torch.stack([x + u * cos - v * sin, y + u * sin + v * cos], -1) for u in (-1, 1) for v in (-1, 1)], dim=1
+    )
 
 
 def test_the_camera_stays_within_the_photo() -> None:
@@ -24,8 +25,9 @@ def test_the_camera_stays_within_the_photo() -> None:
 
 
 def test_some_cameras_move_and_some_stand_still() -> None:
-    moved = torch.stack([(camera_path(16, 400, 600, seed)[-1] - camera_path(16, 400, 600, seed)[0])[:2].norm()
-                         for seed in range(100)])
+    moved = torch.stack(
+        [(camera_path(16, 400, 600, seed)[-1] - camera_path(16, 400, 600, seed)[0])[:2].norm() for seed in range(100)]
+    )
     assert 0.08 < (moved == 0).float().mean() < 0.28
     assert moved.median() > 10
 

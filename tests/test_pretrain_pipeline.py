@@ -25,9 +25,20 @@ from autogaze.pretrain.samplings import RunSamplings, neighbouring
 from autogaze.pretrain.stages import Run
 from autogaze.scenes import write_scenes
 
-SMALL = ["frames=2", "validate_clips=2", "max_steps=2", "batch_clips=2", "validate_every=2", "checkpoint_every=1",
-         "labels.clips=2", "labels.mean_ratio=0.02", "rl.group_size=2", "rl.max_gazing_ratio=0.05",
-         "pretrain.calibration_thresholds=2", "max_minutes=null"]
+SMALL = [
+    "frames=2",
+    "validate_clips=2",
+    "max_steps=2",
+    "batch_clips=2",
+    "validate_every=2",
+    "checkpoint_every=1",
+    "labels.clips=2",
+    "labels.mean_ratio=0.02",
+    "rl.group_size=2",
+    "rl.max_gazing_ratio=0.05",
+    "pretrain.calibration_thresholds=2",
+    "max_minutes=null",
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +56,15 @@ def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_stages_leave_what_the_next_one_reads(finished: Path) -> None:
-    for name in ("reconstructor/model.safetensors", "labels.parquet", "pretrain/last.ckpt", "rl/metrics.csv",
-                 "model/config.json", "summary.json", "clips.parquet"):
+    for name in (
+        "reconstructor/model.safetensors",
+        "labels.parquet",
+        "pretrain/last.ckpt",
+        "rl/metrics.csv",
+        "model/config.json",
+        "summary.json",
+        "clips.parquet",
+    ):
         assert (finished / name).is_file(), name
     model = AutoGaze.from_pretrained(finished)
     assert model.config.task_loss_requirement is not None and model.config.task_loss_requirement < 0.7
@@ -59,8 +77,9 @@ def test_the_summary_compares_the_model_with_its_start_and_random(finished: Path
     assert summary["val"]["gazing_ratio"] == 0.1 and summary["val"]["dense"] < min(losses.values())
 
 
-def test_finished_stages_are_skipped_on_resume(finished: Path, scenes: Path,
-                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_stages_are_skipped_on_resume(
+    finished: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("last.ckpt")}
     arguments = ["train", "--data", str(scenes), "--out", str(finished), "--stage", "rl", "--resume", "--json", *SMALL]
     assert main(arguments) == 0
@@ -71,8 +90,18 @@ def test_finished_stages_are_skipped_on_resume(finished: Path, scenes: Path,
 def test_the_stop_rule_is_calibrated_again_without_training(finished: Path, scenes: Path) -> None:
     config = finished / "model" / "config.json"
     before = {path: path.stat().st_mtime_ns for path in (*finished.rglob("last.ckpt"), config)}
-    arguments = ["train", "--data", str(scenes), "--out", str(finished), "--stage", "calibrate", "frames=2",
-                 "validate_clips=2", "calibration_thresholds=3"]
+    arguments = [
+        "train",
+        "--data",
+        str(scenes),
+        "--out",
+        str(finished),
+        "--stage",
+        "calibrate",
+        "frames=2",
+        "validate_clips=2",
+        "calibration_thresholds=3",
+    ]
     assert main(arguments) == 0
     changed = {path for path in before if path.stat().st_mtime_ns != before[path]}
     assert changed == {config}
@@ -83,17 +112,21 @@ def test_a_new_start_sets_the_old_stage_aside(finished: Path, scenes: Path) -> N
     assert (finished / "reconstructor.1" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--data", "/no/such/folder"], "no data folder /no/such/folder"),
-    (["--data", "EMPTY"], "holds no readable video"),
-    (["--data", "SCENES", "learning_rat=1"], "did you mean learning_rate"),
-    (["--data", "SCENES", "--config", "/no/such.yaml"], "no such recipe file"),
-    (["--data", "SCENES", "--stage", "labels"], "run `autogaze train --stage reconstructor"),
-    (["--data", "SCENES", "--stage", "pretrain"], "no labels at"),
-    (["--data", "SCENES", "--stage", "calibrate"], "run `autogaze train --stage pretrain"),
-])
-def test_mistakes_are_one_line_and_exit_code_2(arguments: list[str], message: str, scenes: Path, tmp_path: Path,
-                                               capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "/no/such/folder"], "no data folder /no/such/folder"),
+        (["--data", "EMPTY"], "holds no readable video"),
+        (["--data", "SCENES", "learning_rat=1"], "did you mean learning_rate"),
+        (["--data", "SCENES", "--config", "/no/such.yaml"], "no such recipe file"),
+        (["--data", "SCENES", "--stage", "labels"], "run `autogaze train --stage reconstructor"),
+        (["--data", "SCENES", "--stage", "pretrain"], "no labels at"),
+        (["--data", "SCENES", "--stage", "calibrate"], "run `autogaze train --stage pretrain"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    arguments: list[str], message: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     names = {"EMPTY": str(tmp_path / "empty"), "SCENES": str(scenes)}
     assert main(["train", "--out", str(tmp_path / "run"), *(names.get(word, word) for word in arguments)]) == 2
@@ -101,8 +134,9 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments: list[str], message: st
     assert line.startswith("autogaze: ") and message in line
 
 
-def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(finished: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch,
-                                                          capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(
+    finished: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     kept = (finished / "rl" / "last.ckpt").read_bytes()
 
     def full(*_: object) -> None:
@@ -131,8 +165,9 @@ def test_a_stage_starts_from_the_weights_and_labels_it_is_told(finished: Path, s
         assert not model.config.calibration, "it was fitted to the model that this one started from"
 
 
-def test_pretraining_takes_published_labels(finished: Path, scenes: Path, tmp_path: Path,
-                                            capsys: pytest.CaptureFixture[str]) -> None:
+def test_pretraining_takes_published_labels(
+    finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(finished / "reconstructor", tmp_path / "run" / "reconstructor")
     video = next(path for path in sorted(scenes.rglob("*.mp4")) if "train" in path.parts)
     labels = {video.relative_to(scenes).as_posix(): {"gazing_pos": [3, 0, 265 + 5], "num_gazing_each_frame": [2, 1]}}
@@ -163,12 +198,25 @@ def test_several_processes_make_the_labels_of_one(finished: Path, scenes: Path, 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_killed_run_resumes_to_the_numbers_of_an_unbroken_one(devices: int, scenes: Path, tmp_path: Path) -> None:
     arguments = ["train", "--data", str(scenes), "--stage", "reconstructor"]
-    settings = ["frames=2", "validate_clips=2", "max_steps=12", "batch_clips=1", "validate_every=6",
-                "checkpoint_every=2", "max_minutes=null", "ema_decay=0.9", f"devices={devices}", "accelerator=cpu"]
+    settings = [
+        "frames=2",
+        "validate_clips=2",
+        "max_steps=12",
+        "batch_clips=1",
+        "validate_every=6",
+        "checkpoint_every=2",
+        "max_minutes=null",
+        "ema_decay=0.9",
+        f"devices={devices}",
+        "accelerator=cpu",
+    ]
     assert main([*arguments, "--out", str(tmp_path / "whole"), *settings]) == 0
     cut = tmp_path / "cut"
-    process = subprocess.Popen([sys.executable, "-m", "autogaze.cli", *arguments, "--out", str(cut), *settings],
-                               env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "autogaze.cli", *arguments, "--out", str(cut), *settings],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while not (cut / "reconstructor" / "last.ckpt").is_file():
         assert process.poll() is None and time.monotonic() < deadline

@@ -15,8 +15,9 @@ from autogaze.pretrain.published import PublishedConfig, PublishedReconstructor
 
 @pytest.fixture(scope="module")
 def model(shared: Path) -> PublishedReconstructor:
-    return PublishedReconstructor.from_pretrained(shared / "compat/parts", "videomae_config.json",
-                                                  "videomae_model.safetensors")
+    return PublishedReconstructor.from_pretrained(
+        shared / "compat/parts", "videomae_config.json", "videomae_model.safetensors"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,9 @@ def test_it_reproduces_the_recorded_frames_and_losses(model: PublishedReconstruc
     with torch.no_grad():
         result = model(video, info, frame_idx_to_reconstruct=recorded["videomae.frame_idx_to_reconstruct"])
     torch.testing.assert_close(result.reconstruction, recorded["videomae.reconstruction"], rtol=0, atol=1e-4)
-    torch.testing.assert_close(result.loss_each_reconstruction_frame,
-                               recorded["videomae.loss_each_reconstruction_frame"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        result.loss_each_reconstruction_frame, recorded["videomae.loss_each_reconstruction_frame"], rtol=0, atol=1e-4
+    )
 
 
 def test_each_frame_is_rebuilt_as_if_it_were_the_only_one(model: PublishedReconstructor, case: tuple) -> None:

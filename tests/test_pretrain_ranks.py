@@ -44,8 +44,9 @@ class OwnSpots(Spots):
 class Waits(pl.Callback):
     """A clock that runs faster on rank 1: left to themselves the ranks would stop at different steps."""
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object,
-                             batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
+    ) -> None:
         if trainer.global_rank == 1:
             next(one for one in trainer.callbacks if type(one).__name__ == "Pace").spent_s += 100.0
 
@@ -55,16 +56,36 @@ def train(folder: Path, accelerator: str) -> None:
     means(folder)
     torch.manual_seed(rank())  # ranks begin with different weights, which must not matter
     minutes = 0.05 if accelerator == "cpu" else 0.5  # a GPU compiles its kernels first
-    recipe = RLRecipe(max_steps=50, max_minutes=minutes, batch_clips=2, group_size=4, score_rollouts=3, warmup_steps=1,
-                      validate_every=4, checkpoint_every=4, accelerator=accelerator, devices=2, ema_decay=0.9)
+    recipe = RLRecipe(
+        max_steps=50,
+        max_minutes=minutes,
+        batch_clips=2,
+        group_size=4,
+        score_rollouts=3,
+        warmup_steps=1,
+        validate_every=4,
+        checkpoint_every=4,
+        accelerator=accelerator,
+        devices=2,
+        ema_decay=0.9,
+    )
     module = GRPOModule(AutoGaze(CONFIG), Judge(Reconstructor(TINY)), recipe)
     fit(module, OwnSpots(400, 2), recipe, folder / "rl", callbacks=[Waits()])
     step, loss = module.trainer.global_step, module.trainer.callback_metrics["train/reconstruction_loss"]
-    plain = make_module(max_steps=3, validate_every=3, accumulate=2, gradient_clip=0.1, devices=2,
-                        accelerator=accelerator)
+    plain = make_module(
+        max_steps=3, validate_every=3, accumulate=2, gradient_clip=0.1, devices=2, accelerator=accelerator
+    )
     fit(plain, Shown(6, scale=1.0 - 0.5 * rank()), plain.recipe, folder / "ntp")
-    torch.save({"rl": module.state_dict(), "ntp": plain.state_dict(), "step": step, "loss": loss,
-                "device": str(module.device)}, folder / f"{rank()}.pt")
+    torch.save(
+        {
+            "rl": module.state_dict(),
+            "ntp": plain.state_dict(),
+            "step": step,
+            "loss": loss,
+            "device": str(module.device),
+        },
+        folder / f"{rank()}.pt",
+    )
 
 
 def means(folder: Path) -> None:
@@ -130,10 +151,12 @@ def sleep(folder: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
 def test_processes_end_with_the_command_that_started_them(tmp_path: Path) -> None:
-    command = ("import pathlib, sys, tests.test_pretrain_ranks as own; "
-               "own.launch(own.sleep, 2, pathlib.Path(sys.argv[1]))")
-    parent = subprocess.Popen([sys.executable, "-c", command, str(tmp_path)],
-                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))  # as a job behind "&"
+    command = (
+        "import pathlib, sys, tests.test_pretrain_ranks as own; own.launch(own.sleep, 2, pathlib.Path(sys.argv[1]))"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", command, str(tmp_path)], preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    )  # as a job behind "&"
     deadline = time.monotonic() + 60
     while len(pids := [path.read_text() for path in tmp_path.glob("[01]")]) < 2 or not all(pids):
         assert parent.poll() is None and time.monotonic() < deadline

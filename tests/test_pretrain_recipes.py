@@ -33,18 +33,21 @@ def test_a_flat_file_describes_the_one_stage_that_runs(tmp_path: Path) -> None:
         load_recipes("tiny", file)
 
 
-@pytest.mark.parametrize(("setting", "message"), [
-    ("group_sise=3", "did you mean group_size"),
-    ("rl.nothing=3", "unknown key 'nothing'"),
-    ("sleep.group_size=3", "no stage 'sleep'"),
-    ("group_size", "key=value"),
-    ("group_size=many", "group_size must be int, got 'many'"),
-    ("group_size=1", "at least 2, got 1"),
-    ("rl.max_steps=0", "max_steps must be positive"),
-    ("calibration_clips=-1", "calibration_clips must not be negative"),
-    ("precision=fp4", "precision must be one of"),
-    ("biased=3", "biased must be bool"),
-])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("group_sise=3", "did you mean group_size"),
+        ("rl.nothing=3", "unknown key 'nothing'"),
+        ("sleep.group_size=3", "no stage 'sleep'"),
+        ("group_size", "key=value"),
+        ("group_size=many", "group_size must be int, got 'many'"),
+        ("group_size=1", "at least 2, got 1"),
+        ("rl.max_steps=0", "max_steps must be positive"),
+        ("calibration_clips=-1", "calibration_clips must not be negative"),
+        ("precision=fp4", "precision must be one of"),
+        ("biased=3", "biased must be bool"),
+    ],
+)
 def test_mistakes_are_refused_by_name(setting: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_recipes("tiny", overrides=[setting])

@@ -39,8 +39,10 @@ def masks(count: int = 2, frames: int = 4, share: float = 0.2) -> torch.Tensor:
 
 
 def test_sizes_are_as_announced() -> None:
-    counts = [sum(p.numel() for p in Reconstructor(preset()).parameters()) / 1e6
-              for preset in (ReconstructorConfig.tiny, ReconstructorConfig.small, ReconstructorConfig.base)]
+    counts = [
+        sum(p.numel() for p in Reconstructor(preset()).parameters()) / 1e6
+        for preset in (ReconstructorConfig.tiny, ReconstructorConfig.small, ReconstructorConfig.base)
+    ]
     assert counts[0] < 0.5 and 5.5 < counts[1] < 6.5 and 22 < counts[2] < 27
 
 

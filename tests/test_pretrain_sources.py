@@ -42,16 +42,18 @@ def test_every_stride_up_to_the_longest_that_fits_is_drawn(tmp_path: Path) -> No
         assert {clips.recipe(0, k).stride for k in range(100)} == wanted
 
 
-def test_without_held_out_files_training_files_are_validated_on(videos: Path, tmp_path: Path,
-                                                                caplog: pytest.LogCaptureFixture) -> None:
+def test_without_held_out_files_training_files_are_validated_on(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.rmtree(videos / "val")
     clips = RunClips(videos, tmp_path, RECIPE, 2)
     assert {recipe.name for recipe in clips.validation_recipes()} == {file.name for file in clips.videos}
     assert "no clip for validation" in caplog.text
 
 
-def test_clips_that_would_take_too_much_memory_are_not_held(videos: Path, tmp_path: Path,
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_that_would_take_too_much_memory_are_not_held(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert RunClips(videos, tmp_path, RECIPE, 2).resident
     monkeypatch.setattr(sources, "RESIDENT_SHARE", 1e-9)
     assert 0 < resident_gib() < 1e-6

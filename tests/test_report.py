@@ -20,9 +20,15 @@ def one(grid: PatchGrid, *ids: int) -> np.ndarray:
     return mask
 
 
-@pytest.mark.parametrize("grid, size", [(PatchGrid(), (224, 224)), (PatchGrid(), (90, 160)),
-                                        (PatchGrid((32, 64), 16, (100, 150)), (100, 150)),
-                                        (PatchGrid(frame_size=(300, 500)), (300, 500))])
+@pytest.mark.parametrize(
+    "grid, size",
+    [
+        (PatchGrid(), (224, 224)),
+        (PatchGrid(), (90, 160)),
+        (PatchGrid((32, 64), 16, (100, 150)), (100, 150)),
+        (PatchGrid(frame_size=(300, 500)), (300, 500)),
+    ],
+)
 def test_what_was_looked_at_is_the_boxes_of_the_grid(grid: PatchGrid, size: tuple[int, int]) -> None:
     overlay = Overlay(grid, size, panel_px=320)
     frame = noise(*size)
@@ -40,8 +46,10 @@ def test_finer_patches_show_finer_detail() -> None:
     grid, frame = PatchGrid(), noise(224, 224)
     overlay = Overlay(grid, (224, 224), 224)
     starts = [*grid.offsets, 265]
-    errors = [np.abs(overlay.looked_at(frame, (np.arange(265) >= start) & (np.arange(265) < stop)).astype(int) - frame)
-              .mean() for start, stop in zip(starts, starts[1:], strict=False)]
+    errors = [
+        np.abs(overlay.looked_at(frame, (np.arange(265) >= start) & (np.arange(265) < stop)).astype(int) - frame).mean()
+        for start, stop in zip(starts, starts[1:], strict=False)
+    ]
     assert errors == sorted(errors, reverse=True) and errors[-1] == 0 and errors[0] > 10
 
 

@@ -36,9 +36,15 @@ def random_gaze(frames: int, grid: PatchGrid, ratio: float = 0.1) -> VideoGaze:
 
 def summary_of(video: Path, gaze: VideoGaze, name: str | None = None) -> dict[str, Any]:
     info = probe(video)
-    return {"video": {"name": name or video.name, "width": info.width, "height": info.height, "fps": info.fps},
-            "model": {"gazing_ratio": 0.1, "task_loss_requirement": 0.5, "device": "cpu"}, "frames": len(gaze.counts),
-            "patches": len(gaze.ids), "ratio": 0.1, "seconds": {"gaze": 1.0}, "counts": []}
+    return {
+        "video": {"name": name or video.name, "width": info.width, "height": info.height, "fps": info.fps},
+        "model": {"gazing_ratio": 0.1, "task_loss_requirement": 0.5, "device": "cpu"},
+        "frames": len(gaze.counts),
+        "patches": len(gaze.ids),
+        "ratio": 0.1,
+        "seconds": {"gaze": 1.0},
+        "counts": [],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +120,10 @@ def page(report: tuple[Path, VideoGaze]) -> Iterator[Any]:
 
 def colours(page: Any, x: float, y: float) -> list[int]:
     """RGB of the screen at a place given as shares of its size."""
-    script = ("([x, y]) => Array.from(screen.getContext('2d', {willReadFrequently: true})"
-              ".getImageData(Math.floor(x * screen.width), Math.floor(y * screen.height), 1, 1).data)")
+    script = (
+        "([x, y]) => Array.from(screen.getContext('2d', {willReadFrequently: true})"
+        ".getImageData(Math.floor(x * screen.width), Math.floor(y * screen.height), 1, 1).data)"
+    )
     return page.evaluate(f"({script})([{x}, {y}])")[:3]
 
 
@@ -165,8 +173,9 @@ def test_the_patches_on_the_screen_are_the_gaze(page: Any, report: tuple[Path, V
 
 
 @needs_browser
-def test_looked_at_is_dark_where_nothing_was_chosen_and_scales_can_be_switched(page: Any,
-                                                                             report: tuple[Path, VideoGaze]) -> None:
+def test_looked_at_is_dark_where_nothing_was_chosen_and_scales_can_be_switched(
+    page: Any, report: tuple[Path, VideoGaze]
+) -> None:
     gaze = report[1]
     page.get_by_role("button", name="looked at").click()
     for k in range(3):

@@ -20,10 +20,28 @@ from autogaze.pretrain.trainer import fit
 from autogaze.rl.module import GRPOModule
 from tests.test_rl_env import TINY, spotted_clip
 
-CONFIG = AutoGazeConfig(scales=(32, 64), hidden_size=24, num_hidden_layers=1, num_attention_heads=1, head_dim=16,
-                        intermediate_size=32, num_multi_token_pred=2)
-RECIPE = RLRecipe(max_steps=30, batch_clips=8, group_size=6, learning_rate=5e-3, warmup_steps=3, min_gazing_ratio=0.1,
-                  max_gazing_ratio=0.1, weight_decay=0.0, validate_every=15, checkpoint_every=5, accelerator="cpu")
+CONFIG = AutoGazeConfig(
+    scales=(32, 64),
+    hidden_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+    head_dim=16,
+    intermediate_size=32,
+    num_multi_token_pred=2,
+)
+RECIPE = RLRecipe(
+    max_steps=30,
+    batch_clips=8,
+    group_size=6,
+    learning_rate=5e-3,
+    warmup_steps=3,
+    min_gazing_ratio=0.1,
+    max_gazing_ratio=0.1,
+    weight_decay=0.0,
+    validate_every=15,
+    checkpoint_every=5,
+    accelerator="cpu",
+)
 
 
 class Spots(pl.LightningDataModule):
@@ -137,8 +155,10 @@ def test_the_biased_form_scores_another_policy_than_it_samples() -> None:
     module = make_module()
     rollouts = rollouts_of(module)
     with torch.no_grad():
-        log_probs = {biased: module.model.score(rollouts.video, rollouts.gaze, None if biased else 1.0).log_action_probs
-                     for biased in (True, False)}
+        log_probs = {
+            biased: module.model.score(rollouts.video, rollouts.gaze, None if biased else 1.0).log_action_probs
+            for biased in (True, False)
+        }
     assert float((log_probs[False] - log_probs[True])[rollouts.gaze.chosen].min()) >= -1e-5
     module_biased = make_module(biased=True)
     gradients = []
@@ -158,8 +178,17 @@ def test_parts_of_an_update_add_up_to_the_whole() -> None:
 
 
 def test_every_option_trains(tmp_path: Path) -> None:
-    changes = {"max_steps": 4, "updates_per_rollout": 2, "clip": 0.2, "kl_weight": 0.1, "length_price": 0.1,
-               "task_loss_requirement": 0.1, "temperature": 1.5, "final_temperature": 0.5, "accumulate": 1}
+    changes = {
+        "max_steps": 4,
+        "updates_per_rollout": 2,
+        "clip": 0.2,
+        "kl_weight": 0.1,
+        "length_price": 0.1,
+        "task_loss_requirement": 0.1,
+        "temperature": 1.5,
+        "final_temperature": 0.5,
+        "accumulate": 1,
+    }
     module = make_module(**changes)
     assert fit(module, Spots(8), module.recipe, tmp_path).steps == 4
 

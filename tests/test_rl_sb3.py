@@ -13,14 +13,22 @@ from autogaze.rl.env import GazeEnv
 from autogaze.rl.sb3 import make_ppo, mean_return
 from tests.test_rl_env import TINY, spotted_clip
 
-CONFIG = AutoGazeConfig(scales=(32, 64), hidden_size=24, num_hidden_layers=1, num_attention_heads=1, head_dim=16,
-                        intermediate_size=32, num_multi_token_pred=4)
+CONFIG = AutoGazeConfig(
+    scales=(32, 64),
+    hidden_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+    head_dim=16,
+    intermediate_size=32,
+    num_multi_token_pred=4,
+)
 MARGIN = 0.08  # reconstruction loss over an episode; the best there is to win is about 0.14
 
 
 def make_env() -> GazeEnv:
-    return GazeEnv([spotted_clip(seed, frames=4) for seed in range(16)], Reconstructor(TINY), gazing_ratio=0.1,
-                   patch_price=0.002)
+    return GazeEnv(
+        [spotted_clip(seed, frames=4) for seed in range(16)], Reconstructor(TINY), gazing_ratio=0.1, patch_price=0.002
+    )
 
 
 @pytest.fixture

@@ -45,8 +45,10 @@ def test_one_frame_of_one_pixel_and_a_free_kind() -> None:
         assert render_scene(seed, 1, (1, 1)).shape == (1, 1, 1, 3)
 
 
-@pytest.mark.parametrize("bad, message", [({"frames": 0}, "at least one frame"), ({"size": (0, 5)}, "at least one"),
-                                          ({"kind": "dream"}, "kind must be")])
+@pytest.mark.parametrize(
+    "bad, message",
+    [({"frames": 0}, "at least one frame"), ({"size": (0, 5)}, "at least one"), ({"kind": "dream"}, "kind must be")],
+)
 def test_impossible_scenes_are_refused(bad: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         render_scene(0, **bad)  # type: ignore[arg-type]

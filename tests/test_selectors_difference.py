@@ -38,8 +38,11 @@ def greedy(video: Tensor, budget: int, grid: PatchGrid) -> list[list[int]]:
     for frame in video:
         ids: list[int] = []
         for _ in range(budget):
-            errors = {patch: float((pasted(canvas, frame, [*ids, patch], grid) - frame).abs().double().sum())
-                      for patch in range(grid.patches_per_frame) if patch not in ids}
+            errors = {
+                patch: float((pasted(canvas, frame, [*ids, patch], grid) - frame).abs().double().sum())
+                for patch in range(grid.patches_per_frame)
+                if patch not in ids
+            }
             ids.append(min(errors, key=lambda patch: errors[patch]))
         canvas = pasted(canvas, frame, ids, grid)
         chosen.append(ids)

@@ -34,17 +34,26 @@ def boxes(grid: PatchGrid) -> list[tuple[int, int, int, int]]:
     return [(column * sides[k], row * sides[k], sides[k], sides[k]) for k, row, column in places]
 
 
-@pytest.mark.parametrize(("size", "scales"), [
-    ((128, 128), (32, 64, 128)), ((100, 180), None), ((64, 64), None), ((20, 30), None), ((65, 64), None),
-])
+@pytest.mark.parametrize(
+    ("size", "scales"),
+    [
+        ((128, 128), (32, 64, 128)),
+        ((100, 180), None),
+        ((64, 64), None),
+        ((20, 30), None),
+        ((65, 64), None),
+    ],
+)
 def test_what_is_known_of_tiles_lands_on_the_patch_that_it_is_of(size: tuple[int, int], scales: Any) -> None:
     """The mean colour of every patch, computed tile by tile and joined, is the mean colour at its box in the frame."""
     tiling = make_tiling(GRID, size, scales)
     video = torch.rand(2, 3, 3, *size)
     tiles = tiling.cut(video)
     assert tiles.shape == (2 * tiling.count, 3, 3, 64, 64)
-    of_tiles = torch.cat([torch.nn.functional.avg_pool2d(tiles.flatten(0, 1), 64 // side).mean(1).flatten(1)
-                          for side, _ in GRID.sides], dim=1).unflatten(0, tiles.shape[:2])
+    of_tiles = torch.cat(
+        [torch.nn.functional.avg_pool2d(tiles.flatten(0, 1), 64 // side).mean(1).flatten(1) for side, _ in GRID.sides],
+        dim=1,
+    ).unflatten(0, tiles.shape[:2])
     joined = tiling.join(of_tiles)
     assert joined.shape == (2, 3, tiling.whole.patches_per_frame)
     torch.testing.assert_close(joined, picture(video, tiling), atol=1e-5, rtol=1e-5)
@@ -68,11 +77,15 @@ def test_a_frame_of_any_aspect_gets_a_grid_of_its_own() -> None:
     assert bigger.whole.sides == make_tiling(PatchGrid(), (270, 480)).whole.sides and bigger.whole.scales[-1] == 448
 
 
-@pytest.mark.parametrize(("size", "scales", "message"), [
-    ((128, 128), [64, 128], "as many as the model's"), ((128, 128), [128, 64, 32], "ascend"),
-    ((128, 128), [96, 112, 128], "more patches than 2 x 2 tiles"),
-    ((100, 128), [32, 48, 128], "must have the proportions of the model's scales"),
-])
+@pytest.mark.parametrize(
+    ("size", "scales", "message"),
+    [
+        ((128, 128), [64, 128], "as many as the model's"),
+        ((128, 128), [128, 64, 32], "ascend"),
+        ((128, 128), [96, 112, 128], "more patches than 2 x 2 tiles"),
+        ((100, 128), [32, 48, 128], "must have the proportions of the model's scales"),
+    ],
+)
 def test_scales_that_do_not_fit_are_refused(size: tuple[int, int], scales: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_model().generate(torch.zeros(1, 1, 3, *size), 0.5, target_scales=scales)
@@ -183,8 +196,13 @@ def test_what_is_known_of_large_tiles_lands_on_the_blocks_that_it_is_of(stride: 
     video = colours.repeat_interleave(block, -1).repeat_interleave(block, -2)[..., : size[0], : size[1]]
     tiles = tiling.cut(video)
     assert tiles.shape == (tiling.count, 2, 3, 64, 64) and tiling.tile_px == 64 * stride
-    brightest = torch.cat([torch.nn.functional.adaptive_max_pool2d(tiles.flatten(0, 1), side).mean(1).flatten(1)
-                           for side, _ in GRID.sides], dim=1).unflatten(0, tiles.shape[:2])
+    brightest = torch.cat(
+        [
+            torch.nn.functional.adaptive_max_pool2d(tiles.flatten(0, 1), side).mean(1).flatten(1)
+            for side, _ in GRID.sides
+        ],
+        dim=1,
+    ).unflatten(0, tiles.shape[:2])
     joined = tiling.join(brightest)
     assert joined.shape == (1, 2, tiling.whole.patches_per_frame)
     finest = joined[..., tiling.whole.offsets[-1] :].unflatten(-1, tiling.whole.sides[-1])
@@ -200,8 +218,10 @@ def test_a_stride_looks_at_fewer_tiles() -> None:
     for n in (1, 2, 4):
         gaze = model.generate(video, 0.3, target_patch_size=16, gaze_stride=n)
         assert gaze.counts.unique().tolist() == [16 * 6] and gaze.grid == PatchGrid((16, 32, 64), 16, (256, 256))
-    assert torch.equal(model.generate(video, 0.3, target_patch_size=16, gaze_stride=1).ids,
-                       model.generate(video, 0.3, target_patch_size=16).ids)
+    assert torch.equal(
+        model.generate(video, 0.3, target_patch_size=16, gaze_stride=1).ids,
+        model.generate(video, 0.3, target_patch_size=16).ids,
+    )
 
 
 @pytest.mark.parametrize("stride", [0, -1, True, 2.0, "2", None])
@@ -216,8 +236,11 @@ def test_strides_that_are_no_number_of_pixels_are_refused(stride: Any) -> None:
 
 def test_a_stride_without_tiles_or_without_gain_is_refused() -> None:
     model, video, taken = small_model(), torch.zeros(1, 1, 3, 128, 128), frames(1, 128, 128)
-    for call in (lambda: model.generate(video, 0.5, gaze_stride=2), lambda: model.gaze(taken, 0.5, gaze_stride=2),
-                 lambda: list(gaze_frames(model, taken, 0.5, gaze_stride=2))):
+    for call in (
+        lambda: model.generate(video, 0.5, gaze_stride=2),
+        lambda: model.gaze(taken, 0.5, gaze_stride=2),
+        lambda: list(gaze_frames(model, taken, 0.5, gaze_stride=2)),
+    ):
         with pytest.raises(ValueError, match="gaze_stride=2 is for gazing in tiles"):
             call()
     for size, stride, enough in ((64, 2, 1), (40, 2, 1), (128, 3, 2), (300, 4, 3)):

@@ -55,8 +55,10 @@ def test_chunks_join_to_the_whole(clip: Path, size: int) -> None:
     assert indices(np.concatenate([chunk.frames for chunk in chunks])) == list(range(30))
 
 
-@pytest.mark.parametrize("start_s, stride, expected", [(0.0, 3, [0, 3, 6]), (0.5, 1, [5, 6, 7]),
-                                                       (2.05, 1, [21, 22, 23]), (1.9, 4, [19, 23, 27]), (2.9, 1, [29])])
+@pytest.mark.parametrize(
+    "start_s, stride, expected",
+    [(0.0, 3, [0, 3, 6]), (0.5, 1, [5, 6, 7]), (2.05, 1, [21, 22, 23]), (1.9, 4, [19, 23, 27]), (2.9, 1, [29])],
+)
 def test_seeking_lands_on_the_frame_of_that_time(clip: Path, start_s: float, stride: int, expected: list[int]) -> None:
     assert indices(read_video(clip, 3, start_s, stride).frames) == expected
 
@@ -129,10 +131,16 @@ def test_a_truncated_streaming_mp4_is_refused_although_it_decodes(shared: Path, 
         probe(tmp_path / "cut.mp4")
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("empty.mp4", b"", "is empty"), ("words.mp4", b"hello\n" * 99, "it is text"),
-    ("words.txt", b"hello\n" * 99, "it is text"),
-    ("noise.mp4", bytes(range(256)) * 20, "not a video"), ("list.m3u8", b"#EXTM3U\nclip.mp4\n", "it is text")])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("empty.mp4", b"", "is empty"),
+        ("words.mp4", b"hello\n" * 99, "it is text"),
+        ("words.txt", b"hello\n" * 99, "it is text"),
+        ("noise.mp4", bytes(range(256)) * 20, "not a video"),
+        ("list.m3u8", b"#EXTM3U\nclip.mp4\n", "it is text"),
+    ],
+)
 def test_what_is_no_video_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(VideoError, match=message):

@@ -247,13 +247,13 @@ def test_the_right_graph_is_replayed_and_gives_what_the_model_gives(case: Case, 
         graphed._captures[form] = replace(capture, graph=_Counted(capture.graph))
     wanted = ((0, Form(slots, True)), (1, Form(slots)), (slots - 128, Form(128)), (0, Form(slots, True)))
     for missing, form in wanted * 2:
-            video, gaze = _long(eager, missing)
-            video, gaze = video.cuda().bfloat16(), gaze.to("cuda")
-            before = {form: capture.graph.replays for form, capture in graphed._captures.items()}
-            got, expected = graphed(video, gaze), eager(video, gaze, capacity=slots)  # never regular
-            after = {form: capture.graph.replays for form, capture in graphed._captures.items()}
-            assert after == {**before, form: before[form] + 1}
-            count = slots - missing
-            assert torch.equal(got.offsets, expected.offsets) and torch.equal(got.ids[:count], expected.ids[:count])
-            assert (got.features[:count].float() - expected.features[:count].float()).abs().max() < 6e-2
-            assert (got.pool().float() - expected.pool().float()).abs().max() < 6e-2
+        video, gaze = _long(eager, missing)
+        video, gaze = video.cuda().bfloat16(), gaze.to("cuda")
+        before = {form: capture.graph.replays for form, capture in graphed._captures.items()}
+        got, expected = graphed(video, gaze), eager(video, gaze, capacity=slots)  # never regular
+        after = {form: capture.graph.replays for form, capture in graphed._captures.items()}
+        assert after == {**before, form: before[form] + 1}
+        count = slots - missing
+        assert torch.equal(got.offsets, expected.offsets) and torch.equal(got.ids[:count], expected.ids[:count])
+        assert (got.features[:count].float() - expected.features[:count].float()).abs().max() < 6e-2
+        assert (got.pool().float() - expected.pool().float()).abs().max() < 6e-2

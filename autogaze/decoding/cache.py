@@ -30,8 +30,9 @@ class Cache:
         mask: of `causal_mask`, for `attend`; may be shared.
     """
 
-    def __init__(self, trunk: Trunk, batch: int, window: int, capacity: int, like: Tensor,
-                 mask: Tensor | None = None) -> None:
+    def __init__(
+        self, trunk: Trunk, batch: int, window: int, capacity: int, like: Tensor, mask: Tensor | None = None
+    ) -> None:
         self.mask, self.window, self.capacity, self.device = mask, window, capacity, like.device
         # Room to slide: the oldest frame is left behind, and the others are moved back only once in window / 2 frames.
         self.room = capacity if like.is_cuda else capacity + capacity // 2

@@ -50,8 +50,9 @@ class UniformDecoding:
         self.groups, self.group_turns = 0, self._turns(self.cache.position - decoder.group, decoder.group)
         columns: list[Column] = []
         while room:
-            group, task_loss = self.trunk.choose(logits, task_loss, taken, request.temperature, request.generator,
-                                                 error)
+            group, task_loss = self.trunk.choose(
+                logits, task_loss, taken, request.temperature, request.generator, error
+            )
             left = torch.full((self.batch,), room, device=visual.device)
             kept, ended = keep_group(task_loss, left, requirement, first=not columns)
             size = min(room, decoder.group)
@@ -117,8 +118,16 @@ class UniformDecoding:
 class CachedDecoding:
     """A batch of clips: together where they spend the same, else one by one."""
 
-    def __init__(self, decoder: GazeDecoder, batch: int, window: int, visual_tokens: int, budget: int,
-                 uniform: bool, native: bool = False) -> None:
+    def __init__(
+        self,
+        decoder: GazeDecoder,
+        batch: int,
+        window: int,
+        visual_tokens: int,
+        budget: int,
+        uniform: bool,
+        native: bool = False,
+    ) -> None:
         sizes, capacity = [batch] if uniform else [1] * batch, window * (visual_tokens + budget)
         like = decoder.model.norm.weight.detach()
         if native:

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 Column = tuple[Tensor, Tensor, Tensor]  # ids int64, chosen bool, predicted loss float32: slots last
 
 
-def choose_group(logits: Tensor, task_loss: Tensor, taken: Tensor, temperature: float | None = None,
-                 generator: torch.Generator | None = None, error: FrameError | None = None) -> tuple[Tensor, Tensor]:
+def choose_group(
+    logits: Tensor,
+    task_loss: Tensor,
+    taken: Tensor,
+    temperature: float | None = None,
+    generator: torch.Generator | None = None,
+    error: FrameError | None = None,
+) -> tuple[Tensor, Tensor]:
     """Take one id a head, head by head; no id twice in a frame, never `eos` (the last entry of the vocabulary).
 
     Args:

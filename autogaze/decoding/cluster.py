@@ -52,11 +52,18 @@ class Shape:
     def why_not(self) -> str:
         """The reason why the kernel cannot be made for this shape; empty if it can."""
         blocks, columns = self.blocks, self.C // self.blocks
-        fits = (blocks <= 16 and self.C == self.HEADS * self.D and self.C % 32 == self.HIDDEN % 32 == 0
-                and self.C % (8 * blocks) == self.HIDDEN % (8 * blocks) == 0 and self.K <= WARPS
-                and columns // 8 * (self.C // 32) <= WARPS and 2 * self.HIDDEN // blocks // 8 <= WARPS
-                and self.VOCABULARY <= 1024 and self.SCALES**2 * self.PLACES < 1 << 15
-                and shared_bytes(self) < SHARED_BYTES)
+        fits = (
+            blocks <= 16
+            and self.C == self.HEADS * self.D
+            and self.C % 32 == self.HIDDEN % 32 == 0
+            and self.C % (8 * blocks) == self.HIDDEN % (8 * blocks) == 0
+            and self.K <= WARPS
+            and columns // 8 * (self.C // 32) <= WARPS
+            and 2 * self.HIDDEN // blocks // 8 <= WARPS
+            and self.VOCABULARY <= 1024
+            and self.SCALES**2 * self.PLACES < 1 << 15
+            and shared_bytes(self) < SHARED_BYTES
+        )
         return "" if fits else f"the cluster kernel is made for models of another shape than {self}"
 
 
@@ -71,12 +78,40 @@ class Kernel(Protocol):
 class Arguments(ctypes.Structure):
     """`Arguments` of `shape.cuh`."""
 
-    _fields_ = [*((name, ctypes.c_void_p) for name in (
-        "embedding", "qkv", "mix", "gate_up", "down", "heads", "loss_head", "frequencies", "keys", "values", "state",
-        "frame_len", "clock", "requirements", "logits", "losses", "errors", "tables", "strength", "pend_ids",
-        "pend_slots", "out_ids", "out_chosen", "out_loss", "running")),
+    _fields_ = [
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "embedding",
+                "qkv",
+                "mix",
+                "gate_up",
+                "down",
+                "heads",
+                "loss_head",
+                "frequencies",
+                "keys",
+                "values",
+                "state",
+                "frame_len",
+                "clock",
+                "requirements",
+                "logits",
+                "losses",
+                "errors",
+                "tables",
+                "strength",
+                "pend_ids",
+                "pend_slots",
+                "out_ids",
+                "out_chosen",
+                "out_loss",
+                "running",
+            )
+        ),
         *((name, ctypes.c_float) for name in ("eps", "scale")),
-        *((name, ctypes.c_int) for name in ("batch", "ring", "tokens", "window", "chunk", "slots", "stops"))]
+        *((name, ctypes.c_int) for name in ("batch", "ring", "tokens", "window", "chunk", "slots", "stops")),
+    ]
 
 
 class ClusterSteps:
@@ -89,18 +124,45 @@ class ClusterSteps:
         self.kernel = load_kernel(space.device, self.shape)
         packed = {name: weights[f"rows_{name}"] for name in ("qkv", "mix", "gate_up", "down", "heads")}
         held: dict[str, Tensor] = packed | {
-            "embedding": weights["embedding"], "loss_head": weights["wt"], "frequencies": weights["frequencies"],
-            **{name: getattr(space, name) for name in (
-                "keys", "values", "state", "frame_len", "clock", "requirements", "logits", "losses", "pend_ids",
-                "pend_slots", "out_ids", "out_chosen", "out_loss", "running")}}
+            "embedding": weights["embedding"],
+            "loss_head": weights["wt"],
+            "frequencies": weights["frequencies"],
+            **{
+                name: getattr(space, name)
+                for name in (
+                    "keys",
+                    "values",
+                    "state",
+                    "frame_len",
+                    "clock",
+                    "requirements",
+                    "logits",
+                    "losses",
+                    "pend_ids",
+                    "pend_slots",
+                    "out_ids",
+                    "out_chosen",
+                    "out_loss",
+                    "running",
+                )
+            },
+        }
         if self.shape.PLACES:
             self.tables = grid_tables(space.patch_at, space.patches)  # held: the kernel is given its address
             held |= {"errors": space.errors, "tables": self.tables, "strength": weights["strength"]}
         scale = config.head_dim**-0.5 * 1.4426950408889634  # log2(e): the kernel takes powers of two
-        self.arguments = Arguments(**{name: tensor.data_ptr() for name, tensor in held.items()},
-                                   eps=config.rms_norm_eps, scale=scale, batch=plan.batch, ring=plan.ring,
-                                   tokens=space.tokens, window=config.max_num_frames, chunk=chunk, slots=plan.slots,
-                                   stops=plan.stops)
+        self.arguments = Arguments(
+            **{name: tensor.data_ptr() for name, tensor in held.items()},
+            eps=config.rms_norm_eps,
+            scale=scale,
+            batch=plan.batch,
+            ring=plan.ring,
+            tokens=space.tokens,
+            window=config.max_num_frames,
+            chunk=chunk,
+            slots=plan.slots,
+            stops=plan.stops,
+        )
 
     def launch(self) -> None:
         """Enqueue all groups of the frame of every clip, once the prefill has left the logits of the first."""
@@ -115,9 +177,16 @@ def shape_of(space: Workspace) -> Shape:
 def shape_for(config: AutoGazeConfig) -> Shape:
     """What the kernel has to be compiled for to decode for a model."""
     places = (config.scales[-1] // config.patch_size) ** 2 if config.paste_error else 0
-    return Shape(config.hidden_size, config.num_attention_heads, config.num_hidden_layers, config.intermediate_size,
-                 config.num_multi_token_pred, config.grid.patches_per_frame + 1, places,
-                 len(config.scales) if places else 0)
+    return Shape(
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_hidden_layers,
+        config.intermediate_size,
+        config.num_multi_token_pred,
+        config.grid.patches_per_frame + 1,
+        places,
+        len(config.scales) if places else 0,
+    )
 
 
 def why_not(space: Workspace) -> str:
@@ -149,13 +218,16 @@ def why_not_here(device: torch.device, shape: Shape) -> str:
 @torch.no_grad()
 def pack_rows(decoder: GazeDecoder) -> dict[str, Tensor]:
     """The decoder's matrices as the kernel reads them: output-major bfloat16, norm weights folded in."""
+
     def stacked(rows: Callable[[Any], Tensor]) -> Tensor:
         return torch.stack([rows(layer) for layer in decoder.model.layers]).to(torch.bfloat16).contiguous()
 
     def by_head(layer: Any) -> Tensor:
         attention = layer.self_attn
-        parts = [part.weight.float().unflatten(0, (attention.heads, -1))
-                 for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        parts = [
+            part.weight.float().unflatten(0, (attention.heads, -1))
+            for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+        ]
         return torch.cat(parts, dim=1) * layer.input_layernorm.weight.float()  # (heads, 3 D, C)
 
     def by_block(layer: Any) -> Tensor:
@@ -164,10 +236,13 @@ def pack_rows(decoder: GazeDecoder) -> dict[str, Tensor]:
         return torch.cat(parts, dim=1) * layer.post_attention_layernorm.weight.float()
 
     heads = decoder.lm_head.weight.float() * decoder.model.norm.weight.float()
-    return {"rows_qkv": stacked(by_head), "rows_gate_up": stacked(by_block),
-            "rows_mix": stacked(lambda layer: layer.self_attn.o_proj.weight),
-            "rows_down": stacked(lambda layer: layer.mlp.down_proj.weight),
-            "rows_heads": heads.to(torch.bfloat16).contiguous()}
+    return {
+        "rows_qkv": stacked(by_head),
+        "rows_gate_up": stacked(by_block),
+        "rows_mix": stacked(lambda layer: layer.self_attn.o_proj.weight),
+        "rows_down": stacked(lambda layer: layer.mlp.down_proj.weight),
+        "rows_heads": heads.to(torch.bfloat16).contiguous(),
+    }
 
 
 @lru_cache(maxsize=16)
@@ -186,9 +261,15 @@ def compile_kernel(shape: Shape, architecture: str) -> bytes:
     from cuda.bindings import nvrtc
 
     headers = sorted(SOURCES.glob("*.cuh"))
-    program = _check(nvrtc.nvrtcCreateProgram((SOURCES / "steps.cu").read_bytes(), b"steps.cu", len(headers),
-                                              [header.read_bytes() for header in headers],
-                                              [header.name.encode() for header in headers]))
+    program = _check(
+        nvrtc.nvrtcCreateProgram(
+            (SOURCES / "steps.cu").read_bytes(),
+            b"steps.cu",
+            len(headers),
+            [header.read_bytes() for header in headers],
+            [header.name.encode() for header in headers],
+        )
+    )
     options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
     options += [f"-D{name}={value}".encode() for name, value in asdict(shape).items()]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
@@ -215,19 +296,37 @@ class CompiledKernel:
             self.module = _check(driver.cuModuleLoadData(compile_kernel(shape, f"sm_{major}{minor}")))
             self.function = _check(driver.cuModuleGetFunction(self.module, b"steps"))
             attribute = driver.CUfunction_attribute
-            _check(driver.cuFuncSetAttribute(
-                self.function, attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1))
+            _check(
+                driver.cuFuncSetAttribute(
+                    self.function, attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1
+                )
+            )
             most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
-            _check(driver.cuFuncSetAttribute(
-                self.function, attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most))
+            _check(
+                driver.cuFuncSetAttribute(
+                    self.function, attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most
+                )
+            )
             self.fixed = shared_bytes(shape)
 
     def launch(self, arguments: Arguments, clips: int, table: int) -> None:
         """Enqueue it on PyTorch's present stream."""
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        _check(self.driver.cuLaunchKernel(
-            self.function, self.shape.blocks * clips, 1, 1, 32 * WARPS, 1, 1, self.fixed + 4 * table,
-            torch.cuda.current_stream().cuda_stream, ctypes.addressof(pointers), 0))
+        _check(
+            self.driver.cuLaunchKernel(
+                self.function,
+                self.shape.blocks * clips,
+                1,
+                1,
+                32 * WARPS,
+                1,
+                1,
+                self.fixed + 4 * table,
+                torch.cuda.current_stream().cuda_stream,
+                ctypes.addressof(pointers),
+                0,
+            )
+        )
 
 
 def shared_bytes(shape: Shape) -> int:

@@ -123,6 +123,13 @@ def begin(model: AutoGaze, request: Request, frames: int) -> Decoding:
         return FusedDecoding(model, request, frames)
     if way == "plain":
         return FrameByFrame(PlainDecoding(model.gaze_decoder, batch, window), model)
-    cached = CachedDecoding(model.gaze_decoder, batch, min(window, frames), model.visual_tokens, budget,
-                            request.uniform, native=way == "native")
+    cached = CachedDecoding(
+        model.gaze_decoder,
+        batch,
+        min(window, frames),
+        model.visual_tokens,
+        budget,
+        request.uniform,
+        native=way == "native",
+    )
     return FrameByFrame(cached, model, native=way == "native")

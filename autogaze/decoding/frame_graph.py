@@ -30,8 +30,9 @@ class FrameGraph:
         memory: the encoder's, of the frames so far; from now on kept here.
     """
 
-    def __init__(self, model: AutoGaze, engine: FusedDecoding, request: Request, frame: Tensor,
-                 memory: tuple[Tensor, ...]) -> None:
+    def __init__(
+        self, model: AutoGaze, engine: FusedDecoding, request: Request, frame: Tensor, memory: tuple[Tensor, ...]
+    ) -> None:
         self.model, self.engine = model, engine
         self.frame = torch.zeros_like(frame[:, None], dtype=model.connector.pos_embed.dtype, device=model.device)
         self.memory = tuple(held.clone() for held in memory)
@@ -43,8 +44,9 @@ class FrameGraph:
 
     def takes(self, frame: Tensor) -> bool:
         """Whether a frame has the recorded form."""
-        return (frame.shape == self.frame[:, 0].shape
-                and torch.is_autocast_enabled(self.model.device.type) == self.autocast)
+        return (
+            frame.shape == self.frame[:, 0].shape and torch.is_autocast_enabled(self.model.device.type) == self.autocast
+        )
 
     def step(self, frame: Tensor) -> Column:
         """Ids (B, 1, K), chosen and predicted losses of the next frame (B, 3, H, W)."""
@@ -68,8 +70,9 @@ class FrameGraph:
         self.out = self.engine.space.results(1, self.engine.width)
 
 
-def capture(model: AutoGaze, engine: object, request: Request, frame: Tensor,
-            memory: tuple[Tensor, ...]) -> FrameGraph | None:
+def capture(
+    model: AutoGaze, engine: object, request: Request, frame: Tensor, memory: tuple[Tensor, ...]
+) -> FrameGraph | None:
     """The graph of a stream's frame; None where there is nothing to gain or it cannot be recorded."""
     if not isinstance(engine, FusedDecoding) or not can_record(engine):
         return None
@@ -91,8 +94,11 @@ def record(enqueue: Callable[[], None]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     torch.cuda.current_stream().synchronize()
     # Weights that autocast has cast before would be recorded where they are, and be gone once autocast ends.
-    with (torch.autocast("cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"),
-                         cache_enabled=False),
-          torch.cuda.graph(graph, capture_error_mode="thread_local")):
+    with (
+        torch.autocast(
+            "cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), cache_enabled=False
+        ),
+        torch.cuda.graph(graph, capture_error_mode="thread_local"),
+    ):
         enqueue()
     return graph.replay

@@ -108,8 +108,14 @@ class FusedDecoding:
         self.width = budget = int(request.budget.max())  # no frame will hold more ids
         ring = max(2, frames) if frames <= window else window + 1
         slots = group * max(1, -(-budget // group))
-        plan = Plan(len(request.budget), ring, slots, compute_dtype(model), request.requirement is not None,
-                    request.temperature is not None)
+        plan = Plan(
+            len(request.budget),
+            ring,
+            slots,
+            compute_dtype(model),
+            request.requirement is not None,
+            request.temperature is not None,
+        )
         self.pool = pool_of(model)
         self.space = self.pool.take(model, plan)
         self.space.reset()

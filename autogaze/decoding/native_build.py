@@ -31,8 +31,17 @@ class NotAvailable(Exception):
 def flags() -> list[str]:
     """What the compiler is told; for the processor that runs this."""
     target = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-    return ["-std=c++17", "-O3", target, "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC",
-            "-shared", "-pthread"]
+    return [
+        "-std=c++17",
+        "-O3",
+        target,
+        "-ffp-contract=fast",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fPIC",
+        "-shared",
+        "-pthread",
+    ]
 
 
 def processor() -> str:
@@ -73,8 +82,13 @@ def build(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder:
             made = Path(folder) / path.name
-            done = subprocess.run([compiler, *flags(), str(SOURCES / "decoder.cpp"), "-o", str(made)],
-                                  capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+            done = subprocess.run(
+                [compiler, *flags(), str(SOURCES / "decoder.cpp"), "-o", str(made)],
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
             if done.returncode:
                 first = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
                 raise NotAvailable(f"{compiler} failed: {first}")

@@ -21,9 +21,11 @@ PLACES_PX = (4, 8, 16, 32)  # of `with_pixels` in native/picture.h
 class _Grid(ctypes.Structure):
     """`Grid` of native/picture.h."""
 
-    _fields_ = [*((name, ctypes.c_int64) for name in ("side", "place_px", "scales", "patches")),
-                *((name, ctypes.c_void_p) for name in ("blocks", "patch_at")),
-                *((name, ctypes.c_double) for name in ("l1", "steps", "strength", "least", "held", "most_held"))]
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("side", "place_px", "scales", "patches")),
+        *((name, ctypes.c_void_p) for name in ("blocks", "patch_at")),
+        *((name, ctypes.c_double) for name in ("l1", "steps", "strength", "least", "held", "most_held")),
+    ]
 
 
 class Grid:
@@ -32,10 +34,20 @@ class Grid:
     def __init__(self, rule: PasteError, grid: PatchGrid) -> None:
         self.blocks, self.patch_at = torch.tensor(rule.blocks), patch_at(grid, rule.side).int()
         l1, steps = rule.weight.detach().float().clamp(min=0).tolist()
-        self.call = _Grid(side=rule.side, place_px=rule.place_px, scales=len(rule.blocks),
-                          patches=grid.patches_per_frame, blocks=self.blocks.data_ptr(),
-                          patch_at=self.patch_at.data_ptr(), l1=l1, steps=steps, strength=float(rule.strength.detach()),
-                          least=LEAST_GAIN, held=HELD, most_held=MOST_HELD)
+        self.call = _Grid(
+            side=rule.side,
+            place_px=rule.place_px,
+            scales=len(rule.blocks),
+            patches=grid.patches_per_frame,
+            blocks=self.blocks.data_ptr(),
+            patch_at=self.patch_at.data_ptr(),
+            l1=l1,
+            steps=steps,
+            strength=float(rule.strength.detach()),
+            least=LEAST_GAIN,
+            held=HELD,
+            most_held=MOST_HELD,
+        )
         self.address = ctypes.addressof(self.call)
 
 
@@ -65,16 +77,24 @@ class NativePasteError:
         """See `PasteError.begin`."""
         frame, call = frame.float().contiguous(), self.grid.call
         errors = torch.empty(len(frame), call.side**2, call.scales + 1)
-        self.native.autogaze_errors(self.grid.address, len(frame), frame.data_ptr(), canvas.data_ptr(),
-                                    errors.data_ptr())
+        self.native.autogaze_errors(
+            self.grid.address, len(frame), frame.data_ptr(), canvas.data_ptr(), errors.data_ptr()
+        )
         level = torch.full(errors.shape[:2], NEVER, dtype=torch.uint8)
         return NativeFrameError(self.rule, errors, level, self.grid)
 
     def look(self, canvas: Tensor, frame: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
         """See `PasteError.look`; the canvas is changed in place."""
         frame, ids, chosen = frame.float().contiguous(), ids.contiguous(), chosen.contiguous()
-        self.native.autogaze_look(self.grid.address, len(frame), frame.data_ptr(), ids.data_ptr(), chosen.data_ptr(),
-                                  ids.shape[1], canvas.data_ptr())
+        self.native.autogaze_look(
+            self.grid.address,
+            len(frame),
+            frame.data_ptr(),
+            ids.data_ptr(),
+            chosen.data_ptr(),
+            ids.shape[1],
+            canvas.data_ptr(),
+        )
         return canvas
 
 

@@ -42,8 +42,10 @@ def why_not(model: AutoGaze) -> str:
     config = model.config
     wide = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim)
     if config.head_dim not in (16, 32, 64) or any(size % BLOCK for size in wide):
-        return (f"it needs a head_dim of 16, 32 or 64 and widths that are multiples of {BLOCK}, "
-                f"this model has {config.head_dim} and {', '.join(map(str, wide))}")
+        return (
+            f"it needs a head_dim of 16, 32 or 64 and widths that are multiples of {BLOCK}, "
+            f"this model has {config.head_dim} and {', '.join(map(str, wide))}"
+        )
     found = library()
     return f"there is no native library: {found}" if isinstance(found, str) else ""
 
@@ -63,10 +65,31 @@ def why_not_unasked(model: AutoGaze) -> str:
 class Pass(ctypes.Structure):
     """`Pass` of native/decoder.h."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in (
-        "width", "heads", "head_dim", "hidden", "layers", "vocabulary", "group", "clips", "rows", "room", "start",
-        "length", "threads")] + [("epsilon", ctypes.c_double)] + [(name, ctypes.c_void_p) for name in (
-            "weights", "tokens", "turns", "keys", "values", "scratch", "scores", "parallel", "count")]
+    _fields_ = (
+        [
+            (name, ctypes.c_int64)
+            for name in (
+                "width",
+                "heads",
+                "head_dim",
+                "hidden",
+                "layers",
+                "vocabulary",
+                "group",
+                "clips",
+                "rows",
+                "room",
+                "start",
+                "length",
+                "threads",
+            )
+        ]
+        + [("epsilon", ctypes.c_double)]
+        + [
+            (name, ctypes.c_void_p)
+            for name in ("weights", "tokens", "turns", "keys", "values", "scratch", "scores", "parallel", "count")
+        ]
+    )
 
 
 def openmp(name: str) -> int | None:
@@ -86,13 +109,22 @@ def pack(decoder: GazeDecoder, native: ctypes.CDLL) -> Tensor:
     packed = scored.new_empty(size + (len(scored) + BLOCK) * scored.shape[1])
     end = 0
 
-    def add(weight: Tensor, norm: Tensor | None = None, factor: float = 1.0, head_dim: int = 0, step: int = 1,
-            back: int = 0) -> None:
+    def add(
+        weight: Tensor, norm: Tensor | None = None, factor: float = 1.0, head_dim: int = 0, step: int = 1, back: int = 0
+    ) -> None:
         nonlocal end
         weight, scale = weight.contiguous(), None if norm is None else norm.contiguous()
         rows, count = weight.shape
-        native.autogaze_pack(weight.data_ptr(), rows, count, None if scale is None else scale.data_ptr(), factor,
-                             head_dim, step, packed.data_ptr() + 4 * (end - back))
+        native.autogaze_pack(
+            weight.data_ptr(),
+            rows,
+            count,
+            None if scale is None else scale.data_ptr(),
+            factor,
+            head_dim,
+            step,
+            packed.data_ptr() + 4 * (end - back),
+        )
         end += (rows + -rows % BLOCK) * count
 
     for layer in layers:
@@ -149,10 +181,19 @@ class NativeTrunk(Trunk):
         self.scratch = self.weights.new_empty(0)
         self.alone, self.alone_next = 0, ALONE
         mlp, norm = decoder.model.layers[0].mlp, decoder.model.norm
-        self.call = Pass(width=norm.weight.numel(), heads=self.heads, head_dim=self.head_dim,
-                         hidden=mlp.gate_proj.out_features, layers=self.layer_count, vocabulary=self.vocabulary,
-                         group=self.group, epsilon=norm.eps, weights=self.weights.data_ptr(),
-                         parallel=openmp("GOMP_parallel"), count=openmp("omp_get_num_threads"))
+        self.call = Pass(
+            width=norm.weight.numel(),
+            heads=self.heads,
+            head_dim=self.head_dim,
+            hidden=mlp.gate_proj.out_features,
+            layers=self.layer_count,
+            vocabulary=self.vocabulary,
+            group=self.group,
+            epsilon=norm.eps,
+            weights=self.weights.data_ptr(),
+            parallel=openmp("GOMP_parallel"),
+            count=openmp("omp_get_num_threads"),
+        )
 
     def turns(self, positions: Tensor) -> Tensor:
         """As `Trunk.turns`, through NumPy, which does not wake other threads for it."""
@@ -189,8 +230,15 @@ class NativeTrunk(Trunk):
             return 1
         return min(torch.get_num_threads(), clips * self.heads, MOST_THREADS)
 
-    def choose(self, logits: Tensor, task_loss: Tensor, taken: Tensor, temperature: float | None,
-               generator: torch.Generator | None, error: FrameError | None) -> tuple[Tensor, Tensor]:
+    def choose(
+        self,
+        logits: Tensor,
+        task_loss: Tensor,
+        taken: Tensor,
+        temperature: float | None,
+        generator: torch.Generator | None,
+        error: FrameError | None,
+    ) -> tuple[Tensor, Tensor]:
         """`choose_group` of what `scores` gave."""
         if temperature is not None or not (error is None or isinstance(error, NativeFrameError)):
             return choose_group(logits, task_loss, taken, temperature, generator, error)
@@ -199,6 +247,14 @@ class NativeTrunk(Trunk):
         if error is not None:
             task_loss = torch.empty(logits.shape[:2])
             about = (error.grid.address, error.errors.data_ptr(), error.level.data_ptr(), task_loss.data_ptr())
-        self.native.autogaze_choose(logits.data_ptr(), taken.data_ptr(), ids.data_ptr(), len(logits), logits.stride(0),
-                                    self.group, self.vocabulary, *about)
+        self.native.autogaze_choose(
+            logits.data_ptr(),
+            taken.data_ptr(),
+            ids.data_ptr(),
+            len(logits),
+            logits.stride(0),
+            self.group,
+            self.vocabulary,
+            *about,
+        )
         return ids, task_loss

@@ -18,8 +18,12 @@ ROWS = 104  # queries whose scores are made at once: they stay in the second-lev
 
 def fits(weight: Tensor) -> bool:
     """Whether oneDNN can compute with tensors such as this one."""
-    return (weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
 
 
 def casts() -> bool:

@@ -44,11 +44,15 @@ class PackedLayer:
         norms = (layer.input_layernorm, layer.post_attention_layernorm)
         before, between = (norm.weight * width**0.5 for norm in norms)
         self.floors = [norm.weight.new_tensor((width * norm.eps) ** 0.5, dtype=torch.float32) for norm in norms]
-        query, key = (side_by_side(linear.weight, self.heads) * before
-                      for linear in (attention.q_proj, attention.k_proj))
+        query, key = (
+            side_by_side(linear.weight, self.heads) * before for linear in (attention.q_proj, attention.k_proj)
+        )
         value = attention.v_proj.weight * before
-        self.to_parts = [Product(query), Product(torch.cat([key, value]))] if only_last else [
-            Product(torch.cat([query, key, value]))]
+        self.to_parts = (
+            [Product(query), Product(torch.cat([key, value]))]
+            if only_last
+            else [Product(torch.cat([query, key, value]))]
+        )
         self.to_out, self.to_x = Product(attention.o_proj.weight), Product(mlp.down_proj.weight)
         self.to_gates = Product(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * between)
 
@@ -78,7 +82,10 @@ class Trunk:
     def __init__(self, decoder: GazeDecoder) -> None:
         attention = cast(DecoderLayer, decoder.model.layers[0]).self_attn
         self.frequencies, self.layer_count, self.heads = (
-            decoder.model.frequencies, len(decoder.model.layers), attention.heads)
+            decoder.model.frequencies,
+            len(decoder.model.layers),
+            attention.heads,
+        )
         self.head_dim = attention.q_proj.out_features // self.heads
 
     def turns(self, positions: Tensor) -> Tensor:

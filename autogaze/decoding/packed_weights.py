@@ -34,8 +34,10 @@ class PackedWeights:
         trunk, dtype = self.decoder.model, self.dtype
         packed = {"embedding": trunk.embed_tokens.weight.to(dtype).clone(), "frequencies": trunk.frequencies.clone()}
         if self.paste_error is not None:
-            packed |= {"error_weight": self.paste_error.weight.float().clamp(min=0),
-                       "strength": self.paste_error.strength.float().reshape(1).clone()}
+            packed |= {
+                "error_weight": self.paste_error.weight.float().clamp(min=0),
+                "strength": self.paste_error.strength.float().reshape(1).clone(),
+            }
         else:
             packed |= {name: packed["frequencies"].new_zeros(0) for name in ("error_weight", "strength")}
         for i, layer in enumerate(trunk.layers):
@@ -46,14 +48,20 @@ class PackedWeights:
                 heads = projection.weight.float().unflatten(0, (attention.heads, 2, -1))  # (head, half, D/2, C)
                 halves += [heads[:, 0].flatten(0, 1), heads[:, 1].flatten(0, 1)]
             matrices = {
-                "wqk": torch.cat(halves) * before, "wv": attention.v_proj.weight.float() * before,
-                "wo": attention.o_proj.weight, "wg": mlp.gate_proj.weight.float() * after,
-                "wu": mlp.up_proj.weight.float() * after, "wd": mlp.down_proj.weight}
+                "wqk": torch.cat(halves) * before,
+                "wv": attention.v_proj.weight.float() * before,
+                "wo": attention.o_proj.weight,
+                "wg": mlp.gate_proj.weight.float() * after,
+                "wu": mlp.up_proj.weight.float() * after,
+                "wd": mlp.down_proj.weight,
+            }
             packed |= {f"{name}{i}": matrix.t().to(dtype).contiguous() for name, matrix in matrices.items()}
         final = trunk.norm.weight.float()
         packed["wl"] = (self.decoder.lm_head.weight.float() * final).t().to(dtype).contiguous()
-        if dtype == torch.bfloat16 and trunk.layers[0].mlp.gate_proj.out_features % (
-                cluster.SPLIT * trunk.layers[0].self_attn.heads) == 0:
+        if (
+            dtype == torch.bfloat16
+            and trunk.layers[0].mlp.gate_proj.out_features % (cluster.SPLIT * trunk.layers[0].self_attn.heads) == 0
+        ):
             packed |= cluster.pack_rows(self.decoder)
         packed["wt"] = (self.decoder.task_loss_prediction_head.weight.float() * final).to(dtype).contiguous()
         return packed

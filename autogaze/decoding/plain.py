@@ -71,8 +71,9 @@ class PlainMemory:
 class PlainFrame:
     """One clip while it decodes one frame."""
 
-    def __init__(self, decoder: GazeDecoder, memory: PlainMemory, visual: Tensor, request: Request,
-                 error: FrameError | None) -> None:
+    def __init__(
+        self, decoder: GazeDecoder, memory: PlainMemory, visual: Tensor, request: Request, error: FrameError | None
+    ) -> None:
         self.decoder, self.memory, self.request, self.error = decoder, memory, request, error
         self.room = int(request.budget[0])
         self.requirement = None if request.requirement is None else request.requirement[0].to(visual.device)
@@ -90,8 +91,9 @@ class PlainFrame:
     def choose(self) -> Group:
         """Take the next group."""
         logits, task_loss = self.decoder.heads(self.hidden)
-        group, task_loss = choose_group(logits, task_loss, self.taken, self.request.temperature,
-                                        self.request.generator, self.error)
+        group, task_loss = choose_group(
+            logits, task_loss, self.taken, self.request.temperature, self.request.generator, self.error
+        )
         room = torch.tensor([self.room], device=group.device)
         kept, ended = keep_group(task_loss, room, self.requirement, first=not self.columns)
         size = min(self.room, self.decoder.group)
@@ -142,9 +144,10 @@ class PlainDecoding:
             ids (B, K) int64, chosen (B, K) bool, predicted loss before each id (B, K) float32; K is the longest
             clip's count of slots.
         """
-        frames = [PlainFrame(self.decoder, memory, visual[i], request.clip(i),
-                             None if error is None else error.clip(i))
-                  for i, memory in enumerate(self.memories)]
+        frames = [
+            PlainFrame(self.decoder, memory, visual[i], request.clip(i), None if error is None else error.clip(i))
+            for i, memory in enumerate(self.memories)
+        ]
         while not all(frame.done for frame in frames):
             groups = [(frame, frame.choose()) for frame in frames if not frame.done]
             others_go_on = request.in_step and not all(frame.done for frame in frames)

@@ -65,21 +65,30 @@ def spread(value: PerFrame, batch: int, frames: int, name: str) -> Tensor | None
         order = ((batch, 1), (1, frames)) if isinstance(value, Tensor) else ((1, frames), (batch, 1))
         shape = next((shape for shape in order if len(tensor) == shape[0] * shape[1]), None)
         if shape is None:
-            raise ValueError(f"{name} has {len(tensor)} values; give one number, {frames} (one a frame), "
-                             f"{batch} (one a clip) or ({batch}, {frames})")
+            raise ValueError(
+                f"{name} has {len(tensor)} values; give one number, {frames} (one a frame), "
+                f"{batch} (one a clip) or ({batch}, {frames})"
+            )
         tensor = tensor.reshape(shape)
     fits = tensor.ndim == 0 or (tensor.ndim == 2 and tensor.shape[0] in (1, batch) and tensor.shape[1] in (1, frames))
     if not fits:
-        raise ValueError(f"{name} must be a number, one a frame, one a clip or ({batch}, {frames}), "
-                         f"got {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{name} must be a number, one a frame, one a clip or ({batch}, {frames}), got {tuple(tensor.shape)}"
+        )
     if bool(tensor.isnan().any()):
         raise ValueError(f"{name} must not be NaN")
     return tensor.expand(batch, frames)
 
 
-def make_request(grid: PatchGrid, batch: int, frames: int, gazing_ratio: PerFrame = None,
-                 task_loss_requirement: PerFrame = None, temperature: float | None = None,
-                 generator: torch.Generator | None = None) -> Request:
+def make_request(
+    grid: PatchGrid,
+    batch: int,
+    frames: int,
+    gazing_ratio: PerFrame = None,
+    task_loss_requirement: PerFrame = None,
+    temperature: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Request:
     """Check and spread what a caller asked for.
 
     Raises:

@@ -82,11 +82,14 @@ def _check(model: AutoGaze, video: Tensor, gaze: Gaze) -> None:
     if gaze.grid != model.grid:
         raise ValueError(f"the gaze is on another grid than the model: {gaze.grid} and {model.grid}")
     if gaze.ids.shape[:2] != video.shape[:2]:
-        raise ValueError(f"gaze and video must agree on clips and frames, got {tuple(gaze.ids.shape[:2])} "
-                         f"and {tuple(video.shape[:2])}")
+        raise ValueError(
+            f"gaze and video must agree on clips and frames, got {tuple(gaze.ids.shape[:2])} "
+            f"and {tuple(video.shape[:2])}"
+        )
     if video.shape[1] > model.config.max_num_frames:
-        raise ValueError(f"score takes at most {model.config.max_num_frames} frames, got {video.shape[1]}; "
-                         "cut the clip")
+        raise ValueError(
+            f"score takes at most {model.config.max_num_frames} frames, got {video.shape[1]}; cut the clip"
+        )
 
 
 def _hidden_states(model: AutoGaze, visual: Tensor, gaze: Gaze, as_decoded: bool) -> tuple[Tensor, Tensor, Tensor]:

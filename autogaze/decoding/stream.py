@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 class GazeStream:
     """Streams side by side, one frame of each at a time. Made by `AutoGaze.stream`."""
 
-    def __init__(self, model: AutoGaze, gazing_ratio: float | Tensor | None,
-                 task_loss_requirement: float | Tensor | None, batch: int) -> None:
+    def __init__(
+        self,
+        model: AutoGaze,
+        gazing_ratio: float | Tensor | None,
+        task_loss_requirement: float | Tensor | None,
+        batch: int,
+    ) -> None:
         if batch < 1:
             raise ValueError(f"a stream needs at least one clip side by side, got batch {batch}")
         request = make_request(model.grid, batch, 1, gazing_ratio, task_loss_requirement)

@@ -82,9 +82,11 @@ class Workspace:
         held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         free = torch.cuda.mem_get_info(self.device)[0] + held
         if need > free:
-            raise ValueError(f"decoding {self.plan.batch} clips with up to {self.plan.slots} ids a frame needs "
-                             f"{need / 2**30:.1f} GiB for keys, values and frames, {free / 2**30:.1f} GiB are free: "
-                             "use a smaller batch or gazing_ratio")
+            raise ValueError(
+                f"decoding {self.plan.batch} clips with up to {self.plan.slots} ids a frame needs "
+                f"{need / 2**30:.1f} GiB for keys, values and frames, {free / 2**30:.1f} GiB are free: "
+                "use a smaller batch or gazing_ratio"
+            )
 
     def _tabulate(self) -> None:
         """Which places patches cover."""
@@ -94,8 +96,10 @@ class Workspace:
         self.patch_at = at.int().to(self.device)  # (scales, N)
         self.places, self.scales = places[:patches].to(self.device), scales[:patches].to(self.device)  # (P, most), (P,)
         counts = (places >= 0).sum(1).split(grid.patches_per_scale)
-        self.grid = tuple((first, first + len(count), _power(len(count), 1), _power(int(count.max()), 1))
-                          for first, count in zip(grid.offsets, counts, strict=True))  # see `kernels.paste_error`
+        self.grid = tuple(
+            (first, first + len(count), _power(len(count), 1), _power(int(count.max()), 1))
+            for first, count in zip(grid.offsets, counts, strict=True)
+        )  # see `kernels.paste_error`
 
     def _allocate(self) -> None:
         plan, device, width = self.plan, self.device, self.config.hidden_size
@@ -194,9 +198,21 @@ class Workspace:
         scales, places = self.patch_at.shape
         per = _ceil(self.plan.batch * places, 1 << 13)  # most places are not looked at: few programs, each of several
         kernels.look[(self.plan.batch, _ceil(places, per))](
-            self.frames, self.canvas, self.out_ids, self.out_chosen, self.patch_at, self.clock, self.plan.batch,
-            V=places, SCALES=scales, SLOTS=self.plan.slots, SB=_power(self.plan.slots), CHUNK=CHUNK, PER=per,
-            **self._pixels())
+            self.frames,
+            self.canvas,
+            self.out_ids,
+            self.out_chosen,
+            self.patch_at,
+            self.clock,
+            self.plan.batch,
+            V=places,
+            SCALES=scales,
+            SLOTS=self.plan.slots,
+            SB=_power(self.plan.slots),
+            CHUNK=CHUNK,
+            PER=per,
+            **self._pixels(),
+        )
 
     def _pixels(self) -> dict[str, Any]:
         """The places of a frame in pixels."""
@@ -227,31 +243,95 @@ class Workspace:
         where = (self.pend_slots, self.state, self.clock)
         if prefill:
             kernels.begin_frame[(1,)](
-                self.state, self.frame_len, self.clock, self.budgets, self.in_step, self.running, batch,
-                V=self.visual_tokens, CHUNK=CHUNK, BLOCK=_power(batch), **ring, **early)
+                self.state,
+                self.frame_len,
+                self.clock,
+                self.budgets,
+                self.in_step,
+                self.running,
+                batch,
+                V=self.visual_tokens,
+                CHUNK=CHUNK,
+                BLOCK=_power(batch),
+                **ring,
+                **early,
+            )
         if prefill and self.pastes:
             kernels.find_errors[(self.visual_tokens, batch)](
-                self.frames, self.canvas, self.errors, weights["error_weight"], self.clock, CHUNK=CHUNK,
-                num_warps=warps_for(self.config.patch_size**2), **self._pixels(), **early)
+                self.frames,
+                self.canvas,
+                self.errors,
+                weights["error_weight"],
+                self.clock,
+                CHUNK=CHUNK,
+                num_warps=warps_for(self.config.patch_size**2),
+                **self._pixels(),
+                **early,
+            )
         x, spare = self.x, self.x_spare
         kernels.open_rows[(_ceil(batch * rows, tuning.rows), shares)](
-            x, self.query, self.keys[0], self.values[0], weights["wqk0"], weights["wv0"], weights["frequencies"],
-            weights["embedding"], self.visual, self.pend_ids if prefill else self.ids, *where, eps, batch, rows,
-            V=self.visual_tokens, CHUNK=CHUNK, BM=tuning.rows, SHARED=tuning.wide, num_warps=tuning.warps, **ring,
-            **heads, **dims, **columns, **mode)
+            x,
+            self.query,
+            self.keys[0],
+            self.values[0],
+            weights["wqk0"],
+            weights["wv0"],
+            weights["frequencies"],
+            weights["embedding"],
+            self.visual,
+            self.pend_ids if prefill else self.ids,
+            *where,
+            eps,
+            batch,
+            rows,
+            V=self.visual_tokens,
+            CHUNK=CHUNK,
+            BM=tuning.rows,
+            SHARED=tuning.wide,
+            num_warps=tuning.warps,
+            **ring,
+            **heads,
+            **dims,
+            **columns,
+            **mode,
+        )
         for layer in range(self.layers):
             last = layer == self.layers - 1
             first, count = (rows - 1, 1) if last else (0, rows)
             span = (batch, rows, first, count)
             for at, share, queries in _tiles(first, count, 16 if last else tuning.queries):
                 kernels.attend[(batch * self.heads, _ceil(share, queries), self._splits(prefill))](
-                    self.query, self.keys[layer], self.values[layer], self.attended, self.out, self.peak, self.mass,
-                    self.arrived, self.frame_len, *where, self.head_dim**-0.5 * math.log2(math.e), batch, rows, at,
-                    share, STOPS=plan.stops, WINDOW=self.config.max_num_frames, D=self.head_dim, BM=queries,
-                    BN=tuning.keys, FRAMES=self.frames_per_split[prefill], SPLITS=_power(self._splits(prefill), 1),
-                    SLOTS=_power(plan.ring, 1), V=self.visual_tokens, BT=tuning.tail,
+                    self.query,
+                    self.keys[layer],
+                    self.values[layer],
+                    self.attended,
+                    self.out,
+                    self.peak,
+                    self.mass,
+                    self.arrived,
+                    self.frame_len,
+                    *where,
+                    self.head_dim**-0.5 * math.log2(math.e),
+                    batch,
+                    rows,
+                    at,
+                    share,
+                    STOPS=plan.stops,
+                    WINDOW=self.config.max_num_frames,
+                    D=self.head_dim,
+                    BM=queries,
+                    BN=tuning.keys,
+                    FRAMES=self.frames_per_split[prefill],
+                    SPLITS=_power(self._splits(prefill), 1),
+                    SLOTS=_power(plan.ring, 1),
+                    V=self.visual_tokens,
+                    BT=tuning.tail,
                     num_stages=tuning.attend_stages,
-                    num_warps=tuning.attend_warps if queries > 16 else tuning.narrow_warps, **ring, **heads, **mode)
+                    num_warps=tuning.attend_warps if queries > 16 else tuning.narrow_warps,
+                    **ring,
+                    **heads,
+                    **mode,
+                )
             nxt = layer if last else layer + 1
             begun = (self.query, self.keys[nxt], self.values[nxt])
             next_weights = (weights[f"wqk{nxt}"], weights[f"wv{nxt}"], weights["frequencies"])
@@ -260,17 +340,69 @@ class Workspace:
             grid, hidden = _ceil(batch * count, block), self.config.intermediate_size
             if not tuning.wide:
                 kernels.close_layer[(grid,)](
-                    x, self.last, *begun, self.attended, weights[f"wo{layer}"], *mlp, *next_weights, *where, eps, *span,
-                    HIDDEN=hidden, BM=block, HB=tuning.hidden, LAST=last, num_warps=tuning.warps,
-                    num_stages=tuning.stages, **ring, **heads, **dims, **columns, **mode)
+                    x,
+                    self.last,
+                    *begun,
+                    self.attended,
+                    weights[f"wo{layer}"],
+                    *mlp,
+                    *next_weights,
+                    *where,
+                    eps,
+                    *span,
+                    HIDDEN=hidden,
+                    BM=block,
+                    HB=tuning.hidden,
+                    LAST=last,
+                    num_warps=tuning.warps,
+                    num_stages=tuning.stages,
+                    **ring,
+                    **heads,
+                    **dims,
+                    **columns,
+                    **mode,
+                )
                 continue
             parts = _ceil(hidden, tuning.hidden)
             kernels.mix_rows[(grid, parts)](
-                x, spare, self.parts, self.attended, weights[f"wo{layer}"], *mlp, *where, eps, *span, HEADS=self.heads,
-                HIDDEN=hidden, BM=block, HB=tuning.hidden, num_warps=tuning.warps, **ring, **dims, **mode)
+                x,
+                spare,
+                self.parts,
+                self.attended,
+                weights[f"wo{layer}"],
+                *mlp,
+                *where,
+                eps,
+                *span,
+                HEADS=self.heads,
+                HIDDEN=hidden,
+                BM=block,
+                HB=tuning.hidden,
+                num_warps=tuning.warps,
+                **ring,
+                **dims,
+                **mode,
+            )
             kernels.next_layer[(grid, 1 if last else shares)](
-                spare, x, self.parts, self.last, *begun, *next_weights, *where, eps, *span, PARTS=parts, BM=block,
-                LAST=last, num_warps=tuning.warps, **ring, **heads, **dims, **columns, **mode)
+                spare,
+                x,
+                self.parts,
+                self.last,
+                *begun,
+                *next_weights,
+                *where,
+                eps,
+                *span,
+                PARTS=parts,
+                BM=block,
+                LAST=last,
+                num_warps=tuning.warps,
+                **ring,
+                **heads,
+                **dims,
+                **columns,
+                **mode,
+            )
         self._launch_heads(mode["PRECISION"], early)
         if prefill and self.cluster is not None:
             self.cluster.launch()
@@ -284,9 +416,24 @@ class Workspace:
         plan, weights, width, batch = self.plan, self.weights.tensors, self.config.hidden_size, self.plan.batch
         columns = 32 if plan.dtype == torch.float32 else 64
         kernels.read_heads[(_ceil(batch, 16), self.group, _ceil(self.patches + 1, columns))](
-            self.last, self.logits, self.losses, weights["wl"], weights["wt"], self.state, self.config.rms_norm_eps,
-            batch, VOCABULARY=self.patches + 1, K=self.group, COLS=kernels.COLUMNS, BM=16, NB=columns,
-            LOSSES=not self.pastes, PRECISION=precision, **_widths(width), **early)
+            self.last,
+            self.logits,
+            self.losses,
+            weights["wl"],
+            weights["wt"],
+            self.state,
+            self.config.rms_norm_eps,
+            batch,
+            VOCABULARY=self.patches + 1,
+            K=self.group,
+            COLS=kernels.COLUMNS,
+            BM=16,
+            NB=columns,
+            LOSSES=not self.pastes,
+            PRECISION=precision,
+            **_widths(width),
+            **early,
+        )
 
     def _launch_choice(self, prefill: bool, early: dict[str, bool]) -> None:
         """Enqueue the choice of a group."""
@@ -294,14 +441,46 @@ class Workspace:
 
         plan, weights, batch = self.plan, self.weights.tensors, self.plan.batch
         kernels.choose[(batch,)](
-            self.logits, self.losses, self.errors, self.looked, self.places, self.patch_at, weights["strength"],
-            self.taken, self.state, self.frame_len, self.clock, self.requirements, self.ids, self.pend_ids,
-            self.pend_slots, self.out_ids, self.out_chosen, self.out_loss, self.running, self.seed, self.temperature,
-            batch, PATCHES=self.patches, PB=_power(self.patches), K=self.group, KP=_power(self.group),
-            PLACES=self.visual_tokens if self.pastes else 0, MOST=self.places.shape[1], GRID=self.grid,
-            SLOTS_OUT=plan.slots, SB=_power(plan.slots), RING=plan.ring, CHUNK=CHUNK, COLS=kernels.COLUMNS,
-            PREFILL=prefill, STOPS=plan.stops, SAMPLES=plan.samples,
-            num_warps=warps_for(2 * self.visual_tokens) if self.pastes else 1, **early)  # of one warp registers spill
+            self.logits,
+            self.losses,
+            self.errors,
+            self.looked,
+            self.places,
+            self.patch_at,
+            weights["strength"],
+            self.taken,
+            self.state,
+            self.frame_len,
+            self.clock,
+            self.requirements,
+            self.ids,
+            self.pend_ids,
+            self.pend_slots,
+            self.out_ids,
+            self.out_chosen,
+            self.out_loss,
+            self.running,
+            self.seed,
+            self.temperature,
+            batch,
+            PATCHES=self.patches,
+            PB=_power(self.patches),
+            K=self.group,
+            KP=_power(self.group),
+            PLACES=self.visual_tokens if self.pastes else 0,
+            MOST=self.places.shape[1],
+            GRID=self.grid,
+            SLOTS_OUT=plan.slots,
+            SB=_power(plan.slots),
+            RING=plan.ring,
+            CHUNK=CHUNK,
+            COLS=kernels.COLUMNS,
+            PREFILL=prefill,
+            STOPS=plan.stops,
+            SAMPLES=plan.samples,
+            num_warps=warps_for(2 * self.visual_tokens) if self.pastes else 1,
+            **early,
+        )  # of one warp registers spill
 
     def tuning(self, prefill: bool) -> Tuning:
         """Block sizes for a pass."""

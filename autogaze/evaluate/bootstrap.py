@@ -28,9 +28,14 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def bootstrap(columns: Sequence[np.ndarray], groups: Sequence[str] | None = None,
-              statistic: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0],
-              resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0) -> Interval:
+def bootstrap(
+    columns: Sequence[np.ndarray],
+    groups: Sequence[str] | None = None,
+    statistic: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0],
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
     """Percentile interval of a function of means over clips.
 
     Args:

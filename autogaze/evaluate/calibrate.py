@@ -71,10 +71,19 @@ def recalibrate(args: argparse.Namespace) -> tuple[tuple[float, float], ...]:
 
 def fit_head(args: argparse.Namespace, model: AutoGaze, judge: Judge, folder: Path) -> torch.dtype:
     """Fit the predicted loss in memory on clips that the model may know; returns the type of the weights on disk."""
-    fit = fit_loss_head(model, judge, (video for stride in STRIDES for _, video in
-                                       read(args, args.fit_head, stride, model).batches(args.batch, model.device)))
-    print(f"predicted loss: {fit.samples} samples, mean error {fit.before:.3f} of it before, {fit.after:.3f} after",
-          file=sys.stderr)
+    fit = fit_loss_head(
+        model,
+        judge,
+        (
+            video
+            for stride in STRIDES
+            for _, video in read(args, args.fit_head, stride, model).batches(args.batch, model.device)
+        ),
+    )
+    print(
+        f"predicted loss: {fit.samples} samples, mean error {fit.before:.3f} of it before, {fit.after:.3f} after",
+        file=sys.stderr,
+    )
     with safe_open(folder / WEIGHTS, "pt") as file:
         dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
     model.to(dtype).float()  # what is calibrated is what will be read
@@ -84,8 +93,10 @@ def fit_head(args: argparse.Namespace, model: AutoGaze, judge: Judge, folder: Pa
 def taken(args: argparse.Namespace, stride: int | None, model: AutoGaze) -> Sampling:
     """The clips of all folders, in one way of taking frames."""
     folders = [read(args, folder, stride, model) for folder in args.data]
-    return Sampling([video for clips in folders for _, video in clips.batches(args.batch, model.device)],
-                    [group for clips in folders for group in clips.groups])
+    return Sampling(
+        [video for clips in folders for _, video in clips.batches(args.batch, model.device)],
+        [group for clips in folders for group in clips.groups],
+    )
 
 
 def read(args: argparse.Namespace, data: Path, stride: int | None, model: AutoGaze) -> ClipSet:
@@ -100,19 +111,35 @@ def _numbers(text: str) -> list[float]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m autogaze.evaluate.calibrate", description=__doc__.split("\n")[0])
     parser.add_argument("model", help="a folder, a run, or a shipped name: its config.json is changed")
-    parser.add_argument("--data", type=Path, required=True, nargs="+", metavar="DIR",
-                        help="folders of videos; those that the model learned from only if it has the paste error")
-    parser.add_argument("--fit-head", type=Path, metavar="DIR",
-                        help="first fit the predicted loss on the videos of this folder, which may be those of "
-                        "training; the weights are written too")
-    parser.add_argument("--reconstructor", metavar="R",
-                        help="folder of the reconstructor that judges (default: the shipped one)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="DIR",
+        help="folders of videos; those that the model learned from only if it has the paste error",
+    )
+    parser.add_argument(
+        "--fit-head",
+        type=Path,
+        metavar="DIR",
+        help="first fit the predicted loss on the videos of this folder, which may be those of "
+        "training; the weights are written too",
+    )
+    parser.add_argument(
+        "--reconstructor", metavar="R", help="folder of the reconstructor that judges (default: the shipped one)"
+    )
     parser.add_argument("--count", type=int, default=16, help="thresholds to try (default 16)")
-    parser.add_argument("--thresholds", type=_numbers, metavar="L,L,...",
-                        help="predicted losses to stop at (default: --count of them over what the model predicts)")
+    parser.add_argument(
+        "--thresholds",
+        type=_numbers,
+        metavar="L,L,...",
+        help="predicted losses to stop at (default: --count of them over what the model predicts)",
+    )
     parser.add_argument("--frames", type=int, default=16, help="frames of every clip (default 16)")
-    parser.add_argument("--limit", type=int, metavar="N",
-                        help="at most N clips of a folder, spread over it (default: all)")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="at most N clips of a folder, spread over it (default: all)"
+    )
     parser.add_argument("--batch", type=int, default=16, help="clips at once (default 16)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     return parser

@@ -53,33 +53,44 @@ class Card:
 
     def text(self) -> str:
         """The whole card in Markdown."""
-        licence = ("## Licence\n\nApache-2.0, like the code. Trained by this project's own commands from random "
-                   "weights; no published weights were used.\n")
+        licence = (
+            "## Licence\n\nApache-2.0, like the code. Trained by this project's own commands from random "
+            "weights; no published weights were used.\n"
+        )
         parts = [self._head(), self._training(), self._quality(), self._limits(), licence]
         return "\n".join(part for part in parts if part)
 
     def _head(self) -> str:
         scales = "+".join(map(str, self.scales))
-        return (f"# {self.name}\n\nChooses, frame by frame, the patches of a video that a ViT should look at. "
-                f"{self.parameters:,} parameters, {self.size_mb:.1f} MB, scales {scales}.\n\n"
-                "```python\nfrom autogaze import AutoGaze\n\n"
-                f'model = AutoGaze.from_pretrained("{self.name}")\n'
-                "gaze = model.generate(video, gazing_ratio=0.1)  # video: (B, T, 3, 224, 224), as model.preprocessor "
-                "returns\n```\n")
+        return (
+            f"# {self.name}\n\nChooses, frame by frame, the patches of a video that a ViT should look at. "
+            f"{self.parameters:,} parameters, {self.size_mb:.1f} MB, scales {scales}.\n\n"
+            "```python\nfrom autogaze import AutoGaze\n\n"
+            f'model = AutoGaze.from_pretrained("{self.name}")\n'
+            "gaze = model.generate(video, gazing_ratio=0.1)  # video: (B, T, 3, 224, 224), as model.preprocessor "
+            "returns\n```\n"
+        )
 
     def _training(self) -> str:
         rows = [[name, _stage(told)] for name in STAGES if isinstance(told := self.training.get(name), dict)]
-        lines = ["## How it was made", "", f"Data: {self.data}." if self.data else "",
-                 f"Commit: {self.commit}." if self.commit else "", "",
-                 table(["stage", "what the run's summary says"], rows)]
+        lines = [
+            "## How it was made",
+            "",
+            f"Data: {self.data}." if self.data else "",
+            f"Commit: {self.commit}." if self.commit else "",
+            "",
+            table(["stage", "what the run's summary says"], rows),
+        ]
         return "\n".join(lines) if rows or self.data or self.commit else ""
 
     def _quality(self) -> str:
         protocol = self.results.protocol
-        intro = (f"## How good it is\n\nFrom `{self.source}`: {protocol.clips} clips of {protocol.sources} sources "
-                 f"({protocol.data}), {protocol.frames} frames each ({protocol.sampling}) at "
-                 f"{protocol.frame_px} px. Loss of the reconstructor: {protocol.loss}; {self.results.dense_loss:.4f} "
-                 "when everything is looked at. Brackets: 95 % bootstrap interval over sources.\n")
+        intro = (
+            f"## How good it is\n\nFrom `{self.source}`: {protocol.clips} clips of {protocol.sources} sources "
+            f"({protocol.data}), {protocol.frames} frames each ({protocol.sampling}) at "
+            f"{protocol.frame_px} px. Loss of the reconstructor: {protocol.loss}; {self.results.dense_loss:.4f} "
+            "when everything is looked at. Brackets: 95 % bootstrap interval over sources.\n"
+        )
         own = tuple(row for row in self.results.requirements if row.method == self._name)
         results = replace(self.results, requirements=own)
         tables = [make(results) for make in (loss_table, comparison_table, kind_table, requirement_table)]
@@ -93,18 +104,32 @@ class Card:
     def _limits(self) -> str:
         """Where the figures say it is weak."""
         name = self._name
-        beaten = [row for row in self.results.kinds
-                  if row.method == name and row.over_random is not None and row.over_random.value > 0]
-        lines = [f"- On {row.kind} at ratio {row.gazing_ratio:g} it loses to random: {row.loss.value:.4f}, "
-                 f"{row.over_random.value:+.4f}." for row in beaten if row.over_random is not None]
-        lines += [f"- At ratio {row.gazing_ratio:g} {row.against}, which needs no network, "
-                  f"{'does better' if row.interval.low > 1 else 'may be as good'}: our loss is {row.interval} of its."
-                  for row in _against_best(self.results, name) if row.interval.high > 1]
-        lines += [f"- Requirement \"{row.requirement}\": {row.kept:.0%} of the frames that "
-                  "stopped early met it." for row in self.results.requirements
-                  if row.method == name and row.kind == ALL and row.kept is not None]
-        lines.append("- Judged by a reconstructor's loss on short clips. Nothing is said here about what a ViT does "
-                     "with the chosen patches.")
+        beaten = [
+            row
+            for row in self.results.kinds
+            if row.method == name and row.over_random is not None and row.over_random.value > 0
+        ]
+        lines = [
+            f"- On {row.kind} at ratio {row.gazing_ratio:g} it loses to random: {row.loss.value:.4f}, "
+            f"{row.over_random.value:+.4f}."
+            for row in beaten
+            if row.over_random is not None
+        ]
+        lines += [
+            f"- At ratio {row.gazing_ratio:g} {row.against}, which needs no network, "
+            f"{'does better' if row.interval.low > 1 else 'may be as good'}: our loss is {row.interval} of its."
+            for row in _against_best(self.results, name)
+            if row.interval.high > 1
+        ]
+        lines += [
+            f'- Requirement "{row.requirement}": {row.kept:.0%} of the frames that stopped early met it.'
+            for row in self.results.requirements
+            if row.method == name and row.kind == ALL and row.kept is not None
+        ]
+        lines.append(
+            "- Judged by a reconstructor's loss on short clips. Nothing is said here about what a ViT does "
+            "with the chosen patches."
+        )
         return "\n".join(["## Limits", "", *lines, "", worst_table(self.results)])
 
 
@@ -144,8 +169,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _against_best(results: Results, name: str) -> list[Comparison]:
-    return [row for row in results.comparisons if row.method == name and row.figure == LOSS_OVER
-            and row.against != RANDOM and row.against in results.methods(SELECTOR)]
+    return [
+        row
+        for row in results.comparisons
+        if row.method == name
+        and row.figure == LOSS_OVER
+        and row.against != RANDOM
+        and row.against in results.methods(SELECTOR)
+    ]
 
 
 def _stage(stage: Mapping[str, Any]) -> str:

@@ -48,8 +48,14 @@ class ClipSet:
             yield part, self.preprocessor.normalise(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
 
-def load_clips(folder: str | Path, grid: PatchGrid, preprocessor: Preprocessor | None = None, frames: int = 16,
-               stride: int | None = None, limit: int | None = None) -> ClipSet:
+def load_clips(
+    folder: str | Path,
+    grid: PatchGrid,
+    preprocessor: Preprocessor | None = None,
+    frames: int = 16,
+    stride: int | None = None,
+    limit: int | None = None,
+) -> ClipSet:
     """Read the clips of a folder and its sub-folders.
 
     Args:
@@ -80,12 +86,19 @@ def load_clips(folder: str | Path, grid: PatchGrid, preprocessor: Preprocessor |
         print(f"skipped {name}: {reason}", file=sys.stderr)
     kept = [(path, clip) for path, clip in zip(paths, read, strict=True) if isinstance(clip, Tensor)]
     if not kept:
-        raise ValueError(f"{folder} holds no readable clip of {frames} frames ({len(paths)} videos found, "
-                         f"suffixes {' '.join(SUFFIXES)})")
+        raise ValueError(
+            f"{folder} holds no readable clip of {frames} frames ({len(paths)} videos found, "
+            f"suffixes {' '.join(SUFFIXES)})"
+        )
     facts = [clip_facts(folder, path) for path, _ in kept]
-    return ClipSet(tuple(path.relative_to(folder).as_posix() for path, _ in kept), tuple(kind for kind, _ in facts),
-                   tuple(group for _, group in facts), torch.stack([clip for _, clip in kept]), preprocessor,
-                   tuple(name for name, _ in skipped))
+    return ClipSet(
+        tuple(path.relative_to(folder).as_posix() for path, _ in kept),
+        tuple(kind for kind, _ in facts),
+        tuple(group for _, group in facts),
+        torch.stack([clip for _, clip in kept]),
+        preprocessor,
+        tuple(name for name, _ in skipped),
+    )
 
 
 def pick_frames(count: int, frames: int, stride: int | None) -> list[int]:

@@ -22,21 +22,44 @@ from autogaze.gaze_command import DEFAULT_CHECKPOINT, pick_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR",
-                        help="folder of videos, searched with its sub-folders")
-    parser.add_argument("--checkpoint", action="append", metavar="[LABEL=]X",
-                        help="shipped name, folder, run or hub id; may be repeated, weak to strong "
-                             f"(default {DEFAULT_CHECKPOINT})")
-    parser.add_argument("--reconstructor", metavar="R",
-                        help="folder of the reconstructor that judges (default: the shipped one)")
-    parser.add_argument("--against", type=_names, default=("random", "difference"), metavar="A,B,...",
-                        help=f"comma-separated, of {', '.join(known_methods())} (default random,difference)")
-    parser.add_argument("--ratios", type=_numbers, default=RATIOS, metavar="R,R,...",
-                        help=f"largest shares of a frame's patches (default {','.join(map(str, RATIOS))})")
-    parser.add_argument("--oracle-ratios", type=_numbers, default=ORACLE_RATIOS, metavar="R,R,...",
-                        help=f"ratios at which the oracle runs too (default {','.join(map(str, ORACLE_RATIOS))})")
-    parser.add_argument("--requirement", action="store_true",
-                        help="also let the networks decide how much to look at, for the dense loss + 10 %%")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder of videos, searched with its sub-folders"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        metavar="[LABEL=]X",
+        help=f"shipped name, folder, run or hub id; may be repeated, weak to strong (default {DEFAULT_CHECKPOINT})",
+    )
+    parser.add_argument(
+        "--reconstructor", metavar="R", help="folder of the reconstructor that judges (default: the shipped one)"
+    )
+    parser.add_argument(
+        "--against",
+        type=_names,
+        default=("random", "difference"),
+        metavar="A,B,...",
+        help=f"comma-separated, of {', '.join(known_methods())} (default random,difference)",
+    )
+    parser.add_argument(
+        "--ratios",
+        type=_numbers,
+        default=RATIOS,
+        metavar="R,R,...",
+        help=f"largest shares of a frame's patches (default {','.join(map(str, RATIOS))})",
+    )
+    parser.add_argument(
+        "--oracle-ratios",
+        type=_numbers,
+        default=ORACLE_RATIOS,
+        metavar="R,R,...",
+        help=f"ratios at which the oracle runs too (default {','.join(map(str, ORACLE_RATIOS))})",
+    )
+    parser.add_argument(
+        "--requirement",
+        action="store_true",
+        help="also let the networks decide how much to look at, for the dense loss + 10 %%",
+    )
     parser.add_argument("--frames", type=int, default=16, help="frames of every clip (default 16)")
     parser.add_argument("--stride", type=int, help="take every STRIDE-th frame (default: evenly over the clip)")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N clips, spread over the folder (default: all)")
@@ -63,8 +86,13 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluate_folder(args: argparse.Namespace) -> Results:
     """Load what the command line names and measure it."""
-    plan = Plan(tuple(args.ratios), tuple(args.oracle_ratios), args.requirement, args.data.resolve().name,
-                sampling_in_words(args.stride))
+    plan = Plan(
+        tuple(args.ratios),
+        tuple(args.oracle_ratios),
+        args.requirement,
+        args.data.resolve().name,
+        sampling_in_words(args.stride),
+    )
     device = pick_device(args.device)
     reconstructor = load_reconstructor(args.reconstructor).to(device)
     methods = make_methods(args.checkpoint or [DEFAULT_CHECKPOINT], args.against, reconstructor, device)
@@ -80,9 +108,21 @@ def sampling_in_words(stride: int | None) -> str:
 
 def summary(results: Results) -> dict[str, object]:
     """Means by method and ratio, for programs."""
-    rows = [{"method": row.method, "gazing_ratio": row.gazing_ratio, "spent": row.spent, "loss": row.loss.value,
-             "loss_low": row.loss.low, "loss_high": row.loss.high, "psnr_db": row.psnr.value, "ssim": row.ssim.value,
-             "paste_psnr_db": row.paste_psnr.value, "paste_ssim": row.paste_ssim.value} for row in results.rows]
+    rows = [
+        {
+            "method": row.method,
+            "gazing_ratio": row.gazing_ratio,
+            "spent": row.spent,
+            "loss": row.loss.value,
+            "loss_low": row.loss.low,
+            "loss_high": row.loss.high,
+            "psnr_db": row.psnr.value,
+            "ssim": row.ssim.value,
+            "paste_psnr_db": row.paste_psnr.value,
+            "paste_ssim": row.paste_ssim.value,
+        }
+        for row in results.rows
+    ]
     return {"clips": results.protocol.clips, "dense_loss": results.dense_loss, "rows": rows}
 
 

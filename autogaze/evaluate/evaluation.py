@@ -63,8 +63,10 @@ def load_reconstructor(name: str | Path | None = None) -> Reconstructor:
     if not folder.is_dir() and (SHIPPED / folder.name).is_dir():
         folder = SHIPPED / folder.name
     if not folder.is_dir():
-        raise FileNotFoundError(f"no reconstructor {name or SHIPPED_RECONSTRUCTOR}: nothing judges the gaze; "
-                                "make one with `autogaze train --stage reconstructor` and pass its folder")
+        raise FileNotFoundError(
+            f"no reconstructor {name or SHIPPED_RECONSTRUCTOR}: nothing judges the gaze; "
+            "make one with `autogaze train --stage reconstructor` and pass its folder"
+        )
     return Reconstructor.from_pretrained(folder)
 
 

@@ -47,12 +47,21 @@ class GalleryEntry:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", nargs="+", type=Path, help="any file that OpenCV reads")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write pictures to")
-    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, metavar="X",
-                        help=f"shipped name, folder, run, hub id, or a selector's name (default {DEFAULT_CHECKPOINT})")
-    parser.add_argument("--gazing-ratio", type=float, default=0.1, metavar="R",
-                        help="largest share of a frame's patches (default 0.1)")
-    parser.add_argument("--task-loss-requirement", type=float, metavar="L",
-                        help="reconstruction loss at which a frame may stop (default: never)")
+    parser.add_argument(
+        "--checkpoint",
+        default=DEFAULT_CHECKPOINT,
+        metavar="X",
+        help=f"shipped name, folder, run, hub id, or a selector's name (default {DEFAULT_CHECKPOINT})",
+    )
+    parser.add_argument(
+        "--gazing-ratio", type=float, default=0.1, metavar="R", help="largest share of a frame's patches (default 0.1)"
+    )
+    parser.add_argument(
+        "--task-loss-requirement",
+        type=float,
+        metavar="L",
+        help="reconstruction loss at which a frame may stop (default: never)",
+    )
     parser.add_argument("--frames", type=int, default=16, help="frames gazed at, evenly over the video (default 16)")
     parser.add_argument("--stills", type=int, default=6, help="frames drawn (default 6)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
@@ -95,8 +104,10 @@ def draw_clip(name: str, clip: np.ndarray, gaze: Gaze, out: Path, stills: int) -
     counts, total = masks.sum(1), masks.shape[1]
     shown = pick_frames(len(clip), min(stills, len(clip)), None)
     large, small = (Overlay(gaze.grid, clip.shape[1:3], panel_px) for panel_px in (STILL_PX, SHEET_PX))
-    _write(out / f"{name}.png", np.concatenate(
-        [large.draw(clip[t], masks[t], f"frame {t}: {counts[t]} of {total} patches") for t in shown]))
+    _write(
+        out / f"{name}.png",
+        np.concatenate([large.draw(clip[t], masks[t], f"frame {t}: {counts[t]} of {total} patches") for t in shown]),
+    )
     text = f"{name}: {masks.mean():.1%}; patches {' '.join(str(counts[t]) for t in shown)}"
     row = _sheet_row(text, [small.chosen(clip[t], masks[t]) for t in shown])
     return GalleryEntry(name, len(clip), float(masks.mean()), tuple(counts.tolist())), row

@@ -75,9 +75,14 @@ class Evaluator:
             gaze = choose(video, part)
             rebuilt = self.reconstructor(video, gaze)
             pasted = paste(video, gaze)
-            columns = (gaze.ratio, rebuilt.loss.mean(-1), psnr(rebuilt.frames, video, self.peak),
-                       ssim(rebuilt.frames, video, self.peak), psnr(pasted, video, self.peak),
-                       ssim(pasted, video, self.peak))
+            columns = (
+                gaze.ratio,
+                rebuilt.loss.mean(-1),
+                psnr(rebuilt.frames, video, self.peak),
+                ssim(rebuilt.frames, video, self.peak),
+                psnr(pasted, video, self.peak),
+                ssim(pasted, video, self.peak),
+            )
             parts.append(torch.stack([column.double() for column in columns]).cpu())
         return Scores(*torch.cat(parts, dim=1).numpy())
 

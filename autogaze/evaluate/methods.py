@@ -54,8 +54,9 @@ def oracle_method(reconstructor: Reconstructor) -> Method:
     return Method("oracle", ORACLE, GreedyOracle(reconstructor))
 
 
-def make_methods(checkpoints: Sequence[str], against: Sequence[str], reconstructor: Reconstructor,
-                 device: torch.device | str) -> list[Method]:
+def make_methods(
+    checkpoints: Sequence[str], against: Sequence[str], reconstructor: Reconstructor, device: torch.device | str
+) -> list[Method]:
     """Methods from what the command line names.
 
     Args:
@@ -78,8 +79,9 @@ def make_methods(checkpoints: Sequence[str], against: Sequence[str], reconstruct
     if "oracle" in against:
         methods.append(oracle_method(reconstructor))
     if len(models) < len(checkpoints) or len({method.name for method in methods}) < len(methods):
-        raise ValueError(f"every method needs its own name, got {[method.name for method in methods]}; "
-                         "use --checkpoint LABEL=FOLDER")
+        raise ValueError(
+            f"every method needs its own name, got {[method.name for method in methods]}; use --checkpoint LABEL=FOLDER"
+        )
     return methods
 
 

@@ -27,13 +27,24 @@ def plot_losses(results: Results, path: str | Path) -> None:
     for i, method in enumerate(results.methods()):
         rows = sorted((row for row in results.rows if row.method == method), key=lambda row: row.spent)
         spent, thick = [row.spent for row in rows], rows[0].sort != "selector"
-        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)],
-                 "linewidth": 2.5 if thick else 1.2, "marker": "o", "markersize": 5 if thick else 3}
+        style = {
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": DASHES[i // len(COLOURS) % len(DASHES)],
+            "linewidth": 2.5 if thick else 1.2,
+            "marker": "o",
+            "markersize": 5 if thick else 3,
+        }
         left.plot(spent, [row.loss.value for row in rows], label=method, **style)
         right.plot(spent, [row.psnr.value for row in rows], label=method, **style)
         if thick:
-            left.fill_between(spent, [row.loss.low for row in rows], [row.loss.high for row in rows],
-                              color=style["color"], alpha=0.12, linewidth=0)
+            left.fill_between(
+                spent,
+                [row.loss.low for row in rows],
+                [row.loss.high for row in rows],
+                color=style["color"],
+                alpha=0.12,
+                linewidth=0,
+            )
     left.axhline(results.dense_loss, color="#666666", linewidth=1, linestyle=":")
     left.set(ylabel=f"reconstruction loss ({results.protocol.loss})", yscale="log")
     right.set(ylabel="PSNR of the reconstruction [dB]")
@@ -41,7 +52,8 @@ def plot_losses(results: Results, path: str | Path) -> None:
         axes.set(xscale="log", xlabel="share of patches looked at")
         axes.grid(alpha=0.25, which="both")
     figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.suptitle(f"{results.protocol.clips} clips, {results.protocol.frames} frames each "
-                    "(dotted: everything looked at)")
+    figure.suptitle(
+        f"{results.protocol.clips} clips, {results.protocol.frames} frames each (dotted: everything looked at)"
+    )
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)

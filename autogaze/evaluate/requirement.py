@@ -73,8 +73,16 @@ def measure_requirement(name: str, model: AutoGaze, evaluator: Evaluator, dense:
     return rows
 
 
-def _row(name: str, label: str, kind: str, evaluator: Evaluator, required: Tensor, loss: Tensor,
-         counts: Tensor, picked: Tensor) -> RequirementRow:
+def _row(
+    name: str,
+    label: str,
+    kind: str,
+    evaluator: Evaluator,
+    required: Tensor,
+    loss: Tensor,
+    counts: Tensor,
+    picked: Tensor,
+) -> RequirementRow:
     required, loss, counts = required[picked], loss[picked], counts[picked]
     grid = evaluator.reconstructor.grid
     stopped = counts < grid.budget(LARGEST_RATIO)
@@ -82,6 +90,16 @@ def _row(name: str, label: str, kind: str, evaluator: Evaluator, required: Tenso
     ratio = (counts.double().mean(1) / grid.patches_per_frame).numpy()
     groups = [group for group, keep in zip(evaluator.clips.groups, picked.tolist(), strict=True) if keep]
     return RequirementRow(
-        name, label, kind, len(loss), float(required.mean()), float(loss.mean()), bootstrap([ratio], groups),
-        float(ratio.std()), float(np.quantile(ratio, 0.1)), float(np.quantile(ratio, 0.9)),
-        float(stopped.float().mean()), float(kept[stopped].float().mean()) if bool(stopped.any()) else None)
+        name,
+        label,
+        kind,
+        len(loss),
+        float(required.mean()),
+        float(loss.mean()),
+        bootstrap([ratio], groups),
+        float(ratio.std()),
+        float(np.quantile(ratio, 0.1)),
+        float(np.quantile(ratio, 0.9)),
+        float(stopped.float().mean()),
+        float(kept[stopped].float().mean()) if bool(stopped.any()) else None,
+    )

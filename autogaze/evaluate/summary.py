@@ -20,8 +20,14 @@ OVER_DENSE = (1.1, 1.25, 1.5, 2.0)  # losses to be reached, times the dense loss
 WORST = 6  # clips listed
 
 
-def summarise(evaluator: Evaluator, data: str, sampling: str, measurements: Sequence[Measurement], dense: torch.Tensor,
-              requirements: Sequence[RequirementRow] = ()) -> Results:
+def summarise(
+    evaluator: Evaluator,
+    data: str,
+    sampling: str,
+    measurements: Sequence[Measurement],
+    dense: torch.Tensor,
+    requirements: Sequence[RequirementRow] = (),
+) -> Results:
     """Everything that is told about one evaluation.
 
     Args:
@@ -34,15 +40,30 @@ def summarise(evaluator: Evaluator, data: str, sampling: str, measurements: Sequ
     """
     clips, grid = evaluator.clips, evaluator.reconstructor.grid
     protocol = Protocol(
-        data, len(clips), len(set(clips.groups)), clips.frames.shape[1], sampling, grid.tile_px,
-        grid.patches_per_frame, evaluator.reconstructor.config.loss, "float32", evaluator.seed, clips.skipped)
+        data,
+        len(clips),
+        len(set(clips.groups)),
+        clips.frames.shape[1],
+        sampling,
+        grid.tile_px,
+        grid.patches_per_frame,
+        evaluator.reconstructor.config.loss,
+        "float32",
+        evaluator.seed,
+        clips.skipped,
+    )
     dense_mean = dense.mean(1).double().numpy()
     facts = tuple(map(ClipFact, clips.names, clips.kinds, clips.groups, dense_mean.tolist()))
     return Results(
-        protocol, facts, tuple(_row(one, clips) for one in measurements),
+        protocol,
+        facts,
+        tuple(_row(one, clips) for one in measurements),
         tuple(row for one in measurements for row in _kind_rows(one, measurements, clips)),
-        tuple(comparisons(measurements, clips)), tuple(ratios_for_loss(measurements, float(dense_mean.mean()))),
-        tuple(worst_clips(measurements, clips)), tuple(requirements))
+        tuple(comparisons(measurements, clips)),
+        tuple(ratios_for_loss(measurements, float(dense_mean.mean()))),
+        tuple(worst_clips(measurements, clips)),
+        tuple(requirements),
+    )
 
 
 def comparisons(measurements: Sequence[Measurement], clips: ClipSet) -> list[Comparison]:
@@ -57,14 +78,31 @@ def comparisons(measurements: Sequence[Measurement], clips: ClipSet) -> list[Com
         best = min(selectors, key=lambda name: loss[name].mean(), default=None)
         for i, name in enumerate(networks):
             for other in dict.fromkeys(other for other in (RANDOM, best) if other in loss):
-                found.append(Comparison(LOSS_OVER, name, other, gazing_ratio,
-                                        bootstrap([loss[name], loss[other]], clips.groups, ratio)))
+                found.append(
+                    Comparison(
+                        LOSS_OVER, name, other, gazing_ratio, bootstrap([loss[name], loss[other]], clips.groups, ratio)
+                    )
+                )
             for oracle in oracles if RANDOM in loss else ():
-                found.append(Comparison(WAY, name, oracle, gazing_ratio, bootstrap(
-                    [loss[name], loss[RANDOM], loss[oracle]], clips.groups, way)))
+                found.append(
+                    Comparison(
+                        WAY,
+                        name,
+                        oracle,
+                        gazing_ratio,
+                        bootstrap([loss[name], loss[RANDOM], loss[oracle]], clips.groups, way),
+                    )
+                )
             for other in networks[:i]:
-                found.append(Comparison(LOSS_MINUS, name, other, gazing_ratio,
-                                        bootstrap([loss[name], loss[other]], clips.groups, difference)))
+                found.append(
+                    Comparison(
+                        LOSS_MINUS,
+                        name,
+                        other,
+                        gazing_ratio,
+                        bootstrap([loss[name], loss[other]], clips.groups, difference),
+                    )
+                )
     return found
 
 
@@ -74,10 +112,16 @@ def ratios_for_loss(measurements: Sequence[Measurement], dense: float) -> list[R
     for one in sorted(measurements, key=lambda one: one.gazing_ratio):
         curves.setdefault(one.method, []).append((float(one.scores.spent.mean()), float(one.scores.loss.mean())))
     targets = [(f"dense loss x {factor:g}", dense * factor) for factor in OVER_DENSE]
-    targets += [(f"random at {one.gazing_ratio:g}", float(one.scores.loss.mean()))
-                for one in measurements if one.method == RANDOM]
-    return [RatioForLoss(name, label, loss, ratio_at(curve, loss), curve[0][1] < loss)
-            for label, loss in targets for name, curve in curves.items()]
+    targets += [
+        (f"random at {one.gazing_ratio:g}", float(one.scores.loss.mean()))
+        for one in measurements
+        if one.method == RANDOM
+    ]
+    return [
+        RatioForLoss(name, label, loss, ratio_at(curve, loss), curve[0][1] < loss)
+        for label, loss in targets
+        for name, curve in curves.items()
+    ]
 
 
 def ratio_at(curve: Sequence[tuple[float, float]], loss: float) -> float | None:
@@ -102,17 +146,30 @@ def worst_clips(measurements: Sequence[Measurement], clips: ClipSet) -> list[Wor
     if other is None:
         return []
     over = ours.scores.loss / other.scores.loss
-    return [WorstClip(name, ours.gazing_ratio, clips.names[i], clips.kinds[i], float(ours.scores.loss[i]),
-                      float(over[i])) for i in np.argsort(-over)[:WORST]]
+    return [
+        WorstClip(name, ours.gazing_ratio, clips.names[i], clips.kinds[i], float(ours.scores.loss[i]), float(over[i]))
+        for i in np.argsort(-over)[:WORST]
+    ]
 
 
 def _row(one: Measurement, clips: ClipSet) -> Row:
     scores = one.scores
     loss, decibels, similarity, paste_decibels, paste_similarity = (
         bootstrap([column], clips.groups)
-        for column in (scores.loss, scores.psnr, scores.ssim, scores.paste_psnr, scores.paste_ssim))
-    return Row(one.method, one.sort, one.gazing_ratio, float(scores.spent.mean()), loss, decibels, similarity,
-               paste_decibels, paste_similarity, tuple(scores.loss.tolist()))
+        for column in (scores.loss, scores.psnr, scores.ssim, scores.paste_psnr, scores.paste_ssim)
+    )
+    return Row(
+        one.method,
+        one.sort,
+        one.gazing_ratio,
+        float(scores.spent.mean()),
+        loss,
+        decibels,
+        similarity,
+        paste_decibels,
+        paste_similarity,
+        tuple(scores.loss.tolist()),
+    )
 
 
 def _kind_rows(one: Measurement, measurements: Sequence[Measurement], clips: ClipSet) -> list[KindRow]:

@@ -131,6 +131,5 @@ def _write_specs(specs: tuple[TensorSpec, ...]) -> str:
 def _read_specs(text: str) -> tuple[TensorSpec, ...]:
     specs = (part.split(":") for part in text.split(";"))
     return tuple(
-        TensorSpec(name, TYPES[dtype], tuple(int(n) for n in shape.split("x") if n))
-        for name, dtype, shape in specs
+        TensorSpec(name, TYPES[dtype], tuple(int(n) for n in shape.split("x") if n)) for name, dtype, shape in specs
     )

@@ -67,9 +67,7 @@ class OrtSession:
         if work is not None:
             work.stream.synchronize()
 
-    def bind(
-        self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], repeated: bool = False
-    ) -> Callable[[], None]:
+    def bind(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], repeated: bool = False) -> Callable[[], None]:
         """See `Session.bind`."""
         binding, place = self._session.io_binding(), (self.device.type, self.device.index or 0)
         for name, tensor in inputs.items():

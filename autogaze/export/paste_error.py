@@ -91,8 +91,9 @@ class PasteErrorState:
         finer = torch.ones(scales + 1, scales).triu()[..., None]
         taken = (errors.gather(now, axis=1) - errors.gather(after, axis=1)) * finer
         first, *others = errors.gather(at, axis=1).split([1, scales], axis=1)
-        held = self.nodes.op("Max", first, self.nodes.op("Min", errors.gather(at[-2:-1], axis=1) * HELD,
-                                                         first * MOST_HELD))
+        held = self.nodes.op(
+            "Max", first, self.nodes.op("Min", errors.gather(at[-2:-1], axis=1) * HELD, first * MOST_HELD)
+        )
         told = self.nodes.concat([held, *others], axis=1)
         return self.nodes.concat([taken.reshape(0, scales + 1, -1), told], axis=2)
 

@@ -31,9 +31,7 @@ class Session(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def bind(
-        self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], repeated: bool = False
-    ) -> Callable[[], None]:
+    def bind(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], repeated: bool = False) -> Callable[[], None]:
         """A call that fills `outputs` from `inputs`, all contiguous on `device`; make it within `scope`.
 
         Args:
@@ -294,8 +292,7 @@ def _pixels(metadata: Metadata, pixels: Any, ndim: int) -> Tensor:
         other_size = tensor.ndim == ndim and dtype_fits and tensor.shape[-1 if uint8 else -3] == 3
         advice = "; for frames of another size export with --uint8 HxW" if other_size else ""
         raise ValueError(
-            f"expected {wanted} ({lead}{', '.join(map(str, shape))}), "
-            f"got {tensor.dtype} {tuple(tensor.shape)}{advice}"
+            f"expected {wanted} ({lead}{', '.join(map(str, shape))}), got {tensor.dtype} {tuple(tensor.shape)}{advice}"
         )
     return tensor if uint8 else tensor.float()
 

@@ -49,9 +49,7 @@ class TrtSession:
         if (self.inputs, self.outputs) != (file.facts.inputs, file.facts.outputs):
             raise FormatError(f"{path}: the plan's inputs and outputs are not those that the file names")
 
-    def bind(
-        self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], repeated: bool = False
-    ) -> Callable[[], None]:
+    def bind(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], repeated: bool = False) -> Callable[[], None]:
         """See `Session.bind`; all calls share one execution context, so each names its tensors anew."""
 
         def call() -> None:

@@ -50,8 +50,16 @@ def video_recipe(file: ClipFile, frames: int, augmentation: Augmentation, random
     longest = max(1, min(augmentation.longest_stride, (file.frames - 1) // max(1, frames - 1)))
     stride = int(random.integers(1, longest + 1))
     start = int(random.integers(0, max(1, file.frames - (frames - 1) * stride)))
-    return ClipRecipe("video", file.name, frames, start, stride, bool(random.random() < augmentation.reverse),
-                      _box(file, augmentation, random), **_look(augmentation, random))
+    return ClipRecipe(
+        "video",
+        file.name,
+        frames,
+        start,
+        stride,
+        bool(random.random() < augmentation.reverse),
+        _box(file, augmentation, random),
+        **_look(augmentation, random),
+    )
 
 
 def pan_recipe(file: ClipFile, frames: int, augmentation: Augmentation, random: np.random.Generator) -> ClipRecipe:
@@ -84,8 +92,12 @@ def _box(file: ClipFile, augmentation: Augmentation, random: np.random.Generator
 
 def _look(augmentation: Augmentation, random: np.random.Generator) -> dict[str, Any]:
     brightness, contrast, saturation = random.uniform(-1, 1, 3) * augmentation.colour
-    return {"flip": bool(random.random() < augmentation.flip), "brightness": float(brightness),
-            "contrast": float(1 + contrast), "saturation": float(1 + saturation)}
+    return {
+        "flip": bool(random.random() < augmentation.flip),
+        "brightness": float(brightness),
+        "contrast": float(1 + contrast),
+        "saturation": float(1 + saturation),
+    }
 
 
 def without_waiting(values: Tensor, device: torch.device) -> Tensor:

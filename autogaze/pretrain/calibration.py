@@ -49,8 +49,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if len(self.sources) != sum(map(len, self.clips)):
-            raise ValueError(f"need the source of every clip: got {len(self.sources)} for "
-                             f"{sum(map(len, self.clips))} clips")
+            raise ValueError(
+                f"need the source of every clip: got {len(self.sources)} for {sum(map(len, self.clips))} clips"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +64,9 @@ class Trial:
     predicted: Tensor  # (N,) float, the loss predicted when each stopped, at most the threshold
 
 
-def fit_calibration(samplings: Sequence[Sequence[Trial]], share: float = SHARE,
-                    slack: float = SLACK) -> tuple[tuple[float, float], ...]:
+def fit_calibration(
+    samplings: Sequence[Sequence[Trial]], share: float = SHARE, slack: float = SLACK
+) -> tuple[tuple[float, float], ...]:
     """The threshold that each asked loss needs.
 
     Args:
@@ -92,8 +94,15 @@ def fit_calibration(samplings: Sequence[Sequence[Trial]], share: float = SHARE,
 def _safe_factor(trials: Sequence[Trial], threshold: float, share: float) -> float | None:
     """The factor of the prediction that losses stay below where it is near a threshold; where that is too seldom, of
     thresholds near by; None: too few frames stop at those too."""
-    stops = [(trial.loss.double(), trial.source, trial.predicted.double(), torch.full_like(trial.predicted,
-              trial.threshold, dtype=torch.float64)) for trial in trials]
+    stops = [
+        (
+            trial.loss.double(),
+            trial.source,
+            trial.predicted.double(),
+            torch.full_like(trial.predicted, trial.threshold, dtype=torch.float64),
+        )
+        for trial in trials
+    ]
     loss, source, *references = (torch.cat(parts) for parts in zip(*stops, strict=True))
     for reference in references:
         near = (threshold / NEAR <= reference) & (reference <= threshold * NEAR)
@@ -122,8 +131,9 @@ def safe_loss(loss: Tensor, source: Tensor, share: float, confidence: float = CO
     return float(safe.quantile(confidence, interpolation="higher"))
 
 
-def run_trials(model: AutoGaze, judge: Judge, sampling: Sampling, thresholds: Sequence[float],
-               gazing_ratio: float = LONGEST_RATIO) -> list[Trial]:
+def run_trials(
+    model: AutoGaze, judge: Judge, sampling: Sampling, thresholds: Sequence[float], gazing_ratio: float = LONGEST_RATIO
+) -> list[Trial]:
     """Gaze at clips with every threshold (the model's own calibration is not applied).
 
     Args:
@@ -141,10 +151,12 @@ def run_trials(model: AutoGaze, judge: Judge, sampling: Sampling, thresholds: Se
     model.with_calibration(())
     try:
         for threshold in thresholds:
-            gazes = [model.generate(video, gazing_ratio=gazing_ratio, task_loss_requirement=threshold)
-                     for video in clips]
-            loss = torch.cat([judge.losses(video, gaze).flatten().cpu()
-                              for video, gaze in zip(clips, gazes, strict=True)])
+            gazes = [
+                model.generate(video, gazing_ratio=gazing_ratio, task_loss_requirement=threshold) for video in clips
+            ]
+            loss = torch.cat(
+                [judge.losses(video, gaze).flatten().cpu() for video, gaze in zip(clips, gazes, strict=True)]
+            )
             stopped = torch.cat([(gaze.counts < budget).flatten().cpu() for gaze in gazes])
             predicted = torch.cat([_predicted(gaze).flatten().cpu() for gaze in gazes])
             trials.append(Trial(threshold, loss[stopped], source[stopped], predicted[stopped]))
@@ -161,8 +173,9 @@ def _predicted(gaze: Gaze) -> Tensor:
     return gaze.task_loss.where(left_out, -torch.inf).amax(-1)
 
 
-def predicted_range(model: AutoGaze, clips: Sequence[Tensor], count: int,
-                    gazing_ratio: float = LONGEST_RATIO) -> list[float]:
+def predicted_range(
+    model: AutoGaze, clips: Sequence[Tensor], count: int, gazing_ratio: float = LONGEST_RATIO
+) -> list[float]:
     """`count` thresholds that cover what the model predicts while it looks, from the 5 % quantile of what frames end
     with to the 95 % quantile of what they begin with; each as many times the one before, as errors count as shares."""
     ends, starts = [], []
@@ -180,8 +193,10 @@ def _extremes(gaze: Gaze) -> tuple[Tensor, Tensor]:
     assert gaze.task_loss is not None
     loss = gaze.task_loss.float().cpu()
     chosen, looked = gaze.chosen.cpu(), gaze.counts.flatten().cpu() > 0
-    return (loss.masked_fill(~chosen, torch.inf).amin(-1).flatten()[looked],
-            loss.masked_fill(~chosen, -torch.inf).amax(-1).flatten()[looked])
+    return (
+        loss.masked_fill(~chosen, torch.inf).amin(-1).flatten()[looked],
+        loss.masked_fill(~chosen, -torch.inf).amax(-1).flatten()[looked],
+    )
 
 
 def calibrate(model: AutoGaze, judge: Judge, samplings: Sequence[Sampling], thresholds: int = 16) -> AutoGaze:

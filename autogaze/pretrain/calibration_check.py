@@ -36,8 +36,14 @@ class StopCheck:
     smallest_ratio: float  # the least that would have done, by the same order
 
 
-def check_stops(model: AutoGaze, judge: Judge, clips: Sequence[Tensor], asked: Sequence[float],
-                smallest_ratios: Sequence[float], gazing_ratio: float = LONGEST_RATIO) -> list[StopCheck]:
+def check_stops(
+    model: AutoGaze,
+    judge: Judge,
+    clips: Sequence[Tensor],
+    asked: Sequence[float],
+    smallest_ratios: Sequence[float],
+    gazing_ratio: float = LONGEST_RATIO,
+) -> list[StopCheck]:
     """Ask for each loss and compare with the truth.
 
     Args:
@@ -56,21 +62,41 @@ def check_stops(model: AutoGaze, judge: Judge, clips: Sequence[Tensor], asked: S
         counts = torch.cat([gaze.counts for gaze in gazes])
         stops = counts < budget
         kept = float((loss[stops] <= SLACK * wanted).float().mean()) if bool(stops.any()) else None
-        checks.append(StopCheck(wanted, float(loss.mean()), float(stops.float().mean()), kept,
-                                float(counts.float().mean()) / patches, smallest))
+        checks.append(
+            StopCheck(
+                wanted,
+                float(loss.mean()),
+                float(stops.float().mean()),
+                kept,
+                float(counts.float().mean()) / patches,
+                smallest,
+            )
+        )
     return checks
 
 
-def smallest_ratios(model: AutoGaze, judge: Judge, clips: Sequence[Tensor], asked: Sequence[float],
-                    gazing_ratio: float = LONGEST_RATIO) -> list[float]:
+def smallest_ratios(
+    model: AutoGaze, judge: Judge, clips: Sequence[Tensor], asked: Sequence[float], gazing_ratio: float = LONGEST_RATIO
+) -> list[float]:
     """The mean share of patches that would have done for each asked loss; no calibration changes it.
 
     Args: as of `check_stops`.
     """
     orders = [model.generate(video, gazing_ratio=gazing_ratio) for video in clips]
-    return [float(torch.cat([smallest_counts(judge.reconstructor, video, order, wanted)
-                             for video, order in zip(clips, orders, strict=True)]).float().mean())
-            / model.grid.patches_per_frame for wanted in asked]
+    return [
+        float(
+            torch.cat(
+                [
+                    smallest_counts(judge.reconstructor, video, order, wanted)
+                    for video, order in zip(clips, orders, strict=True)
+                ]
+            )
+            .float()
+            .mean()
+        )
+        / model.grid.patches_per_frame
+        for wanted in asked
+    ]
 
 
 @torch.no_grad()

@@ -44,20 +44,27 @@ class Pace(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.monotonic()
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
-                             batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         done = self.done(trainer.global_step)
         if self.recipe.max_minutes is not None:
             done = share(trainer, done)  # every rank must stop at the same step, and clocks differ
         pl_module.run_progress = done  # type: ignore[assignment]
-        rate = learning_rate(self.recipe.learning_rate, trainer.global_step, done, self.recipe.warmup_steps,
-                             self.recipe.final_learning_rate)
+        rate = learning_rate(
+            self.recipe.learning_rate,
+            trainer.global_step,
+            done,
+            self.recipe.warmup_steps,
+            self.recipe.final_learning_rate,
+        )
         for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         self._over = done >= 1.0
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
-                           batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self._over or trainer.global_step >= self.recipe.max_steps:
             trainer.should_stop = True  # Lightning validates once more, then ends
 
@@ -77,14 +84,17 @@ class StopOnNaN(pl.Callback):
     def __init__(self, every: int) -> None:
         self.every = every
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
-                           batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if batch_idx % self.every or not isinstance(loss, Tensor):
             return
         if share(trainer, float(not math.isfinite(float(loss))), largest=True):  # of any rank
-            raise NotFinite(f"the loss is not finite at step {trainer.global_step}: lower learning_rate, or resume "
-                            "from the last checkpoint with --resume")
+            raise NotFinite(
+                f"the loss is not finite at step {trainer.global_step}: lower learning_rate, or resume "
+                "from the last checkpoint with --resume"
+            )
 
 
 class MovingAverage(pl.Callback):
@@ -101,8 +111,9 @@ class MovingAverage(pl.Callback):
         self.average = {name: value.to(trained[name].device) for name, value in self.average.items()}
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
-                           batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self._step:
             return  # a batch of an accumulation: nothing changed
         self._step = trainer.global_step
@@ -191,8 +202,9 @@ class KeepLast(pl.Callback):
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every, self._saved = path, every, -1
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
-                           batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         step = trainer.global_step
         if step != self._saved and step // self.every > max(0, self._saved) // self.every:
             self._saved = step
@@ -205,8 +217,9 @@ class KeepLast(pl.Callback):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are whole or absent, also when the process is killed or the disk is full."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str],
-                        storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()

@@ -90,12 +90,17 @@ def index_folder(folder: str | Path, path: str | Path | None = None) -> ClipInde
     names = sorted(found.relative_to(folder).as_posix() for found in folder.rglob("*") if _is_clip(found, folder))
     with ThreadPoolExecutor(THREADS) as pool:
         results = list(pool.map(lambda name: _known(folder, name, known) or _describe(folder, name), names))
-    index = ClipIndex(folder, tuple(result for result in results if isinstance(result, ClipFile)),
-                      tuple(result for result in results if isinstance(result, tuple)))
+    index = ClipIndex(
+        folder,
+        tuple(result for result in results if isinstance(result, ClipFile)),
+        tuple(result for result in results if isinstance(result, tuple)),
+    )
     report_skipped(index.skipped)
     if not index.files:
-        raise ValueError(f"{folder} holds no readable video or photo ({len(index.skipped)} unreadable); "
-                         f"known suffixes are {' '.join(VIDEO_SUFFIXES + PHOTO_SUFFIXES)}")
+        raise ValueError(
+            f"{folder} holds no readable video or photo ({len(index.skipped)} unreadable); "
+            f"known suffixes are {' '.join(VIDEO_SUFFIXES + PHOTO_SUFFIXES)}"
+        )
     if path is not None:
         index.save(path)
     return index
@@ -140,8 +145,19 @@ def _describe(folder: Path, name: str) -> ClipFile | tuple[str, str]:
         stat, digest = path.stat(), content_hash(path)
     except (ValueError, OSError) as error:
         return name, str(error)
-    return ClipFile(name, "photo" if photo else "video", split_of(name, digest), frames, fps,
-                    frames / fps if fps else 0.0, width, height, stat.st_size, stat.st_mtime_ns, digest)
+    return ClipFile(
+        name,
+        "photo" if photo else "video",
+        split_of(name, digest),
+        frames,
+        fps,
+        frames / fps if fps else 0.0,
+        width,
+        height,
+        stat.st_size,
+        stat.st_mtime_ns,
+        digest,
+    )
 
 
 def _photo(path: Path) -> tuple[int, float, int, int]:

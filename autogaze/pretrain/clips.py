@@ -55,5 +55,9 @@ class Clip:
 
     def to(self, device: torch.device | str, **_: object) -> Clip:
         """Move to a device like `Tensor.to`; Lightning uses it to move a batch to its device."""
-        return replace(self, video=self.video.to(device), gaze=None if self.gaze is None else self.gaze.to(device),
-                       task_loss=None if self.task_loss is None else self.task_loss.to(device))
+        return replace(
+            self,
+            video=self.video.to(device),
+            gaze=None if self.gaze is None else self.gaze.to(device),
+            task_loss=None if self.task_loss is None else self.task_loss.to(device),
+        )

@@ -58,8 +58,13 @@ class ClipLoader:
     A clip that cannot be decoded is left out of its batch, by name, counted in `skipped`.
     """
 
-    def __init__(self, recipes: Callable[[int, int], list[ClipRecipe]], batches: int,
-                 rendered: Callable[[ClipRecipe], Tensor] | None = None, workers: int = 0) -> None:
+    def __init__(
+        self,
+        recipes: Callable[[int, int], list[ClipRecipe]],
+        batches: int,
+        rendered: Callable[[ClipRecipe], Tensor] | None = None,
+        workers: int = 0,
+    ) -> None:
         self.recipes, self.batches, self.rendered, self.workers = recipes, batches, rendered, workers
         self.epoch, self.position = 0, 0
         self.skipped: dict[str, str] = {}
@@ -89,8 +94,16 @@ class ClipLoader:
         if self.rendered is None:
             return (RawClips(tuple(self.recipes(self.epoch, number))) for number in left)
         dataset = _Rendered(self.recipes, self.rendered, self.epoch)
-        return iter(DataLoader(dataset, batch_size=None, sampler=left, num_workers=self.workers,
-                               pin_memory=torch.cuda.is_available(), prefetch_factor=4 if self.workers else None))
+        return iter(
+            DataLoader(
+                dataset,
+                batch_size=None,
+                sampler=left,
+                num_workers=self.workers,
+                pin_memory=torch.cuda.is_available(),
+                prefetch_factor=4 if self.workers else None,
+            )
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "position": self.position, "skipped": dict(self.skipped)}
@@ -102,8 +115,9 @@ class ClipLoader:
 class _Rendered(Dataset):
     """Batches by number, with their pixels; what a worker process runs."""
 
-    def __init__(self, recipes: Callable[[int, int], list[ClipRecipe]], rendered: Callable[[ClipRecipe], Tensor],
-                 epoch: int) -> None:
+    def __init__(
+        self, recipes: Callable[[int, int], list[ClipRecipe]], rendered: Callable[[ClipRecipe], Tensor], epoch: int
+    ) -> None:
         self.recipes, self.rendered, self.epoch = recipes, rendered, epoch
 
     def __getitem__(self, number: int) -> RawClips:
@@ -143,11 +157,27 @@ class ClipData(pl.LightningDataModule):
         FileNotFoundError, ValueError: if the folder is missing, or holds no training file.
     """
 
-    def __init__(self, folder: str | Path, *, frames: int = 16, size: int = 224, batch_clips: int = 16, seed: int = 0,
-                 workers: int = 0, photo_share: float = 0.5, scene_share: float = 0.0, max_clips: int | None = None,
-                 validate_clips: int = 32, index_path: str | Path | None = None, cache: str | Path | None = None,
-                 cache_gib: float = 8.0, resident_gib: float = 32.0, augmentation: Augmentation | None = None,
-                 preprocessor: Preprocessor | None = None, epoch_clips: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        frames: int = 16,
+        size: int = 224,
+        batch_clips: int = 16,
+        seed: int = 0,
+        workers: int = 0,
+        photo_share: float = 0.5,
+        scene_share: float = 0.0,
+        max_clips: int | None = None,
+        validate_clips: int = 32,
+        index_path: str | Path | None = None,
+        cache: str | Path | None = None,
+        cache_gib: float = 8.0,
+        resident_gib: float = 32.0,
+        augmentation: Augmentation | None = None,
+        preprocessor: Preprocessor | None = None,
+        epoch_clips: int | None = None,
+    ) -> None:
         super().__init__()
         self.index = index_folder(folder, index_path)
         self.frames, self.size, self.batch_clips, self.seed, self.workers = frames, size, batch_clips, seed, workers
@@ -217,8 +247,10 @@ class ClipData(pl.LightningDataModule):
         Worker processes decode ahead where the clips are not resident. A clip that cannot be decoded is left out.
         """
         loader = self._loader(lambda _, number: batches[number], len(batches))
-        return (ClipData.transfer_batch_to_device(self, batch, torch.device(device)) for batch in
-                (loader if batches else ()))
+        return (
+            ClipData.transfer_batch_to_device(self, batch, torch.device(device))
+            for batch in (loader if batches else ())
+        )
 
     def _store(self, device: torch.device) -> Store:
         return self.hold(device) if self.resident else self.disk

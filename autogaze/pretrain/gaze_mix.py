@@ -20,8 +20,9 @@ LEAST_RATIO, MOST_RATIO = 0.01, 1.0
 BLIND, COARSE = 0.35, 0.15  # shares of clips: random over scales, coarse scales first; the rest looks at changes
 
 
-def sample_masks(video: Tensor, painter: Painter, generator: torch.Generator | None = None,
-                 ratio: Tensor | float | None = None) -> Tensor:
+def sample_masks(
+    video: Tensor, painter: Painter, generator: torch.Generator | None = None, ratio: Tensor | float | None = None
+) -> Tensor:
     """Draw a gaze for every clip.
 
     Args:
@@ -45,8 +46,9 @@ def sample_ratios(clips: int, device: torch.device, generator: torch.Generator |
     return torch.exp(math.log(LEAST_RATIO) + share * math.log(MOST_RATIO / LEAST_RATIO))
 
 
-def sample_budgets(ratio: Tensor, frames: int, grid: PatchGrid, generator: torch.Generator | None = None,
-                   even: float = 0.3) -> Tensor:
+def sample_budgets(
+    ratio: Tensor, frames: int, grid: PatchGrid, generator: torch.Generator | None = None, even: float = 0.3
+) -> Tensor:
     """How many patches each frame may spend, unevenly over the frames of a clip.
 
     Args:
@@ -71,14 +73,20 @@ def sample_budgets(ratio: Tensor, frames: int, grid: PatchGrid, generator: torch
 
 def sample_scores(video: Tensor, painter: Painter, generator: torch.Generator | None = None) -> Tensor:
     """(B, T, patches_per_frame) float: in each frame, patches with a higher score are looked at first."""
+
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, device=video.device, generator=generator)
 
     clips, frames, patches = *video.shape[:2], painter.grid.patches_per_frame
     gumbel = -(-(uniform(clips, frames, patches).clamp(1e-6, 1 - 1e-6)).log()).log()
     taste = -(uniform(clips, 1, len(painter.grid.scales)).clamp(min=1e-6)).log()  # exponential: a flat Dirichlet
-    taste = torch.cat([part.expand(-1, -1, count) for part, count in
-                       zip(taste.split(1, -1), painter.grid.patches_per_scale, strict=True)], dim=-1).log()
+    taste = torch.cat(
+        [
+            part.expand(-1, -1, count)
+            for part, count in zip(taste.split(1, -1), painter.grid.patches_per_scale, strict=True)
+        ],
+        dim=-1,
+    ).log()
     order = -torch.arange(patches, device=video.device, dtype=torch.float32)
     blind = taste + gumbel
     coarse = order + gumbel * 3

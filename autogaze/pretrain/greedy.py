@@ -57,8 +57,9 @@ class GreedyGaze:
 
 
 @torch.no_grad()
-def greedy_gaze(model: Reconstructor, video: Tensor, budgets: Tensor,
-                settings: GreedySettings | None = None) -> GreedyGaze:
+def greedy_gaze(
+    model: Reconstructor, video: Tensor, budgets: Tensor, settings: GreedySettings | None = None
+) -> GreedyGaze:
     """Search every frame of a batch of clips, frame after frame.
 
     Args:
@@ -73,8 +74,10 @@ def greedy_gaze(model: Reconstructor, video: Tensor, budgets: Tensor,
     settings = settings or GreedySettings()
     patches = model.grid.patches_per_frame
     if budgets.shape != video.shape[:2] or bool(((budgets < 0) | (budgets > patches)).any()):
-        raise ValueError(f"budgets must be {tuple(video.shape[:2])}, 0 to {patches}, got {tuple(budgets.shape)} "
-                         f"from {int(budgets.min())} to {int(budgets.max())}")
+        raise ValueError(
+            f"budgets must be {tuple(video.shape[:2])}, 0 to {patches}, got {tuple(budgets.shape)} "
+            f"from {int(budgets.min())} to {int(budgets.max())}"
+        )
     search = _exact if settings.mode == "exact" else _fast
     width = int(budgets.max())
     memory, results = start(model, len(video)), []
@@ -159,8 +162,9 @@ def _fast(model: Reconstructor, found: _Found, settings: GreedySettings) -> None
         found.take(clips, picks, after, valid)
 
 
-def _in_turn(model: Reconstructor, sight: Sight, clips: Tensor, mask: Tensor, picks: Tensor, valid: Tensor,
-             at_once: int) -> tuple[Tensor, Tensor]:
+def _in_turn(
+    model: Reconstructor, sight: Sight, clips: Tensor, mask: Tensor, picks: Tensor, valid: Tensor, at_once: int
+) -> tuple[Tensor, Tensor]:
     """Take picks (N, M) of some clips (N,) of a sight one after the other: the loss after each (N, M), and the frames
     (N, 3, H, W) after the last."""
     loss = torch.zeros(picks.shape, device=picks.device)
@@ -187,8 +191,9 @@ def _groups(sizes: Sequence[int], at_once: int) -> Iterator[tuple[slice, int]]:
             start, padding = end, 0
 
 
-def apart(overlap: Tensor, ids: Tensor, gains: Tensor, usable: Tensor, limit: Tensor,
-          worth: float) -> tuple[Tensor, Tensor]:
+def apart(
+    overlap: Tensor, ids: Tensor, gains: Tensor, usable: Tensor, limit: Tensor, worth: float
+) -> tuple[Tensor, Tensor]:
     """Which of some patches to take together: those that no better one shares a place with.
 
     Args:
@@ -231,8 +236,10 @@ class _Screen:
         """(N, P) loss that each patch is expected to remove, given the frames (N, 3, H, W) rebuilt so far."""
         now = self.objective.local(frames, self.target[clips], self.blocks)
         with torch.autocast(frames.device.type, enabled=False):
-            gains = [(rows @ (now - error[clips]).relu() @ columns.T).flatten(1) / now[0].numel()
-                     for error, rows, columns in zip(self.errors, self.rows, self.columns, strict=True)]
+            gains = [
+                (rows @ (now - error[clips]).relu() @ columns.T).flatten(1) / now[0].numel()
+                for error, rows, columns in zip(self.errors, self.rows, self.columns, strict=True)
+            ]
         return torch.cat(gains, dim=1) * self.trust[clips][:, self.scale_of]
 
     def learn(self, clips: Tensor, ids: Tensor, expected: Tensor, gains: Tensor, usable: Tensor) -> None:

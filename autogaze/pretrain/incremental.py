@@ -51,13 +51,25 @@ class Sight:
 
     def __getitem__(self, clips: Tensor) -> Sight:
         """Some clips of the batch, by index tensor."""
+
         def some(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return tuple(part[clips] for part in parts)
 
-        memory = Memory(self.memory.frame, some(self.memory.images), self.memory.age[clips],
-                        tuple((k[clips], v[clips]) for k, v in self.memory.past))
-        return Sight(self.target[clips], memory, some(self.cut), some(self.new_small), some(self.old_small),
-                     some(self.new_full), some(self.old_full))
+        memory = Memory(
+            self.memory.frame,
+            some(self.memory.images),
+            self.memory.age[clips],
+            tuple((k[clips], v[clips]) for k, v in self.memory.past),
+        )
+        return Sight(
+            self.target[clips],
+            memory,
+            some(self.cut),
+            some(self.new_small),
+            some(self.old_small),
+            some(self.new_full),
+            some(self.old_full),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,19 +84,25 @@ class Trial:
 def start(model: Reconstructor, clips: int) -> Memory:
     """The memory before the first frame."""
     device, grid = model.place.device, model.grid
-    images = tuple(torch.zeros(clips, 3, rows * grid.patch_size, columns * grid.patch_size, device=device)
-                   for rows, columns in grid.sides)
+    images = tuple(
+        torch.zeros(clips, 3, rows * grid.patch_size, columns * grid.patch_size, device=device)
+        for rows, columns in grid.sides
+    )
     return Memory(0, images, torch.full((clips, grid.patches_per_frame), NEVER, device=device), ())
 
 
 def look(model: Reconstructor, memory: Memory, frame: Tensor) -> Sight:
     """Prepare a frame (B, 3, H, W) for candidates."""
     paint, cut = model.painter.paint, tuple(model.painter.cut(frame))
-    return Sight(frame, memory, cut,
-                 tuple(paint(k, image, "small") for k, image in enumerate(cut)),
-                 tuple(paint(k, image, "small") for k, image in enumerate(memory.images)),
-                 tuple(paint(k, image) for k, image in enumerate(cut)),
-                 tuple(paint(k, image) for k, image in enumerate(memory.images)))
+    return Sight(
+        frame,
+        memory,
+        cut,
+        tuple(paint(k, image, "small") for k, image in enumerate(cut)),
+        tuple(paint(k, image, "small") for k, image in enumerate(memory.images)),
+        tuple(paint(k, image) for k, image in enumerate(cut)),
+        tuple(paint(k, image) for k, image in enumerate(memory.images)),
+    )
 
 
 def attempt(model: Reconstructor, sight: Sight, masks: Tensor) -> Trial:
@@ -109,10 +127,14 @@ def commit(model: Reconstructor, sight: Sight, mask: Tensor) -> Memory:
     _, entries = _tokens(model, sight, model.painter.split(age[:, None]))
     images = tuple(
         new.where(part.unflatten(-1, sides).repeat_interleave(patch, -1).repeat_interleave(patch, -2)[:, None], before)
-        for new, before, part, sides in zip(sight.cut, old.images, model.painter.split(mask), model.grid.sides,
-                                            strict=True))
-    past = tuple((torch.cat([old.past[n][0], key], -2), torch.cat([old.past[n][1], value], -2)) if old.past
-                 else (key, value) for n, (key, value) in enumerate(entries))
+        for new, before, part, sides in zip(
+            sight.cut, old.images, model.painter.split(mask), model.grid.sides, strict=True
+        )
+    )
+    past = tuple(
+        (torch.cat([old.past[n][0], key], -2), torch.cat([old.past[n][1], value], -2)) if old.past else (key, value)
+        for n, (key, value) in enumerate(entries)
+    )
     return Memory(old.frame + 1, images, age, past)
 
 
@@ -131,12 +153,15 @@ def _tokens(model: Reconstructor, sight: Sight, age: Sequence[Tensor]) -> tuple[
 
 def _shown(new: Sequence[Tensor], old: Sequence[Tensor], age: Sequence[Tensor]) -> list[Tensor]:
     """Each scale of candidates (B, M, 3, height, width): what is looked at now has age 0 (B, M, height, width)."""
-    return [now[:, None].where((at == 0)[:, :, None], before[:, None])
-            for now, before, at in zip(new, old, age, strict=True)]
+    return [
+        now[:, None].where((at == 0)[:, :, None], before[:, None])
+        for now, before, at in zip(new, old, age, strict=True)
+    ]
 
 
-def _candidates(block: Block, x: Tensor, past: tuple[Tensor, Tensor] | None,
-                rotation: Rotation) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _candidates(
+    block: Block, x: Tensor, past: tuple[Tensor, Tensor] | None, rotation: Rotation
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`Block` on candidates (B, M, cells, width) of one frame: each sees the past and itself, not the others."""
     x = x + block.space(x.flatten(0, 1)).view_as(x)
     query, key, value = block.time.heads_of(x.transpose(1, 2), rotation)  # (B, cells, heads, M, width / heads)

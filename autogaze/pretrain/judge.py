@@ -28,6 +28,8 @@ class Judge:
     def losses(self, video: Tensor, gaze: Gaze) -> Tensor:
         """(B, T) float32 reconstruction loss of every frame; the gaze may have fewer scales than the judge."""
         gaze = gaze.on_grid(self.reconstructor.grid)
-        parts = [self.reconstructor(video[i : i + self.clips], gaze[i : i + self.clips]).loss
-                 for i in range(0, len(video), self.clips)]
+        parts = [
+            self.reconstructor(video[i : i + self.clips], gaze[i : i + self.clips]).loss
+            for i in range(0, len(video), self.clips)
+        ]
         return torch.cat(parts).float()

@@ -26,8 +26,14 @@ from autogaze.gaze import Gaze
 from autogaze.grid import PatchGrid
 from autogaze.pretrain.clips import ClipRecipe
 
-_SCHEMA = pa.schema([("recipe", pa.string()), ("counts", pa.list_(pa.int32())), ("ids", pa.list_(pa.int16())),
-                     ("losses", pa.list_(pa.float32()))])
+_SCHEMA = pa.schema(
+    [
+        ("recipe", pa.string()),
+        ("counts", pa.list_(pa.int32())),
+        ("ids", pa.list_(pa.int16())),
+        ("losses", pa.list_(pa.float32())),
+    ]
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +48,10 @@ class Label:
     def __post_init__(self) -> None:
         choices, frames = int(self.counts.sum()), len(self.counts)
         if len(self.ids) != choices or len(self.losses) != choices + frames:
-            raise ValueError(f"{self.recipe.name}: {choices} choices in {frames} frames need as many ids and "
-                             f"{choices + frames} losses, got {len(self.ids)} and {len(self.losses)}")
+            raise ValueError(
+                f"{self.recipe.name}: {choices} choices in {frames} frames need as many ids and "
+                f"{choices + frames} losses, got {len(self.ids)} and {len(self.losses)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,9 @@ def to_gaze(labels: Sequence[Label], grid: PatchGrid) -> tuple[Gaze, Tensor]:
     return gaze, torch.from_numpy(losses[..., 1:].copy())  # the first one is before the first choice
 
 
-def write_labels(path: str | Path, labels: Sequence[Label], provenance: dict[str, Any],
-                 shards: Iterable[Shard] = ()) -> None:
+def write_labels(
+    path: str | Path, labels: Sequence[Label], provenance: dict[str, Any], shards: Iterable[Shard] = ()
+) -> None:
     """Write a parquet file of labels, whole or not at all.
 
     Args:
@@ -83,8 +92,10 @@ def write_labels(path: str | Path, labels: Sequence[Label], provenance: dict[str
         shards: of which they are; none for labels that are no part of a search.
     """
     metadata = {"autogaze": json.dumps(provenance), "autogaze.shards": json.dumps([astuple(shard) for shard in shards])}
-    columns = [pa.array([label.recipe.to_json() for label in labels], pa.string()),
-               *(_lists([getattr(label, name) for label in labels], name) for name in _SCHEMA.names[1:])]
+    columns = [
+        pa.array([label.recipe.to_json() for label in labels], pa.string()),
+        *(_lists([getattr(label, name) for label in labels], name) for name in _SCHEMA.names[1:]),
+    ]
     table = pa.Table.from_arrays(columns, schema=_SCHEMA.with_metadata(metadata))
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
@@ -103,10 +114,13 @@ def read_labels(path: str | Path, provenance: dict[str, Any] | None = None) -> l
     """
     check_provenance(path, provenance)
     table = pq.read_table(path).combine_chunks()
-    counts, ids, losses = (_arrays(table[name], kind) for name, kind in
-                           (("counts", np.int64), ("ids", np.int64), ("losses", np.float32)))
-    return [Label(ClipRecipe.from_json(recipe), *arrays) for recipe, *arrays in
-            zip(table["recipe"].to_pylist(), counts, ids, losses, strict=True)]
+    counts, ids, losses = (
+        _arrays(table[name], kind) for name, kind in (("counts", np.int64), ("ids", np.int64), ("losses", np.float32))
+    )
+    return [
+        Label(ClipRecipe.from_json(recipe), *arrays)
+        for recipe, *arrays in zip(table["recipe"].to_pylist(), counts, ids, losses, strict=True)
+    ]
 
 
 def read_shards(path: str | Path) -> list[Shard]:
@@ -144,8 +158,9 @@ def _lists(rows: Sequence[np.ndarray], name: str) -> pa.ListArray:
     kind = _SCHEMA.field(name).type
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int32)
     values = np.concatenate(rows) if rows else np.zeros(0)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(kind.value_type.to_pandas_dtype())),
-                                    type=kind)
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.array(values.astype(kind.value_type.to_pandas_dtype())), type=kind
+    )
 
 
 def _arrays(column: pa.ChunkedArray, kind: type) -> list[np.ndarray]:

@@ -35,14 +35,17 @@ class LabelledClips(RunClips):
             raise ValueError("there are no labels to imitate: run `autogaze train --stage labels` again")
         self.grid, self.mirror = grid, mirrored_ids(grid)
         there = {file.name for file in self.index.files}
-        away = {label.recipe.name for label in labels
-                if label.recipe.kind != "scene" and label.recipe.name not in there}
+        away = {
+            label.recipe.name for label in labels if label.recipe.kind != "scene" and label.recipe.name not in there
+        }
         labels = [label for label in labels if label.recipe.name not in away]
         if away:
             report_skipped(tuple((name, "it has labels, but is not in the folder of videos") for name in sorted(away)))
         if not labels:
-            raise ValueError(f"none of the labelled files is in {self.index.folder} ({', '.join(sorted(away)[:3])}): "
-                             "give the folder that they were labelled in with --data")
+            raise ValueError(
+                f"none of the labelled files is in {self.index.folder} ({', '.join(sorted(away)[:3])}): "
+                "give the folder that they were labelled in with --data"
+            )
         self.by_recipe = {colourless(label.recipe): label for label in labels}  # of two labels of a clip, the last
         self.labels = list(self.by_recipe.values())
 
@@ -52,8 +55,11 @@ class LabelledClips(RunClips):
         recipe = self.labels[order[index % len(self.labels)]].recipe
         recipe = flipped(recipe) if random.random() < 0.5 else recipe
         brightness, saturation = random.uniform(-1, 1, 2) * JITTER
-        return replace(recipe, brightness=float(recipe.brightness + brightness),
-                       saturation=float(recipe.saturation * (1 + saturation)))
+        return replace(
+            recipe,
+            brightness=float(recipe.brightness + brightness),
+            saturation=float(recipe.saturation * (1 + saturation)),
+        )
 
     def transfer_batch_to_device(self, batch: RawClips, device: torch.device, dataloader_idx: int = 0) -> Clip:
         clip = super().transfer_batch_to_device(batch, device, dataloader_idx)

@@ -65,9 +65,16 @@ class LabelSettings:
         return min(self.batch_clips, self.clips - number * self.batch_clips)
 
 
-def make_labels(model: Reconstructor, data: ClipData, path: str | Path, settings: LabelSettings,
-                device: torch.device | str = "cpu", rank: int = 0, world: int = 1,
-                progress: Callable[[int, int], bool | None] | None = None) -> list[Label]:
+def make_labels(
+    model: Reconstructor,
+    data: ClipData,
+    path: str | Path,
+    settings: LabelSettings,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world: int = 1,
+    progress: Callable[[int, int], bool | None] | None = None,
+) -> list[Label]:
     """Label clips of the training split, or go on with what an earlier or a killed run left.
 
     Args:
@@ -151,18 +158,23 @@ def _recipes(data: ClipData, settings: LabelSettings, number: int) -> list[ClipR
     return [data.recipe(LABEL_EPOCH + settings.seed, i) for i in range(first, first + settings.asked(number))]
 
 
-def _label_batch(model: Reconstructor, clip: Clip, settings: LabelSettings, number: int,
-                 device: torch.device) -> list[Label]:
+def _label_batch(
+    model: Reconstructor, clip: Clip, settings: LabelSettings, number: int, device: torch.device
+) -> list[Label]:
     generator = torch.Generator().manual_seed(hash((settings.seed, number)) % 2**63)
     budgets = draw_budgets(settings.mean_ratio, len(clip), clip.video.shape[1], model.grid, generator).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        found = (difference_gaze(model, clip.video, budgets) if settings.mode == "difference" else
-                 greedy_gaze(model, clip.video, budgets, settings.greedy))
+        found = (
+            difference_gaze(model, clip.video, budgets)
+            if settings.mode == "difference"
+            else greedy_gaze(model, clip.video, budgets, settings.greedy)
+        )
     return to_labels(clip.recipes, found)
 
 
-def draw_budgets(mean_ratio: float, clips: int, frames: int, grid: PatchGrid,
-                 generator: torch.Generator | None = None) -> Tensor:
+def draw_budgets(
+    mean_ratio: float, clips: int, frames: int, grid: PatchGrid, generator: torch.Generator | None = None
+) -> Tensor:
     """(clips, frames) int64 budgets: exponential over clips and over frames, as in the paper, with the mean given."""
     share = -(1 - torch.rand(clips, generator=generator)).log()
     budgets = sample_budgets(mean_ratio * (0.3 + 0.7 * share), frames, grid, generator)
@@ -174,17 +186,28 @@ def to_labels(recipes: Sequence[ClipRecipe], found: GreedyGaze) -> list[Label]:
     counts, ids = found.gaze.counts.cpu().numpy(), found.gaze.ids.cpu().numpy()
     losses, labels = found.loss.float().cpu().numpy(), []
     for b, recipe in enumerate(recipes):
-        labels.append(Label(recipe, counts[b], np.concatenate([ids[b, t, :n] for t, n in enumerate(counts[b])]),
-                            np.concatenate([losses[b, t, : n + 1] for t, n in enumerate(counts[b])])))
+        labels.append(
+            Label(
+                recipe,
+                counts[b],
+                np.concatenate([ids[b, t, :n] for t, n in enumerate(counts[b])]),
+                np.concatenate([losses[b, t, : n + 1] for t, n in enumerate(counts[b])]),
+            )
+        )
     return labels
 
 
 def _provenance(model: Reconstructor, data: ClipData, settings: LabelSettings) -> dict[str, Any]:
     mark = float(sum(p.detach().double().abs().sum() for p in model.parameters()))  # tells one judge from another
     unused = {"clips"} | ({"greedy"} if settings.mode == "difference" else set())
-    return {"reconstructor": json.loads(json.dumps(asdict(model.config))), "reconstructor_mark": f"{mark:.9g}",
-            "frames": data.frames, "files": len(data.index.files), "longest_stride": data.augmentation.longest_stride,
-            **{key: value for key, value in asdict(settings).items() if key not in unused}}
+    return {
+        "reconstructor": json.loads(json.dumps(asdict(model.config))),
+        "reconstructor_mark": f"{mark:.9g}",
+        "frames": data.frames,
+        "files": len(data.index.files),
+        "longest_stride": data.augmentation.longest_stride,
+        **{key: value for key, value in asdict(settings).items() if key not in unused},
+    }
 
 
 def _folder(path: Path) -> Path:

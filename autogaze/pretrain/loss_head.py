@@ -78,8 +78,7 @@ def _states(model: AutoGaze, judge: Judge, video: Tensor, gaze: Gaze) -> tuple[T
     return states[last], heads.expand(last.shape)[last], judge.losses(video, gaze)[last.any(-1)]
 
 
-def _fit_paste_error(model: AutoGaze, rule: PasteError, judge: Judge,
-                     gazes: Iterable[tuple[Tensor, Gaze]]) -> HeadFit:
+def _fit_paste_error(model: AutoGaze, rule: PasteError, judge: Judge, gazes: Iterable[tuple[Tensor, Gaze]]) -> HeadFit:
     """Fit the weights of errors, with the places in turn that count as held."""
     found = [(*_errors_left(rule, model, video, gaze), judge.losses(video, gaze).flatten()) for video, gaze in gazes]
     now, least, truth = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -42,8 +42,10 @@ def parse_spec(spec: str) -> tuple[Term, ...]:
         weight, _, rest = part.rpartition("*")
         name, _, argument = rest.partition(":")
         if name not in ("l1", "gradient", "features") or (name == "features") != bool(argument):
-            raise ValueError(f"unknown loss term {part!r} in {spec!r}; terms are l1, gradient and features:MODEL, "
-                             "joined by + and weighted by NUMBER*")
+            raise ValueError(
+                f"unknown loss term {part!r} in {spec!r}; terms are l1, gradient and features:MODEL, "
+                "joined by + and weighted by NUMBER*"
+            )
         try:
             terms.append(Term(float(weight) if weight else 1.0, name, argument))
         except ValueError:

@@ -46,15 +46,22 @@ class GazeModule(pl.LightningModule):
         truth = loss[last.any(-1)]
         error = (predicted - truth).abs()
         self.log("val/reconstruction_loss", loss.mean(), batch_size=len(loss), sync_dist=True, prog_bar=True)
-        self.log_dict({"val/task_loss_error": error.mean(),
-                       "val/task_loss_relative_error": (error / truth.clamp(min=LEAST_LOSS)).mean()},
-                      batch_size=len(loss), sync_dist=True)
+        self.log_dict(
+            {
+                "val/task_loss_error": error.mean(),
+                "val/task_loss_relative_error": (error / truth.clamp(min=LEAST_LOSS)).mean(),
+            },
+            batch_size=len(loss),
+            sync_dist=True,
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
-        groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": self.recipe.weight_decay},
-                                        {"params": vectors, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": self.recipe.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.95))
 
 
@@ -68,8 +75,9 @@ class PretrainModule(GazeModule):
         scores = self.model.score(batch.video, batch.gaze, as_decoded=True)  # train on what `generate` does
         ids = ntp_loss(scores.log_action_probs, batch.gaze.chosen).mean()
         known = batch.gaze.chosen & batch.task_loss.isfinite()
-        task = task_loss_prediction_loss(scores.task_loss_prediction, batch.task_loss, known,
-                                         self.recipe.relative_task_loss).mean()
+        task = task_loss_prediction_loss(
+            scores.task_loss_prediction, batch.task_loss, known, self.recipe.relative_task_loss
+        ).mean()
         size = len(batch.video)
         self.log("train/ntp_loss", ids, batch_size=size, prog_bar=True)
         self.log("train/task_loss_prediction_loss", task, batch_size=size)

@@ -68,13 +68,20 @@ def render_pan(photo: Tensor, frames: int, size: int, seed: int) -> Tensor:
     image = photo.permute(2, 0, 1)[None].float()
     shrink = float(path[:, 2].max()) / size
     if shrink > 1:  # bilinear sampling alone would alias
-        image = F.interpolate(image, (max(1, round(height / shrink)), max(1, round(width / shrink))), mode="bilinear",
-                              antialias=True)
+        image = F.interpolate(
+            image, (max(1, round(height / shrink)), max(1, round(width / shrink))), mode="bilinear", antialias=True
+        )
     x, y, side, angle = without_waiting(path, photo.device).unbind(1)
     cos, sin = angle.cos() * side, angle.sin() * side
-    theta = torch.stack([torch.stack([cos / width, -sin / width, 2 * x / width - 1], -1),
-                         torch.stack([sin / height, cos / height, 2 * y / height - 1], -1)], dim=1)
+    theta = torch.stack(
+        [
+            torch.stack([cos / width, -sin / width, 2 * x / width - 1], -1),
+            torch.stack([sin / height, cos / height, 2 * y / height - 1], -1),
+        ],
+        dim=1,
+    )
     grid = F.affine_grid(theta, [frames, 3, size, size], align_corners=False)
-    pan = F.grid_sample(image.expand(frames, -1, -1, -1), grid, mode="bilinear", padding_mode="border",
-                        align_corners=False)
+    pan = F.grid_sample(
+        image.expand(frames, -1, -1, -1), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
     return pan.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -41,8 +41,10 @@ class Painter(nn.Module):
             axes = (("y", grid.height_px, k_rows, rows), ("x", grid.width_px, k_columns, columns))
             at = {}
             for axis, length, cells, fine in axes:
-                places = {"full": torch.arange(length) + 0.5,
-                          "small": (torch.arange(fine * self.small_side[k]) + 0.5) * finest / self.small_side[k]}
+                places = {
+                    "full": torch.arange(length) + 0.5,
+                    "small": (torch.arange(fine * self.small_side[k]) + 0.5) * finest / self.small_side[k],
+                }
                 self._keep(f"down_{axis}{k}", _down(length, cells, cell, patch))
                 for canvas, place in places.items():
                     self._keep(f"{canvas}_{axis}{k}", _up(place, cells, cell, patch))
@@ -140,8 +142,10 @@ def paste(video: Tensor, gaze: Gaze) -> Tensor:
 def check_video(video: Tensor, grid: PatchGrid) -> None:
     """Raise ValueError unless video is (B, T, 3, H, W) float of the size of the grid."""
     if video.ndim != 5 or video.shape[2:] != (3, grid.height_px, grid.width_px) or not video.is_floating_point():
-        raise ValueError(f"video must be (B, T, 3, {grid.height_px}, {grid.width_px}) float, "
-                         f"got {video.dtype} {tuple(video.shape)}; see autogaze.preprocess")
+        raise ValueError(
+            f"video must be (B, T, 3, {grid.height_px}, {grid.width_px}) float, "
+            f"got {video.dtype} {tuple(video.shape)}; see autogaze.preprocess"
+        )
 
 
 @lru_cache(maxsize=8)

@@ -18,8 +18,15 @@ CLIPS, FRAMES, PANEL_PX = 2, 4, 224
 class Pictures(pl.Callback):
     """Draws the first clips of the first validation batch; each clip is one image, a row a frame."""
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Clip,
-                                batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Clip,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         logger, first = trainer.logger, batch_idx == 0 and trainer.is_global_zero
         if not first or trainer.sanity_checking or not isinstance(logger, TensorBoardLogger):
             return
@@ -35,5 +42,7 @@ def draw(module: GazeModule, batch: Clip) -> list[np.ndarray]:
     pixels = ((video + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 1, 3, 4, 2).cpu().numpy()
     overlay = Overlay(module.model.grid, pixels.shape[2:4], PANEL_PX)
     times = np.linspace(0, pixels.shape[1] - 1, min(FRAMES, pixels.shape[1])).round().astype(int)
-    return [np.concatenate([overlay.draw(pixels[k, t], mask[k, t], f"frame {t}") for t in times])
-            for k in range(len(pixels))]
+    return [
+        np.concatenate([overlay.draw(pixels[k, t], mask[k, t], f"frame {t}") for t in times])
+        for k in range(len(pixels))
+    ]

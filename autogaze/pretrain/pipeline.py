@@ -32,7 +32,11 @@ from autogaze.pretrain.summary import RATIO, Summary, mean_loss, summarise
 from autogaze.pretrain.trainer import quiet_lightning
 
 WAYS: dict[str, Callable[[Run], Any]] = {
-    "reconstructor": train_reconstructor, "labels": make_labels, "pretrain": pretrain, "rl": train_rl}
+    "reconstructor": train_reconstructor,
+    "labels": make_labels,
+    "pretrain": pretrain,
+    "rl": train_rl,
+}
 
 
 def train(stages: Sequence[str], recipes: Recipes, data: str | None, out: Path, resume: bool) -> dict[str, Any]:
@@ -96,8 +100,12 @@ def calibrated(model: AutoGaze, judge: Judge, clips: RunSamplings, recipe: Pretr
     reached = mean_loss(judge, data.spread.clips, lambda video: model.generate(video, gazing_ratio=RATIO))
     if model.paste_error is not None:
         data += clips.learned_from(recipe.calibration_clips)
-    calibrate(model, judge, [sampling for sampling in (data.spread, data.closer) if sampling.clips],
-              recipe.calibration_thresholds)
+    calibrate(
+        model,
+        judge,
+        [sampling for sampling in (data.spread, data.closer) if sampling.clips],
+        recipe.calibration_thresholds,
+    )
     model.config = replace(model.config, task_loss_requirement=round(reached, 4))
     return model
 

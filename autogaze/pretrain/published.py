@@ -56,14 +56,22 @@ class PublishedConfig:
             ValueError: if it lacks a field, or asks for something that this class does not do.
         """
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        for key, value in {"causal": True, "scale_embed": True, "time_embed": True, "norm_pix_loss": False,
-                           "hidden_act": "gelu", "num_channels": 3}.items():
+        for key, value in {
+            "causal": True,
+            "scale_embed": True,
+            "time_embed": True,
+            "norm_pix_loss": False,
+            "hidden_act": "gelu",
+            "num_channels": 3,
+        }.items():
             if data.get(key, value) != value:
                 raise ValueError(f"{path}: only {key} = {value} is supported, got {data[key]!r}")
         try:
-            return cls(scales=PatchGrid.parse(data["scales"]).scales,
-                       **{key: data[key] for key in cls.__dataclass_fields__ if key not in ("scales", "qkv_bias")},
-                       qkv_bias=data.get("qkv_bias", True))
+            return cls(
+                scales=PatchGrid.parse(data["scales"]).scales,
+                **{key: data[key] for key in cls.__dataclass_fields__ if key not in ("scales", "qkv_bias")},
+                qkv_bias=data.get("qkv_bias", True),
+            )
         except KeyError as error:
             raise ValueError(f"{path} is not the config of a published reconstructor: it lacks {error}") from error
 
@@ -87,8 +95,9 @@ class Layer(nn.Module):
         super().__init__()
         self.heads = heads
         projections = nn.ModuleDict({name: nn.Linear(width, width, bias=bias) for name in ("query", "key", "value")})
-        self.attention = nn.ModuleDict({"attention": projections,
-                                        "output": nn.ModuleDict({"dense": nn.Linear(width, width)})})
+        self.attention = nn.ModuleDict(
+            {"attention": projections, "output": nn.ModuleDict({"dense": nn.Linear(width, width)})}
+        )
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, inner)})
         self.output = nn.ModuleDict({"dense": nn.Linear(inner, width)})
         self.layernorm_before, self.layernorm_after = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
@@ -96,8 +105,10 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, sees: Tensor) -> Tensor:
         """x (B, N, width), sees (B, 1, N, N) bool."""
         normed, attention = self.layernorm_before(x), self.attention["attention"]
-        q, k, v = (attention[name](normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                   for name in ("query", "key", "value"))
+        q, k, v = (
+            attention[name](normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name in ("query", "key", "value")
+        )
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=sees).transpose(1, 2).flatten(2)
         x = x + self.attention["output"]["dense"](seen)
         return x + self.output["dense"](F.gelu(self.intermediate["dense"](self.layernorm_after(x))))
@@ -122,9 +133,20 @@ class Encoder(nn.Module):
     def __init__(self, config: PublishedConfig) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(
-            Layer(config.hidden_size, config.num_attention_heads, config.intermediate_size, config.layer_norm_eps,
-                  config.qkv_bias) for _ in range(config.num_hidden_layers))})
+        self.encoder = nn.ModuleDict(
+            {
+                "layer": nn.ModuleList(
+                    Layer(
+                        config.hidden_size,
+                        config.num_attention_heads,
+                        config.intermediate_size,
+                        config.layer_norm_eps,
+                        config.qkv_bias,
+                    )
+                    for _ in range(config.num_hidden_layers)
+                )
+            }
+        )
         self.layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
 
@@ -140,8 +162,15 @@ class Decoder(nn.Module):
         self.decoder_scale_embed = nn.Parameter(torch.zeros(len(config.scales), width))
         self.time_embed = nn.Parameter(torch.zeros(config.max_num_frames, width))
         self.decoder_layers = nn.ModuleList(
-            Layer(width, config.decoder_num_attention_heads, config.decoder_intermediate_size, config.layer_norm_eps,
-                  config.qkv_bias) for _ in range(config.decoder_num_hidden_layers))
+            Layer(
+                width,
+                config.decoder_num_attention_heads,
+                config.decoder_intermediate_size,
+                config.layer_norm_eps,
+                config.qkv_bias,
+            )
+            for _ in range(config.decoder_num_hidden_layers)
+        )
         self.decoder_norm = nn.LayerNorm(width, config.layer_norm_eps)
         self.decoder_pred = nn.Linear(width, 3 * config.patch_size**2)
 
@@ -155,8 +184,9 @@ class PublishedReconstructor(nn.Module):
         self.vit, self.decoder = Encoder(config), Decoder(config)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, config: str = "config.json",
-                        weights: str = "model.safetensors") -> PublishedReconstructor:
+    def from_pretrained(
+        cls, folder: str | Path, config: str = "config.json", weights: str = "model.safetensors"
+    ) -> PublishedReconstructor:
         """Load a published checkpoint.
 
         Raises:
@@ -169,12 +199,14 @@ class PublishedReconstructor(nn.Module):
         model = cls(PublishedConfig.from_json(Path(folder) / config))
         missing, extra = model.load_state_dict(load_file(Path(folder) / weights), strict=False)
         if missing or extra:
-            raise ValueError(f"{Path(folder) / weights} does not fit its config: missing {missing[:3]}, "
-                             f"unknown {extra[:3]}")
+            raise ValueError(
+                f"{Path(folder) / weights} does not fit its config: missing {missing[:3]}, unknown {extra[:3]}"
+            )
         return model.eval()
 
-    def forward(self, video: Tensor, gaze: Gaze | dict[str, Any],
-                frame_idx_to_reconstruct: Sequence[int] | Tensor | None = None) -> PublishedReconstruction:
+    def forward(
+        self, video: Tensor, gaze: Gaze | dict[str, Any], frame_idx_to_reconstruct: Sequence[int] | Tensor | None = None
+    ) -> PublishedReconstruction:
         """Rebuild frames.
 
         Args:
@@ -188,8 +220,10 @@ class PublishedReconstructor(nn.Module):
         gaze = Gaze.from_gazing_info(gaze, self.grid) if isinstance(gaze, dict) else gaze
         clips, frames, slots = gaze.ids.shape
         if video.shape[:2] != (clips, frames) or frames > self.config.max_num_frames:
-            raise ValueError(f"video and gaze must be of the same clips of at most {self.config.max_num_frames} "
-                             f"frames, got {tuple(video.shape)} and {tuple(gaze.ids.shape)}")
+            raise ValueError(
+                f"video and gaze must be of the same clips of at most {self.config.max_num_frames} "
+                f"frames, got {tuple(video.shape)} and {tuple(gaze.ids.shape)}"
+            )
         wanted = range(frames) if frame_idx_to_reconstruct is None else frame_idx_to_reconstruct
         rebuilt = torch.as_tensor(wanted, device=video.device)
         if len(rebuilt) == 0 or int(rebuilt.min()) < 0 or int(rebuilt.max()) >= frames:

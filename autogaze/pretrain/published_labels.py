@@ -48,8 +48,10 @@ def _published_label(entry: dict[str, Any], grid: PatchGrid) -> Label:
         frames = [np.array(ids, np.int64) for ids in positions]
     else:
         cuts = np.cumsum(entry["num_gazing_each_frame"])[:-1]
-        frames = [np.where(part < 0, -1, part - t * grid.patches_per_frame)
-                  for t, part in enumerate(np.split(np.array(positions, np.int64), cuts))]
+        frames = [
+            np.where(part < 0, -1, part - t * grid.patches_per_frame)
+            for t, part in enumerate(np.split(np.array(positions, np.int64), cuts))
+        ]
     known = np.array(entry.get("task_losses") or [np.nan] * sum(map(len, frames)), np.float32)
     losses, ids, start = [], [], 0
     for frame in frames:

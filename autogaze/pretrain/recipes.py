@@ -66,8 +66,17 @@ class TrainerRecipe(DataRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "max_steps", "batch_clips", "accumulate", "learning_rate", "devices", "validate_every",
-                  "validate_clips", "checkpoint_every")
+        _positive(
+            self,
+            "max_steps",
+            "batch_clips",
+            "accumulate",
+            "learning_rate",
+            "devices",
+            "validate_every",
+            "validate_clips",
+            "checkpoint_every",
+        )
         _one_of(self, "precision", ("auto", "fp32", "bf16"))
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
@@ -172,7 +181,11 @@ class RLRecipe(TrainerRecipe):
 
 
 RECIPES: dict[str, type[DataRecipe]] = {
-    "reconstructor": ReconstructorRecipe, "labels": LabelsRecipe, "pretrain": PretrainRecipe, "rl": RLRecipe}
+    "reconstructor": ReconstructorRecipe,
+    "labels": LabelsRecipe,
+    "pretrain": PretrainRecipe,
+    "rl": RLRecipe,
+}
 
 
 @dataclass(frozen=True)
@@ -185,8 +198,12 @@ class Recipes:
     rl: RLRecipe
 
 
-def load_recipes(preset: str = "tiny", config: str | Path | None = None, overrides: Iterable[str] = (),
-                 stages: Iterable[str] = STAGES) -> Recipes:
+def load_recipes(
+    preset: str = "tiny",
+    config: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    stages: Iterable[str] = STAGES,
+) -> Recipes:
     """Put preset, file and overrides together.
 
     Args:
@@ -241,8 +258,9 @@ def _change(recipe: DataRecipe, settings: Mapping[str, Any], source: str) -> Dat
     hints = typing.get_type_hints(type(recipe))
     for key in settings:
         if key not in hints:
-            raise ValueError(f"{source}: unknown key {key!r}{_suggest(key, hints)}; "
-                             f"keys are {', '.join(sorted(hints))}")
+            raise ValueError(
+                f"{source}: unknown key {key!r}{_suggest(key, hints)}; keys are {', '.join(sorted(hints))}"
+            )
     try:
         return replace(recipe, **{key: _typed(value, hints[key], key) for key, value in settings.items()})
     except ValueError as error:
@@ -256,8 +274,10 @@ def _sections(data: dict[str, Any], stages: tuple[str, ...], source: str) -> dic
                 raise ValueError(f"{source}: {stage!r} is not a section; sections are {', '.join(STAGES)}")
         return data
     if len(stages) != 1:
-        raise ValueError(f"{source} is a flat recipe of one stage: name it with --stage, or use one section a stage "
-                         f"({', '.join(STAGES)})")
+        raise ValueError(
+            f"{source} is a flat recipe of one stage: name it with --stage, or use one section a stage "
+            f"({', '.join(STAGES)})"
+        )
     return {stages[0]: data}
 
 
@@ -314,8 +334,10 @@ def _positive(recipe: DataRecipe, *names: str) -> None:
 
 def _ratio_range(recipe: PretrainRecipe | RLRecipe) -> None:
     if not 0 < recipe.min_gazing_ratio <= recipe.max_gazing_ratio <= 1:
-        raise ValueError("need 0 < min_gazing_ratio <= max_gazing_ratio <= 1, got "
-                         f"{recipe.min_gazing_ratio} and {recipe.max_gazing_ratio}")
+        raise ValueError(
+            "need 0 < min_gazing_ratio <= max_gazing_ratio <= 1, got "
+            f"{recipe.min_gazing_ratio} and {recipe.max_gazing_ratio}"
+        )
 
 
 def _one_of(recipe: DataRecipe, name: str, choices: tuple[str, ...]) -> None:

@@ -47,8 +47,10 @@ class ReconstructorConfig:
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.depth < 1 or self.width % (2 * self.heads):
-            raise ValueError("width and depth must be positive and width a multiple of 2 * heads, "
-                             f"got {self.width}, {self.depth} and {self.heads} heads")
+            raise ValueError(
+                "width and depth must be positive and width a multiple of 2 * heads, "
+                f"got {self.width}, {self.depth} and {self.heads} heads"
+            )
         parse_spec(self.loss)
         PatchGrid(self.scales, self.patch_size)
 
@@ -125,14 +127,16 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
         super().__init__()
         self.space, self.time = Attention(width, heads), Attention(width, heads)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, mlp_ratio * width), nn.GELU(),
-                                 nn.Linear(mlp_ratio * width, width))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, mlp_ratio * width), nn.GELU(), nn.Linear(mlp_ratio * width, width)
+        )
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         """(B, T, cells, width) -> the same, with the rotation of its frames."""
         x = x + self.space(x.flatten(0, 1)).view_as(x)
         x = x + self.time(x.transpose(1, 2).flatten(0, 1), rotation, causal=True).unflatten(
-            0, (x.shape[0], x.shape[2])).transpose(1, 2)
+            0, (x.shape[0], x.shape[2])
+        ).transpose(1, 2)
         return x + self.mlp(x)
 
 
@@ -187,12 +191,18 @@ class Reconstructor(nn.Module):
         """`forward` from a patch mask (B, T, patches_per_frame) bool instead of a gaze."""
         check_video(video, self.grid)
         if mask.shape != (*video.shape[:2], self.patches):
-            raise ValueError(f"the gaze must cover the video's {tuple(video.shape[:2])} clips and frames and "
-                             f"{self.patches} patches, got {tuple(mask.shape)}")
+            raise ValueError(
+                f"the gaze must cover the video's {tuple(video.shape[:2])} clips and frames and "
+                f"{self.patches} patches, got {tuple(mask.shape)}"
+            )
         seen = last_seen(mask)
         age = self.painter.split(ages(seen))
-        images = [remembered(image, part, side) for image, part, side in
-                  zip(self.painter.cut(video), self.painter.split(seen), self.grid.sides, strict=True)]
+        images = [
+            remembered(image, part, side)
+            for image, part, side in zip(
+                self.painter.cut(video), self.painter.split(seen), self.grid.sides, strict=True
+            )
+        ]
         small = [self.painter.paint(k, image, "small") for k, image in enumerate(images)]
         full = [self.painter.paint(k, image) for k, image in enumerate(images)]
         x = self.tokens(small, [self.painter.spread(k, part, "small") for k, part in enumerate(age)])
@@ -259,8 +269,11 @@ class Reconstructor(nn.Module):
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write `config.json` and `model.safetensors`, each whole or not at all; `dtype` is that of the file."""
-        tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.state_dict().items()
-                   if not name.startswith("objective.")}  # frozen feature models are downloaded again
+        tensors = {
+            name: value.detach().to("cpu", dtype).contiguous()
+            for name, value in self.state_dict().items()
+            if not name.startswith("objective.")
+        }  # frozen feature models are downloaded again
         with atomic_path(Path(folder) / WEIGHTS) as path:
             save_file(tensors, path, metadata={"format": "pt"})
         write_json(Path(folder) / CONFIG, {"model_type": "autogaze-reconstructor", **asdict(self.config)})
@@ -276,8 +289,10 @@ class Reconstructor(nn.Module):
         folder = Path(folder)
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} holds no reconstructor: {name} is missing; "
-                                        "make one with `autogaze train --stage reconstructor`")
+                raise FileNotFoundError(
+                    f"{folder} holds no reconstructor: {name} is missing; "
+                    "make one with `autogaze train --stage reconstructor`"
+                )
         data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if data.pop("model_type", None) != "autogaze-reconstructor":
             raise ValueError(f"{folder / CONFIG} is not the config of a reconstructor of this project")

@@ -28,8 +28,14 @@ class ReconstructorModule(pl.LightningModule):
 
     run_progress = 0.0  # share of the run that is over, kept by the Pace callback
 
-    def __init__(self, model: Reconstructor, learning_rate: float = 1e-3, weight_decay: float = 0.05, seed: int = 0,
-                 compile: bool = False) -> None:
+    def __init__(
+        self,
+        model: Reconstructor,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.05,
+        seed: int = 0,
+        compile: bool = False,
+    ) -> None:
         super().__init__()
         self.model, self.seed = model, seed
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
@@ -54,7 +60,8 @@ class ReconstructorModule(pl.LightningModule):
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}]
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95))
 
     def _generator(self, step: int, batch_idx: int) -> torch.Generator:

@@ -33,8 +33,12 @@ class Samplings:
     closer: Sampling  # neighbouring frames of the same videos: the stop rule must hold for them as well
 
     def __add__(self, other: Samplings) -> Samplings:
-        return Samplings(*(Sampling([*mine.clips, *its.clips], [*mine.sources, *its.sources]) for mine, its in
-                           ((self.spread, other.spread), (self.closer, other.closer))))
+        return Samplings(
+            *(
+                Sampling([*mine.clips, *its.clips], [*mine.sources, *its.sources])
+                for mine, its in ((self.spread, other.spread), (self.closer, other.closer))
+            )
+        )
 
 
 class RunSamplings:
@@ -47,8 +51,9 @@ class RunSamplings:
 
     def __init__(self, run: Run, recipe: PretrainRecipe) -> None:
         self.folder = run.data
-        self.data = RunClips(run.data, run.folder, replace(recipe, photo_share=0.0), recipe.batch_clips,
-                             recipe.validate_clips)
+        self.data = RunClips(
+            run.data, run.folder, replace(recipe, photo_share=0.0), recipe.batch_clips, recipe.validate_clips
+        )
         self.data.resident = False  # each video is read twice at most
         self.damaged: set[str] = set()
 
@@ -73,8 +78,9 @@ class RunSamplings:
 
     def _taken(self, files: Sequence[ClipFile]) -> Samplings:
         spread = [plain_recipe(file, self.data.frames) for file in files]
-        return Samplings(self._rendered(spread),
-                         self._rendered([neighbouring(one) for one in spread if one.stride > 1]))
+        return Samplings(
+            self._rendered(spread), self._rendered([neighbouring(one) for one in spread if one.stride > 1])
+        )
 
     def _rendered(self, recipes: list[ClipRecipe]) -> Sampling:
         """One by one: a clip that cannot be decoded is left out, by name, and ends no run that has been trained."""

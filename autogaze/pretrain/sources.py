@@ -40,8 +40,9 @@ def resolve(data: str | None, run: Path) -> Path:
         return folder
     folder = Path(data)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no data folder {folder}: name a folder of videos, or leave --data out to train on "
-                                "rendered scenes")
+        raise FileNotFoundError(
+            f"no data folder {folder}: name a folder of videos, or leave --data out to train on rendered scenes"
+        )
     return folder
 
 
@@ -55,14 +56,30 @@ class RunClips(ClipData):
         batch_clips, validate_clips, epoch_clips: as in `ClipData`.
     """
 
-    def __init__(self, folder: Path, run: Path, recipe: DataRecipe, batch_clips: int, validate_clips: int = 32,
-                 epoch_clips: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        run: Path,
+        recipe: DataRecipe,
+        batch_clips: int,
+        validate_clips: int = 32,
+        epoch_clips: int | None = None,
+    ) -> None:
         beside = folder.resolve().parent / "photos"
-        super().__init__(folder, frames=recipe.frames, batch_clips=batch_clips, seed=recipe.seed,
-                         workers=recipe.workers, photo_share=recipe.photo_share, max_clips=recipe.max_clips,
-                         validate_clips=validate_clips, index_path=run / INDEX, epoch_clips=epoch_clips,
-                         resident_gib=resident_gib(),
-                         augmentation=Augmentation(longest_stride=recipe.longest_stride))
+        super().__init__(
+            folder,
+            frames=recipe.frames,
+            batch_clips=batch_clips,
+            seed=recipe.seed,
+            workers=recipe.workers,
+            photo_share=recipe.photo_share,
+            max_clips=recipe.max_clips,
+            validate_clips=validate_clips,
+            index_path=run / INDEX,
+            epoch_clips=epoch_clips,
+            resident_gib=resident_gib(),
+            augmentation=Augmentation(longest_stride=recipe.longest_stride),
+        )
         if recipe.photo_share and not self.photos and beside.is_dir():
             self._add_photos(beside, run / PHOTO_INDEX, recipe.max_clips)
         if not self.validation:
@@ -71,8 +88,11 @@ class RunClips(ClipData):
 
     def _add_photos(self, folder: Path, index_path: Path, most: int | None) -> None:
         prefix = Path(os.path.relpath(folder, self.index.folder)).as_posix()
-        photos = tuple(replace(photo, name=f"{prefix}/{photo.name}") for photo in
-                       index_folder(folder, index_path).files if photo.kind == "photo" and photo.split == "train")
+        photos = tuple(
+            replace(photo, name=f"{prefix}/{photo.name}")
+            for photo in index_folder(folder, index_path).files
+            if photo.kind == "photo" and photo.split == "train"
+        )
         self.photos = photos[:most]
         self.index = replace(self.index, files=(*self.index.files, *self.photos))
         self.disk = Disk(self.index)

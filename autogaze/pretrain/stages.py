@@ -1,6 +1,6 @@
 """The four stages, each reading the files of the one before it in the run's folder and leaving its own.
 
-    RUN/reconstructor/   RUN/labels.parquet   RUN/pretrain/   RUN/rl/   ->   RUN/model/ (calibrated, to be used)
+RUN/reconstructor/   RUN/labels.parquet   RUN/pretrain/   RUN/rl/   ->   RUN/model/ (calibrated, to be used)
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ class Run:
     def needs(self, stage: str) -> Path:
         """The folder of an earlier stage, which must have left a model."""
         if not (self.stage(stage) / WEIGHTS).is_file():
-            raise FileNotFoundError(f"{self.stage(stage)} holds no model: run `autogaze train --stage {stage} "
-                                    f"--out {self.folder}` first")
+            raise FileNotFoundError(
+                f"{self.stage(stage)} holds no model: run `autogaze train --stage {stage} --out {self.folder}` first"
+            )
         return self.stage(stage)
 
     def judge(self) -> Judge:
@@ -73,8 +74,7 @@ class Run:
 
     def clips(self, recipe: TrainerRecipe) -> RunClips:
         """Training clips for a stage that trains: one long epoch."""
-        return RunClips(self.data, self.folder, recipe, recipe.batch_clips, recipe.validate_clips,
-                          epoch_size(recipe))
+        return RunClips(self.data, self.folder, recipe, recipe.batch_clips, recipe.validate_clips, epoch_size(recipe))
 
 
 def epoch_size(recipe: TrainerRecipe) -> int:
@@ -96,8 +96,9 @@ def _fit_reconstructor(run: Run) -> StageResult:
     recipe = run.recipes.reconstructor
     torch.manual_seed(recipe.seed)
     config = replace(getattr(ReconstructorConfig, recipe.size)(), loss=recipe.loss)
-    module = ReconstructorModule(Reconstructor(config), recipe.learning_rate, recipe.weight_decay, recipe.seed,
-                                 recipe.compile)
+    module = ReconstructorModule(
+        Reconstructor(config), recipe.learning_rate, recipe.weight_decay, recipe.seed, recipe.compile
+    )
     return fit(module, run.clips(recipe), recipe, run.stage("reconstructor"), run.resume)
 
 
@@ -131,10 +132,17 @@ def _search_labels(run: Run) -> None:
     clips = RunClips(run.data, run.folder, recipe, recipe.batch_clips, validate_clips=1)
     difference = recipe.mode == "difference"
     greedy = GreedySettings("fast" if difference else recipe.mode, at_once=max(256, 8 * recipe.batch_clips))
-    settings = LabelSettings(recipe.clips, recipe.batch_clips, recipe.mean_ratio, recipe.seed,
-                             "difference" if difference else "greedy", greedy)
+    settings = LabelSettings(
+        recipe.clips,
+        recipe.batch_clips,
+        recipe.mean_ratio,
+        recipe.seed,
+        "difference" if difference else "greedy",
+        greedy,
+    )
     begun, several = time.monotonic(), f" ({recipe.devices} processes)" if recipe.devices > 1 else ""
     with tqdm(total=recipe.clips, desc=f"labels{several}", unit="clip", mininterval=1.0, disable=rank() > 0) as bar:
+
         def progress(done: int, wanted: int) -> bool:
             bar.update(round(done / wanted * recipe.clips) - bar.n)  # the others are about as far
             return recipe.max_minutes is None or time.monotonic() - begun < 60 * recipe.max_minutes
@@ -154,8 +162,16 @@ def _fit_pretrain(run: Run) -> StageResult:
         own = OnPolicyModule(model, run.judge(), recipe)
         return fit(own, run.clips(recipe), recipe, run.stage("pretrain"), run.resume, [Pictures()])
     files = [Path(name.strip()) for name in recipe.labels.split(",")] if recipe.labels else [run.labels]
-    data = LabelledClips(run.data, run.folder, recipe, recipe.batch_clips, recipe.validate_clips, epoch_size(recipe),
-                         labels=[label for file in files for label in _labels_of(file, model)], grid=model.grid)
+    data = LabelledClips(
+        run.data,
+        run.folder,
+        recipe,
+        recipe.batch_clips,
+        recipe.validate_clips,
+        epoch_size(recipe),
+        labels=[label for file in files for label in _labels_of(file, model)],
+        grid=model.grid,
+    )
     module = PretrainModule(model, run.judge(), recipe)
     return fit(module, data, recipe, run.stage("pretrain"), run.resume, [Pictures()])
 

@@ -57,8 +57,9 @@ class Disk:
             return torch.from_numpy(kept[frame_indices(recipe, len(kept))])
         wanted = frame_indices(recipe, file.frames)
         first, last = min(wanted), max(wanted)
-        read = read_video(self.folder / file.name, (last - first) // recipe.stride + 1, first / file.fps, recipe.stride,
-                          threads=1)
+        read = read_video(
+            self.folder / file.name, (last - first) // recipe.stride + 1, first / file.fps, recipe.stride, threads=1
+        )
         frames = torch.from_numpy(shrink(read.frames, SHORT_SIDE))
         return frames[[min((i - first) // recipe.stride, len(frames) - 1) for i in wanted]]
 

@@ -30,13 +30,14 @@ class Summary:
         """A small table."""
         rows = [f"reconstruction loss at gazing ratio {self.gazing_ratio} on {self.clips} held-out clips"]
         width = max(map(len, self.reconstruction_loss))
-        rows += [f"  {name:<{width}}  {loss:.4f}" for name, loss in
-                 sorted(self.reconstruction_loss.items(), key=lambda item: item[1])]
+        rows += [
+            f"  {name:<{width}}  {loss:.4f}"
+            for name, loss in sorted(self.reconstruction_loss.items(), key=lambda item: item[1])
+        ]
         return "\n".join([*rows, f"  {'(everything)':<{width}}  {self.dense:.4f}"])
 
 
-def summarise(models: Mapping[str, AutoGaze], judge: Judge, clips: Sequence[Tensor],
-              ratio: float = RATIO) -> Summary:
+def summarise(models: Mapping[str, AutoGaze], judge: Judge, clips: Sequence[Tensor], ratio: float = RATIO) -> Summary:
     """Compare models, and selectors without a network, on the same clips.
 
     Args:
@@ -48,13 +49,19 @@ def summarise(models: Mapping[str, AutoGaze], judge: Judge, clips: Sequence[Tens
     grid = judge.reconstructor.grid
     random = torch.Generator().manual_seed(0)
     select: dict[str, Callable[[Tensor], Gaze]] = {
-        name: lambda video, model=model: model.generate(video, gazing_ratio=ratio) for name, model in models.items()}
+        name: lambda video, model=model: model.generate(video, gazing_ratio=ratio) for name, model in models.items()
+    }
     for name in WITHOUT_NETWORK:
         chooser = make_selector(name, grid)
         select[name] = lambda video, chooser=chooser: chooser(video, ratio, random)
     losses = {name: mean_loss(judge, clips, way) for name, way in select.items()}
-    everything = mean_loss(judge, clips, lambda video: Gaze.from_patch_mask(
-        torch.ones(*video.shape[:2], grid.patches_per_frame, dtype=torch.bool, device=video.device), grid))
+    everything = mean_loss(
+        judge,
+        clips,
+        lambda video: Gaze.from_patch_mask(
+            torch.ones(*video.shape[:2], grid.patches_per_frame, dtype=torch.bool, device=video.device), grid
+        ),
+    )
     return Summary(ratio, sum(map(len, clips)), losses, everything)
 
 

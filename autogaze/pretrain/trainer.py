@@ -42,8 +42,14 @@ class StageResult:
     best: float  # lowest reconstruction loss in validation
 
 
-def fit(module: pl.LightningModule, data: pl.LightningDataModule, recipe: TrainerRecipe, folder: Path,
-        resume: bool = False, callbacks: Iterable[pl.Callback] = ()) -> StageResult:
+def fit(
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    recipe: TrainerRecipe,
+    folder: Path,
+    resume: bool = False,
+    callbacks: Iterable[pl.Callback] = (),
+) -> StageResult:
     """Train until the recipe's steps or minutes are over.
 
     On several devices it runs in every process that `launch` started (see stages.py); the first one writes the files.
@@ -71,16 +77,16 @@ def fit(module: pl.LightningModule, data: pl.LightningDataModule, recipe: Traine
         warnings.filterwarnings("ignore", ".*dataloader has no length.*")
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
-            trainer.fit(module, data, ckpt_path=last if resume and last.is_file() else None,
-                        weights_only=False)
+            trainer.fit(module, data, ckpt_path=last if resume and last.is_file() else None, weights_only=False)
     return read_result(folder, last)
 
 
 def make_trainer(recipe: TrainerRecipe, folder: Path, callbacks: Iterable[pl.Callback] = ()) -> pl.Trainer:
     """Lightning's Trainer for a recipe."""
     if recipe.devices > 1 and not is_launched():
-        raise ValueError("training on several devices needs one process each: use `autogaze train`, or "
-                         "autogaze.pretrain.launch")
+        raise ValueError(
+            "training on several devices needs one process each: use `autogaze train`, or autogaze.pretrain.launch"
+        )
     gpu = recipe.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and gpu)
     if gpu:
@@ -94,14 +100,24 @@ def make_trainer(recipe: TrainerRecipe, folder: Path, callbacks: Iterable[pl.Cal
         own.append(MovingAverage(recipe.ema_decay))
     own += [*callbacks, Curve(folder / CURVE, pace), KeepLast(folder / LAST, recipe.checkpoint_every)]
     return pl.Trainer(
-        accelerator=recipe.accelerator, devices=recipe.devices, precision="bf16-mixed" if bf16 else "32-true",
-        strategy=Ranks() if recipe.devices > 1 else "auto", max_epochs=-1, callbacks=own,
+        accelerator=recipe.accelerator,
+        devices=recipe.devices,
+        precision="bf16-mixed" if bf16 else "32-true",
+        strategy=Ranks() if recipe.devices > 1 else "auto",
+        max_epochs=-1,
+        callbacks=own,
         gradient_clip_val=None if manual or not recipe.gradient_clip else recipe.gradient_clip,
         accumulate_grad_batches=1 if manual else recipe.accumulate,
-        val_check_interval=batches_of(recipe, recipe.validate_every), check_val_every_n_epoch=None,
-        num_sanity_val_steps=0, log_every_n_steps=LOG_EVERY, enable_checkpointing=False, enable_model_summary=False,
-        use_distributed_sampler=False, plugins=[AtomicCheckpointIO()],
-        logger=TensorBoardLogger(folder, name="", version="tensorboard"))
+        val_check_interval=batches_of(recipe, recipe.validate_every),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=LOG_EVERY,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        plugins=[AtomicCheckpointIO()],
+        logger=TensorBoardLogger(folder, name="", version="tensorboard"),
+    )
 
 
 def batches_of(recipe: TrainerRecipe, steps: int) -> int:
@@ -138,6 +154,9 @@ def read_result(folder: Path, checkpoint: Path) -> StageResult:
 
 def quiet_lightning() -> None:
     """Lightning's advice about hardware and workers is not for the users of a command."""
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero",
-                 "lightning_fabric.utilities.rank_zero"):
+    for name in (
+        "pytorch_lightning.utilities.rank_zero",
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning_fabric.utilities.rank_zero",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -49,8 +49,9 @@ class _Shown:
 Rebuild = Callable[[np.ndarray, Gaze], tuple[np.ndarray, np.ndarray]]  # frames (T, H, W, 3), gaze -> frames, loss (T,)
 
 
-def write_report(path: str | Path, video: str | Path, gaze: VideoGaze, summary: dict[str, Any],
-                 rebuild: Rebuild | None = None) -> None:
+def write_report(
+    path: str | Path, video: str | Path, gaze: VideoGaze, summary: dict[str, Any], rebuild: Rebuild | None = None
+) -> None:
     """Write the page for a video whose gaze is known.
 
     Args:
@@ -66,11 +67,13 @@ def write_report(path: str | Path, video: str | Path, gaze: VideoGaze, summary: 
     data = _data(gaze, summary, shown) | {"rebuilt": rebuild is not None, "true_loss": true_loss}
     data["savings"] = savings(summary["ratio"], load_parts()) if PARTS_FILE.is_file() else []
     page = (HERE / "page.html").read_text(encoding="utf-8")
-    parts = {"TITLE": html.escape(str(summary["video"]["name"])),
-             "STYLE": (HERE / "page.css").read_text(encoding="utf-8"),
-             "DATA": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
-             "CLIP": base64.b64encode(clip).decode("ascii"),
-             "SCRIPT": (HERE / "page.js").read_text(encoding="utf-8")}
+    parts = {
+        "TITLE": html.escape(str(summary["video"]["name"])),
+        "STYLE": (HERE / "page.css").read_text(encoding="utf-8"),
+        "DATA": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+        "CLIP": base64.b64encode(clip).decode("ascii"),
+        "SCRIPT": (HERE / "page.js").read_text(encoding="utf-8"),
+    }
     write_text(path, "".join(_fill(page, parts)))
 
 
@@ -118,8 +121,9 @@ def _shrink(path: Path, fps: float) -> Path:
     return smaller
 
 
-def _pictures(video: Path, stride: int, size: tuple[int, int], gaze: VideoGaze,
-              rebuild: Rebuild | None) -> Iterator[tuple[np.ndarray, float | None]]:
+def _pictures(
+    video: Path, stride: int, size: tuple[int, int], gaze: VideoGaze, rebuild: Rebuild | None
+) -> Iterator[tuple[np.ndarray, float | None]]:
     """The frames shown, small; with a reconstructor its picture beside each, and its loss."""
     if rebuild is None:
         for chunk in read_chunks(video, stride=stride):
@@ -152,16 +156,32 @@ def _data(gaze: VideoGaze, summary: dict[str, Any], shown: _Shown) -> dict[str, 
     for row, t in enumerate(frames):
         masks[row, gaze.ids[starts[t] : starts[t + 1]]] = True
     loss = gaze.last_loss()[:: shown.stride]
-    scales = [{"px": scale, "colour": scale_colour(k), "rows": rows, "columns": columns, "first": grid.offsets[k],
-               "cell": grid.tile_px / (scale // grid.patch_size)}
-              for k, (scale, (rows, columns)) in enumerate(zip(grid.scales, grid.sides, strict=True))]
-    return {"summary": {key: value for key, value in summary.items() if key != "counts"},
-            "width": grid.width_px, "height": grid.height_px, "patches": grid.patches_per_frame, "scales": scales,
-            "fps": shown.fps, "stride": shown.stride, "frames": len(frames), "all_frames": len(gaze.counts),
-            "times": [round(float(t), 3) for t in gaze.times_s[:: shown.stride]],
-            "loss": [round(float(x), 5) if np.isfinite(x) else None for x in loss],
-            "masks": _base64(np.packbits(masks, axis=1, bitorder="little")),
-            "visits": _base64(gaze.visits().astype("<u4"))}
+    scales = [
+        {
+            "px": scale,
+            "colour": scale_colour(k),
+            "rows": rows,
+            "columns": columns,
+            "first": grid.offsets[k],
+            "cell": grid.tile_px / (scale // grid.patch_size),
+        }
+        for k, (scale, (rows, columns)) in enumerate(zip(grid.scales, grid.sides, strict=True))
+    ]
+    return {
+        "summary": {key: value for key, value in summary.items() if key != "counts"},
+        "width": grid.width_px,
+        "height": grid.height_px,
+        "patches": grid.patches_per_frame,
+        "scales": scales,
+        "fps": shown.fps,
+        "stride": shown.stride,
+        "frames": len(frames),
+        "all_frames": len(gaze.counts),
+        "times": [round(float(t), 3) for t in gaze.times_s[:: shown.stride]],
+        "loss": [round(float(x), 5) if np.isfinite(x) else None for x in loss],
+        "masks": _base64(np.packbits(masks, axis=1, bitorder="little")),
+        "visits": _base64(gaze.visits().astype("<u4")),
+    }
 
 
 def savings(ratio: float, parts: Parts) -> list[dict[str, Any]]:
@@ -169,8 +189,16 @@ def savings(ratio: float, parts: Parts) -> list[dict[str, Any]]:
     if not 0 < ratio <= 1:
         return []
     verdicts = [will_it_pay(alias, 224, 16, 1, ratio, parts) for alias, name in ALIASES.items() if name in parts.vits]
-    return [{"vit": verdict.vit, "device": verdict.device, "dense": verdict.dense_ms, "gaze": verdict.gaze_ms,
-             "encode": verdict.encode_ms} for verdict in verdicts]
+    return [
+        {
+            "vit": verdict.vit,
+            "device": verdict.device,
+            "dense": verdict.dense_ms,
+            "gaze": verdict.gaze_ms,
+            "encode": verdict.encode_ms,
+        }
+        for verdict in verdicts
+    ]
 
 
 def _base64(array: np.ndarray) -> str:

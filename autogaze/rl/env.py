@@ -44,24 +44,36 @@ class GazeEnv(gymnasium.Env[Observation, np.int64]):
 
     metadata: dict[str, Any] = {"render_modes": []}
 
-    def __init__(self, clips: Sequence[Tensor], reconstructor: Reconstructor, gazing_ratio: float = 0.1,
-                 patch_price: float = 0.0005, past_frames: int = 2) -> None:
+    def __init__(
+        self,
+        clips: Sequence[Tensor],
+        reconstructor: Reconstructor,
+        gazing_ratio: float = 0.1,
+        patch_price: float = 0.0005,
+        past_frames: int = 2,
+    ) -> None:
         if not clips or any(clip.ndim != 4 or clip.shape[1:] != clips[0].shape[1:] for clip in clips):
-            raise ValueError("clips must be (T, 3, H, W) of one size and at least one, "
-                             f"got {[tuple(clip.shape) for clip in clips][:4]}")
+            raise ValueError(
+                "clips must be (T, 3, H, W) of one size and at least one, "
+                f"got {[tuple(clip.shape) for clip in clips][:4]}"
+            )
         self.clips, self.past_frames, self.patch_price = list(clips), past_frames, patch_price
         self.reconstructor = reconstructor.eval().requires_grad_(False)
         self.grid = reconstructor.grid
         self.budget, self.stop = self.grid.budget(gazing_ratio), self.grid.patches_per_frame
         patches = self.grid.patches_per_frame
         self.action_space = spaces.Discrete(patches + 1)
-        self.observation_space = spaces.Dict({
-            "frames": spaces.Box(-np.inf, np.inf, (1 + past_frames, *clips[0].shape[1:]), np.float32),
-            "taken": spaces.Box(0, 1, (patches,), np.float32),
-            "seen": spaces.Box(0, 1, (patches,), np.float32)})
+        self.observation_space = spaces.Dict(
+            {
+                "frames": spaces.Box(-np.inf, np.inf, (1 + past_frames, *clips[0].shape[1:]), np.float32),
+                "taken": spaces.Box(0, 1, (patches,), np.float32),
+                "seen": spaces.Box(0, 1, (patches,), np.float32),
+            }
+        )
 
-    def reset(self, *, seed: int | None = None,
-              options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """Begin a clip: a random one, or `options={"clip": index}`."""
         super().reset(seed=seed)
         chosen = (options or {}).get("clip")
@@ -112,8 +124,11 @@ class GazeEnv(gymnasium.Env[Observation, np.int64]):
         frames = torch.zeros(self.observation_space["frames"].shape)  # type: ignore[index]
         recent = self.video[max(0, frame - self.past_frames) : frame + 1]
         frames[-len(recent) :] = recent
-        return {"frames": frames.numpy(), "taken": self.mask[0, frame].numpy().astype(np.float32),
-                "seen": self._seen(frame)}
+        return {
+            "frames": frames.numpy(),
+            "taken": self.mask[0, frame].numpy().astype(np.float32),
+            "seen": self._seen(frame),
+        }
 
     def _seen(self, frame: int) -> np.ndarray:
         age = torch.arange(frame, -1, -1)[:, None]

@@ -21,8 +21,13 @@ class PolicyLoss:
     ratio: Tensor  # () float, mean probability ratio of chosen ids
 
 
-def policy_loss(log_action_probs: Tensor, advantages: Tensor, chosen: Tensor, sampled: Tensor | None = None,
-                clip: float | None = None) -> PolicyLoss:
+def policy_loss(
+    log_action_probs: Tensor,
+    advantages: Tensor,
+    chosen: Tensor,
+    sampled: Tensor | None = None,
+    clip: float | None = None,
+) -> PolicyLoss:
     """Policy-gradient loss: minus the sum over ids of probability ratio x advantage.
 
     Args:

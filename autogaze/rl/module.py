@@ -95,12 +95,17 @@ class GRPOModule(GazeModule):
             seed: decides budgets and samples.
         """
         recipe = self.recipe
-        ratios = draw_ratios(len(video), recipe.min_gazing_ratio, recipe.max_gazing_ratio,
-                             torch.Generator().manual_seed(seed))
+        ratios = draw_ratios(
+            len(video), recipe.min_gazing_ratio, recipe.max_gazing_ratio, torch.Generator().manual_seed(seed)
+        )
         repeated = video.repeat(recipe.group_size, 1, 1, 1, 1)
-        gaze = self.model.generate(repeated, gazing_ratio=ratios.repeat(recipe.group_size),
-                                   task_loss_requirement=recipe.task_loss_requirement, temperature=temperature,
-                                   generator=torch.Generator(video.device).manual_seed(seed))
+        gaze = self.model.generate(
+            repeated,
+            gazing_ratio=ratios.repeat(recipe.group_size),
+            task_loss_requirement=recipe.task_loss_requirement,
+            temperature=temperature,
+            generator=torch.Generator(video.device).manual_seed(seed),
+        )
         self.clock.mark("rollout")
         loss = self.judge.losses(repeated, gaze)
         rewards = frame_rewards(loss, gaze.counts, gaze.grid.patches_per_frame, recipe.length_price)
@@ -119,8 +124,7 @@ class GRPOModule(GazeModule):
         policy = policy_loss(scores.log_action_probs, part.advantages, chosen, sampled, recipe.clip)
         known = last_chosen(chosen)  # the judge saw each frame's whole gaze: its loss belongs to the last id
         truth = part.loss[..., None].expand(chosen.shape)
-        task = task_loss_prediction_loss(scores.task_loss_prediction, truth, known,
-                                         recipe.relative_task_loss).sum()
+        task = task_loss_prediction_loss(scores.task_loss_prediction, truth, known, recipe.relative_task_loss).sum()
         loss, kl = policy.loss.sum() + recipe.task_loss_weight * task, torch.zeros_like(task)
         if self.reference:
             with torch.no_grad():
@@ -144,9 +148,18 @@ class GRPOModule(GazeModule):
         spread = rollouts.loss.unflatten(0, (self.recipe.group_size, -1)).std(0).mean()
         surprise = -sum(part.sum() for part in sampled) / rollouts.gaze.chosen.sum().clamp(min=1)
         self.log("train/reconstruction_loss", rollouts.loss.mean(), batch_size=size, prog_bar=True)
-        self.log_dict({"train/policy_loss": means[0], "train/task_loss_prediction_loss": means[1], "train/kl": means[2],
-                       "train/clipped": means[3], "train/group_deviation": spread, "train/entropy_nats": surprise,
-                       "train/gazing_ratio": rollouts.gaze.ratio.mean()}, batch_size=size)
+        self.log_dict(
+            {
+                "train/policy_loss": means[0],
+                "train/task_loss_prediction_loss": means[1],
+                "train/kl": means[2],
+                "train/clipped": means[3],
+                "train/group_deviation": spread,
+                "train/entropy_nats": surprise,
+                "train/gazing_ratio": rollouts.gaze.ratio.mean(),
+            },
+            batch_size=size,
+        )
 
     def _log_times(self, size: int) -> None:
         """Log what the step before took: its marks have passed by now."""

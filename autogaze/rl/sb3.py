@@ -109,11 +109,24 @@ class GazePolicy(ActorCriticPolicy):
         model: its encoder is used. The rest is SB3's.
     """
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space,
-                 lr_schedule: Callable[[float], float], model: AutoGaze, **settings: Any) -> None:
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Callable[[float], float],
+        model: AutoGaze,
+        **settings: Any,
+    ) -> None:
         self.patches, self.width = model.grid.patches_per_frame, model.config.hidden_size
-        super().__init__(observation_space, action_space, lr_schedule, features_extractor_class=PatchFeatures,
-                         features_extractor_kwargs={"model": model}, ortho_init=False, **settings)
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            features_extractor_class=PatchFeatures,
+            features_extractor_kwargs={"model": model},
+            ortho_init=False,
+            **settings,
+        )
 
     def _build_mlp_extractor(self) -> None:
         self.mlp_extractor = Unchanged(self.features_dim)  # type: ignore[assignment]
@@ -125,14 +138,25 @@ class GazePolicy(ActorCriticPolicy):
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
 
-def make_ppo(model: AutoGaze, make_env: Callable[[], GazeEnv], recipe: RLRecipe,
-             tensorboard: str | None = None) -> PPO:
+def make_ppo(model: AutoGaze, make_env: Callable[[], GazeEnv], recipe: RLRecipe, tensorboard: str | None = None) -> PPO:
     """PPO on environments made by `make_env`, with the recipe's knobs that PPO knows."""
     games = DummyVecEnv([lambda: Monitor(make_env())] * ENVIRONMENTS)  # Monitor: returns in TensorBoard
-    return PPO(GazePolicy, games, policy_kwargs={"model": model}, seed=recipe.seed,
-               learning_rate=recipe.learning_rate, clip_range=recipe.clip or 0.2, gamma=recipe.discount,
-               max_grad_norm=recipe.gradient_clip, n_steps=ROLLOUT, batch_size=ROLLOUT, n_epochs=4,
-               ent_coef=0.001, device=model.device, tensorboard_log=tensorboard)
+    return PPO(
+        GazePolicy,
+        games,
+        policy_kwargs={"model": model},
+        seed=recipe.seed,
+        learning_rate=recipe.learning_rate,
+        clip_range=recipe.clip or 0.2,
+        gamma=recipe.discount,
+        max_grad_norm=recipe.gradient_clip,
+        n_steps=ROLLOUT,
+        batch_size=ROLLOUT,
+        n_epochs=4,
+        ent_coef=0.001,
+        device=model.device,
+        tensorboard_log=tensorboard,
+    )
 
 
 @dataclass(frozen=True)
@@ -160,8 +184,14 @@ class Clock(BaseCallback):
         return self.max_minutes is None or self.minutes < self.max_minutes
 
 
-def train_ppo(model: AutoGaze, reconstructor: Reconstructor, clips: Sequence[Tensor], held_out: Sequence[Tensor],
-              recipe: RLRecipe, folder: Path) -> PPOResult:
+def train_ppo(
+    model: AutoGaze,
+    reconstructor: Reconstructor,
+    clips: Sequence[Tensor],
+    held_out: Sequence[Tensor],
+    recipe: RLRecipe,
+    folder: Path,
+) -> PPOResult:
     """PPO on clips; leaves `ppo.zip` (SB3's form), TensorBoard logs and `ppo.json` in a folder.
 
     Args:

@@ -52,11 +52,18 @@ def _rendition(frames: Tensor, grid: PatchGrid, scale: int) -> Tensor:
     if size == whole:
         return frames
     small = F.interpolate(padded, size=size, mode="bilinear", antialias=True, align_corners=False)
-    rows, columns = (_places(length, cell, patch, frames.device) * 2 / (count - 1) - 1
-                     for length, count in zip(frames.shape[-2:], size, strict=True))
+    rows, columns = (
+        _places(length, cell, patch, frames.device) * 2 / (count - 1) - 1
+        for length, count in zip(frames.shape[-2:], size, strict=True)
+    )
     grid_xy = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
-    return F.grid_sample(small, grid_xy.to(small.dtype).expand(len(small), -1, -1, -1), mode="bilinear",
-                         padding_mode="border", align_corners=True)
+    return F.grid_sample(
+        small,
+        grid_xy.to(small.dtype).expand(len(small), -1, -1, -1),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=True,
+    )
 
 
 def _places(length: int, cell: float, patch: int, device: torch.device) -> Tensor:

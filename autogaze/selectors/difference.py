@@ -101,11 +101,17 @@ class DifferenceSelector:
         canvas, mask, errors = torch.zeros_like(video[:, 0]), gaze.patch_mask(), []
         for t in range(video.shape[1]):
             seen = renditions(video[:, t], self.grid)
-            ahead = [_errors(self.lattice, canvas, frame, seen)
-                     for frame in video[:, t : t + (HORIZON if foresight else 1)].unbind(1)]
+            ahead = [
+                _errors(self.lattice, canvas, frame, seen)
+                for frame in video[:, t : t + (HORIZON if foresight else 1)].unbind(1)
+            ]
             weights = [foresight**k for k in range(len(ahead))]
-            errors.append(tuple(sum(w * part for w, part in zip(weights, parts, strict=True)) / sum(weights)
-                                for parts in zip(*ahead, strict=True)))
+            errors.append(
+                tuple(
+                    sum(w * part for w, part in zip(weights, parts, strict=True)) / sum(weights)
+                    for parts in zip(*ahead, strict=True)
+                )
+            )
             canvas = paste_levels(canvas, seen, self.lattice.spread(_levels(self.lattice, mask[:, t])))
         known, of_scale = zip(*errors, strict=True)
         return torch.stack(known, 1), torch.stack(of_scale, 1)

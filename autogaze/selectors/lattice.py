@@ -41,15 +41,19 @@ class Lattice:
     def pool(self, pixels: Tensor) -> Tensor:
         """Mean over the pixels of each cell: (..., height, width) to (..., rows, columns)."""
         flat = pixels.reshape(-1, 1, *pixels.shape[-2:])
-        bottom, right = (-(-count * self.grid.tile_px // self.tile) - length
-                         for count, length in zip(self.size, pixels.shape[-2:], strict=True))
+        bottom, right = (
+            -(-count * self.grid.tile_px // self.tile) - length
+            for count, length in zip(self.size, pixels.shape[-2:], strict=True)
+        )
         cells = F.adaptive_avg_pool2d(F.pad(flat, (0, right, 0, bottom)), self.size)
         return cells.reshape(*pixels.shape[:-2], *self.size)
 
     def spread(self, cells: Tensor) -> Tensor:
         """Values of cells repeated over their pixels: (..., rows, columns) to (..., height, width)."""
-        rows, columns = (torch.arange(length, device=cells.device) * self.tile // self.grid.tile_px
-                         for length in (self.grid.height_px, self.grid.width_px))
+        rows, columns = (
+            torch.arange(length, device=cells.device) * self.tile // self.grid.tile_px
+            for length in (self.grid.height_px, self.grid.width_px)
+        )
         return cells[..., rows, :][..., columns]
 
     def sums(self, cells: Tensor, scale: int) -> Tensor:

@@ -65,7 +65,9 @@ class QuadTreeSelector(ScoringSelector):
         for k in range(1, len(self.grid.scales)):
             up, here = self.lattice.steps[k - 1], self.lattice.steps[k]
             (rows, columns), (up_rows, up_columns) = self.grid.sides[k], self.grid.sides[k - 1]
-            row, column = (((2 * torch.arange(count) + 1) * here // (2 * up)).clamp(max=most - 1)
-                           for count, most in ((rows, up_rows), (columns, up_columns)))
+            row, column = (
+                ((2 * torch.arange(count) + 1) * here // (2 * up)).clamp(max=most - 1)
+                for count, most in ((rows, up_rows), (columns, up_columns))
+            )
             parents.append((row[:, None] * up_columns + column).flatten())
         return parents

@@ -216,10 +216,7 @@ def _break_even(
     """The largest ratio at which gazing is not slower, to two digits."""
     for percent in range(100, 0, -1):
         ratio = percent / 100
-        if (
-            _gaze_ms(parts, squares, frames, batch, ratio) + _encode_ms(part, size, frames * batch, ratio)
-            <= dense_ms
-        ):
+        if _gaze_ms(parts, squares, frames, batch, ratio) + _encode_ms(part, size, frames * batch, ratio) <= dense_ms:
             return ratio
     return None
 

@@ -57,8 +57,9 @@ def recorded_gaze(recorded: dict[str, Tensor], case: str, grid: PatchGrid) -> Ga
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", CASES)
-def test_ids_counts_and_masks_are_the_published_ones(model: AutoGaze, recorded: dict[str, Tensor],
-                                                     videos: dict[str, Tensor], case: str, way: str) -> None:
+def test_ids_counts_and_masks_are_the_published_ones(
+    model: AutoGaze, recorded: dict[str, Tensor], videos: dict[str, Tensor], case: str, way: str
+) -> None:
     model.decoding = way
     info = generated(model, case, videos).to_gazing_info()
     padded = recorded[f"{case}.if_padded_gazing"]
@@ -72,22 +73,26 @@ def test_ids_counts_and_masks_are_the_published_ones(model: AutoGaze, recorded: 
 
 
 @pytest.mark.parametrize("case", SCORED)
-def test_scores_are_the_published_ones(model: AutoGaze, recorded: dict[str, Tensor], videos: dict[str, Tensor],
-                                       case: str) -> None:
+def test_scores_are_the_published_ones(
+    model: AutoGaze, recorded: dict[str, Tensor], videos: dict[str, Tensor], case: str
+) -> None:
     gaze = recorded_gaze(recorded, case, model.grid)
     with torch.no_grad():
         scores = model.score(videos["video"], gaze)
     counts = recorded[f"{case}.num_gazing_each_frame"].tolist()
     kept = ~recorded[f"{case}.if_padded_gazing"]
-    for ours, name in ((scores.log_action_probs, "log_action_probs"),
-                       (scores.task_loss_prediction, "task_loss_prediction")):
+    for ours, name in (
+        (scores.log_action_probs, "log_action_probs"),
+        (scores.task_loss_prediction, "task_loss_prediction"),
+    ):
         flat = torch.cat([ours[:, t, :count] for t, count in enumerate(counts)], dim=1)
         torch.testing.assert_close(flat[kept], recorded[f"{case}.{name}"][kept], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "tiles"])
-def test_the_published_dict_comes_back_as_the_same_gaze(model: AutoGaze, recorded: dict[str, Tensor],
-                                                        videos: dict[str, Tensor], case: str) -> None:
+def test_the_published_dict_comes_back_as_the_same_gaze(
+    model: AutoGaze, recorded: dict[str, Tensor], videos: dict[str, Tensor], case: str
+) -> None:
     ours, theirs = generated(model, case, videos), recorded_gaze(recorded, case, model.grid)
     assert torch.equal(ours.patch_mask(), theirs.patch_mask())
     assert torch.equal(ours.packed().ids, theirs.packed().ids)
