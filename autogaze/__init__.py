@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autogaze.gaze import Gaze
-from autogaze.grid import PatchGrid
+from autogaze import moved
+from autogaze.core.gaze import Gaze
+from autogaze.core.grid import PatchGrid
 from autogaze.model import AutoGaze
 
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from autogaze.vit import GazedViT
 
 __all__ = ["AutoGaze", "Gaze", "GazeStream", "GazedViT", "PatchGrid"]
+
+
+moved.install()
 
 
 def __getattr__(name: str) -> object:

@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from autogaze.decoder import RopeConfig
-from autogaze.grid import PatchGrid
-from autogaze.preprocess import Preprocessor
+from autogaze.core.grid import PatchGrid
+from autogaze.media.preprocess import Preprocessor
+from autogaze.network.decoder import RopeConfig
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze, AutoGazeConfig
@@ -46,7 +46,7 @@ def load(name: str | Path) -> AutoGaze:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged or not a safetensors file: {error}") from error
-    tensors = {key.removeprefix(PREFIX): tensor.float() for key, tensor in tensors.items()}
+    tensors = {_own_name(key): tensor.float() for key, tensor in tensors.items()}
     own = model.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     wrong = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
@@ -59,6 +59,11 @@ def load(name: str | Path) -> AutoGaze:
     if (folder / PREPROCESSOR).is_file():
         model.preprocessor = Preprocessor.from_dict(dict(_read_json(folder / PREPROCESSOR)))
     return model.eval()
+
+
+def _own_name(key: str) -> str:
+    """A published key without its prefix; what version 0.1 called `paste_error` is the residual map."""
+    return key.removeprefix(PREFIX).replace("paste_error.", "residual_map.")
 
 
 def find(name: str | Path) -> Path:
@@ -167,7 +172,7 @@ def config_from_published(data: Mapping[str, Any], path: Path | str = CONFIG) ->
             rms_norm_eps=decoder["rms_norm_eps"],
             rope=_rope(decoder),
             max_num_frames=data.get("max_num_frames", 16),
-            paste_error=bool(data.get("paste_error", False)),
+            residual_map=bool(data.get("residual_map", data.get("paste_error", False))),  # its name in version 0.1
             gazing_ratio=ratio,
             task_loss_requirement=requirement if needs else None,
             calibration=tuple((float(a), float(b)) for a, b in data.get("calibration", ())),
@@ -193,7 +198,7 @@ def _rope(decoder: Mapping[str, Any]) -> RopeConfig:
 
 
 def config_to_published(config: AutoGazeConfig) -> dict[str, Any]:
-    """The published form of a config, with our `calibration` and `paste_error` beside it."""
+    """The published form of a config, with our `calibration` and `residual_map` beside it."""
     rope = config.rope
     tokens = (config.scales[-1] // config.patch_size) ** 2
     patches = config.grid.patches_per_frame
@@ -209,7 +214,7 @@ def config_to_published(config: AutoGazeConfig) -> dict[str, Any]:
         "architectures": ["AutoGaze"],
         "scales": "+".join(map(str, config.scales)),
         "max_num_frames": config.max_num_frames,
-        "paste_error": config.paste_error,
+        "residual_map": config.residual_map,
         "num_vision_tokens_each_frame": patches,
         "attn_mode": "sdpa",
         "gazing_ratio_config": {

@@ -2,7 +2,7 @@
 
 `generate` chooses, `score` says what training needs to know about a choice, `stream` goes frame by frame.
 Architecture and parameter names are the published ones (arXiv:2603.12254): 3,258,240 parameters at base size. One part
-is ours and off by default: `autogaze.paste_error`.
+is ours and off by default: `autogaze.network.residual`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autogaze.decoder import GazeDecoder, RopeConfig
+from autogaze.core.gaze import Gaze
+from autogaze.core.grid import PatchGrid
 from autogaze.decoding.request import PerFrame, Request, make_request
-from autogaze.encoder import EncoderCache, FrameEncoder, FrameTokens
-from autogaze.gaze import Gaze
-from autogaze.grid import PatchGrid
-from autogaze.paste_error import PasteError
-from autogaze.preprocess import Preprocessor
+from autogaze.media.preprocess import Preprocessor
+from autogaze.network.decoder import GazeDecoder, RopeConfig
+from autogaze.network.encoder import EncoderCache, FrameEncoder, FrameTokens
+from autogaze.network.residual import ResidualMap
 
 if TYPE_CHECKING:
     from autogaze.decoding.stream import GazeStream
@@ -46,7 +46,7 @@ class AutoGazeConfig:
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = field(default_factory=RopeConfig)
     max_num_frames: int = 16  # frames that the decoder remembers
-    paste_error: bool = False  # patches are scored by what is wrong without them (`autogaze.paste_error`); ours
+    residual_map: bool = False  # patches are scored by what is wrong without them (`autogaze.network.residual`); ours
     gazing_ratio: float = 0.75  # default of the command line: largest share of a frame's patches
     task_loss_requirement: float | None = 0.7  # default of the command line: loss at which a frame may stop
     calibration: tuple[tuple[float, float], ...] = ()  # (requested loss, threshold on the prediction), ascending
@@ -73,13 +73,13 @@ class AutoGazeConfig:
             num_attention_heads=3,
             head_dim=16,
             intermediate_size=96,
-            paste_error=True,
+            residual_map=True,
         )
 
     @classmethod
     def base(cls) -> AutoGazeConfig:
         """What is shipped: the published size, and the error of what is known."""
-        return cls(paste_error=True)
+        return cls(residual_map=True)
 
     @property
     def grid(self) -> PatchGrid:
@@ -153,11 +153,11 @@ class AutoGaze(nn.Module):
             config.rms_norm_eps,
             config.rope,
         )
-        self.paste_error = (
-            PasteError(self.grid, self.vision_model.side, config.patch_size) if config.paste_error else None
+        self.residual_map = (
+            ResidualMap(self.grid, self.vision_model.side, config.patch_size) if config.residual_map else None
         )
         self.apply(_initialise)
-        if self.paste_error is not None:  # which predicts losses instead: a head that nobody asks learns nothing
+        if self.residual_map is not None:  # which predicts losses instead: a head that nobody asks learns nothing
             self.gaze_decoder.task_loss_prediction_head.requires_grad_(False)
 
     @property
@@ -170,7 +170,7 @@ class AutoGaze(nn.Module):
         return self.vision_model.side**2
 
     def with_calibration(self, calibration: tuple[tuple[float, float], ...]) -> AutoGaze:
-        """Store a calibration of the stop rule (see `autogaze.pretrain.calibration`); returns self."""
+        """Store a calibration of the stop rule (see `autogaze.stop_rule.calibration`); returns self."""
         self.config = replace(self.config, calibration=calibration)
         return self
 
@@ -188,7 +188,7 @@ class AutoGaze(nn.Module):
         """Choose patches in every frame.
 
         Args:
-            video: (B, T, 3, H, W) float, as `autogaze.preprocess` returns. Without `target_scales` it is resized to
+            video: (B, T, 3, H, W) float, as `model.preprocessor` returns. Without `target_scales` it is resized to
                 the model's square; clips longer than `max_num_frames` are decoded with a sliding window.
             gazing_ratio: largest share of a frame's patches, in [0, 1]: a number, one a frame, one a clip (B,),
                 or (B, T); None sets no limit, 0 looks at nothing.
@@ -308,10 +308,10 @@ class AutoGaze(nn.Module):
     def embed(
         self, video: Tensor, cache: EncoderCache | None = None, out: FrameTokens | None = None
     ) -> tuple[FrameTokens, EncoderCache]:
-        """Visual tokens with their positions and, for a model with `paste_error`, grey frames; and the encoder's
+        """Visual tokens with their positions and, for a model with `residual_map`, grey frames; and the encoder's
         cache. `out`: where the tokens are put, in the model's dtype, if no gradient is wanted."""
         grey = None if out is None else out.grey
-        if out is None and self.paste_error is not None:
+        if out is None and self.residual_map is not None:
             side = self.vision_model.image_size
             grey = self.connector.pos_embed.new_empty(*video.shape[:2], 1, side, side)
         visual, cache = self.vision_model(video, cache, grey)
@@ -339,7 +339,7 @@ def check_video(video: Tensor) -> None:
     """Refuse what is not a preprocessed clip."""
     if not isinstance(video, Tensor) or video.ndim != 5 or video.shape[2] != 3 or not video.is_floating_point():
         got = f"{video.dtype} {tuple(video.shape)}" if isinstance(video, Tensor) else type(video).__name__
-        raise ValueError(f"video must be (B, T, 3, H, W) float, got {got}; see autogaze.preprocess")
+        raise ValueError(f"video must be (B, T, 3, H, W) float, got {got}; see autogaze.media.preprocess")
     if 0 in video.shape:
         raise ValueError(f"video must not be empty, got {tuple(video.shape)}")
 

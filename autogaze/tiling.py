@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autogaze.core.gaze import Gaze
+from autogaze.core.grid import PatchGrid
 from autogaze.decoding.clip import decode_chunks, frames_at_once
 from autogaze.decoding.request import PerFrame, Request, make_request
-from autogaze.gaze import Gaze
-from autogaze.grid import PatchGrid
-from autogaze.preprocess import check_frames
-from autogaze.video import FRAMES_AT_ONCE, read_chunks
+from autogaze.media.preprocess import check_frames
+from autogaze.media.video import FRAMES_AT_ONCE, read_chunks
 
 if TYPE_CHECKING:
     from autogaze.decoding.stream import GazeStream

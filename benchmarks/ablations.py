@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autogaze.cli.gaze import pick_device
 from autogaze.evaluate.bootstrap import Interval, bootstrap, ratio
 from autogaze.evaluate.clips import load_clips
 from autogaze.evaluate.evaluation import load_reconstructor
@@ -27,7 +28,6 @@ from autogaze.evaluate.measurement import Evaluator
 from autogaze.evaluate.methods import model_method
 from autogaze.evaluate.table import table
 from autogaze.files import write_json, write_text
-from autogaze.gaze_command import pick_device
 from autogaze.model import AutoGaze
 from benchmarks.quality import machine, time_method
 

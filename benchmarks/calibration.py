@@ -4,7 +4,7 @@
         --out benchmarks/results/FILE.json
 
 Every video of the folder is one clip. "after" is the calibration that is stored in the checkpoint, "before" that of
-another config.json, or none; to make one: `python -m autogaze.evaluate.calibrate`. Writes the JSON and, beside it, a
+another config.json, or none; to make one: `python -m autogaze.cli.calibrate`. Writes the JSON and, beside it, a
 plot; the JSON is also the last line of stdout.
 """
 
@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from autogaze.checkpoint import config_from_published
+from autogaze.cli.evaluate import sampling_in_words
 from autogaze.evaluate.clips import load_clips
-from autogaze.evaluate.command import sampling_in_words
 from autogaze.evaluate.evaluation import load_reconstructor
 from autogaze.files import atomic_path, write_json
 from autogaze.model import AutoGaze
-from autogaze.pretrain.calibration import SLACK
-from autogaze.pretrain.calibration_check import StopCheck, check_stops, smallest_ratios, useful_requirements
 from autogaze.pretrain.judge import Judge
+from autogaze.stop_rule.calibration import SLACK
+from autogaze.stop_rule.check import StopCheck, check_stops, smallest_ratios, useful_requirements
 from benchmarks.timing import machine
 
 PROMISED_KEPT, PROMISED_EXCESS = 0.9, 0.15

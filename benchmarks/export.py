@@ -33,9 +33,9 @@ from autogaze import AutoGaze, Gaze
 from autogaze.export import Engine
 from autogaze.export.forms import write_graph
 from autogaze.export.onnx import ExportOptions
+from autogaze.media.scenes import KINDS, render_scene
+from autogaze.media.video import VideoError, read_video
 from autogaze.model import AutoGazeConfig
-from autogaze.scenes import KINDS, render_scene
-from autogaze.video import VideoError, read_video
 from benchmarks.timing import machine, measure
 
 FRAMES = 16

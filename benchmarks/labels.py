@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from autogaze.files import write_json
-from autogaze.pretrain.data import ClipData
-from autogaze.pretrain.gaze_mix import top_of
-from autogaze.pretrain.greedy import GreedySettings, greedy_gaze
-from autogaze.pretrain.labels import draw_budgets
-from autogaze.pretrain.reconstructor import Reconstructor
+from autogaze.pretrain.labels.greedy import GreedySettings, greedy_gaze
+from autogaze.pretrain.labels.make import draw_budgets
+from autogaze.pretrain.reconstructor.gaze_mix import top_of
+from autogaze.pretrain.reconstructor.network import Reconstructor
+from autogaze.training.data.batches import ClipData
 from benchmarks.timing import machine
 
 

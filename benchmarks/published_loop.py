@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autogaze.gaze import Gaze
+from autogaze.core.gaze import Gaze
 from autogaze.model import AutoGaze
-from autogaze.paste_error import FrameError
+from autogaze.network.residual import FrameResidual
 
 
 class GrowingCache:
@@ -64,7 +64,7 @@ def generate_published(
         gazing_ratio: largest share of a frame's patches.
         task_loss_requirement: predicted loss at which a frame may stop.
     """
-    tokens, rule = model.embed(video)[0], model.paste_error  # the latter is ours
+    tokens, rule = model.embed(video)[0], model.residual_map  # the latter is ours
     grey = video if tokens.grey is None else tokens.grey
     decoder, budget, eos = model.gaze_decoder, model.grid.budget(gazing_ratio), model.grid.patches_per_frame
     cache = GrowingCache(len(decoder.model.layers))
@@ -97,7 +97,7 @@ def _decode_frame(
     cache: GrowingCache,
     budget: int,
     requirement: float | None,
-    error: FrameError | None,
+    error: FrameResidual | None,
 ) -> tuple[Tensor, GrowingCache]:
     """Ids (B, n) of a frame, `eos` where padded, and the cache without the last group."""
     decoder, eos, kept = model.gaze_decoder, model.grid.patches_per_frame, cache
@@ -125,7 +125,7 @@ def _choose(
     budget: int,
     requirement: float | None,
     eos: int,
-    error: FrameError | None,
+    error: FrameResidual | None,
 ) -> tuple[Tensor, Tensor]:
     """The next group (B, n <= K), `eos` where padded, and which clips met the requirement in it."""
     rows = torch.arange(len(ids))
@@ -137,7 +137,7 @@ def _choose(
         if len(group) + ids.shape[1] >= budget or bool((logits[:, head] == -torch.inf).all()):
             break
         if error is not None:
-            losses[:, head] = error.left()
+            losses[:, head] = error.predicted_loss()
             logits[:, head, :eos] += error.scores()
         group.append(logits[:, head].argmax(-1))
         if error is not None:

@@ -26,9 +26,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from autogaze.cli.evaluate import sampling_in_words
+from autogaze.cli.gaze import pick_device
 from autogaze.evaluate.bootstrap import Interval
 from autogaze.evaluate.clips import load_clips
-from autogaze.evaluate.command import sampling_in_words
 from autogaze.evaluate.evaluation import ORACLE_RATIOS, RATIOS, Plan, evaluate, load_reconstructor
 from autogaze.evaluate.measurement import Evaluator
 from autogaze.evaluate.methods import NETWORK, ORACLE, UNTRAINED, Method, known_methods, make_methods
@@ -38,7 +39,6 @@ from autogaze.evaluate.results import Results
 from autogaze.evaluate.summary import LOSS_MINUS, LOSS_OVER, RANDOM, WAY
 from autogaze.evaluate.table import markdown, table
 from autogaze.files import write_text
-from autogaze.gaze_command import pick_device
 
 TIMED_RATIO = 0.1
 RUNS = 5

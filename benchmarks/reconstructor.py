@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from autogaze.core.gaze import Gaze
 from autogaze.files import atomic_path, write_json
-from autogaze.gaze import Gaze
-from autogaze.pretrain.data import ClipData
-from autogaze.pretrain.gaze_mix import top_of
-from autogaze.pretrain.greedy import greedy_gaze
-from autogaze.pretrain.paste import paste
-from autogaze.pretrain.reconstructor import Reconstructor
+from autogaze.pretrain.labels.greedy import greedy_gaze
+from autogaze.pretrain.reconstructor.gaze_mix import top_of
+from autogaze.pretrain.reconstructor.network import Reconstructor
+from autogaze.pretrain.reconstructor.paste import paste
+from autogaze.training.data.batches import ClipData
 from benchmarks.timing import machine
 
 RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)

@@ -8,7 +8,7 @@
 Weights are random: time does not depend on them. Both sides are bf16, compiled block by block and run in CUDA graphs,
 from frames on the device to features on the device. Ours is the whole of it: choosing (`AutoGaze.generate`), then
 encoding the choice (`GraphedViT`). The dense model gets its best batch. `--parts` measures what the break-even chart is
-made of (`autogaze.vit.break_even`); `--ship` also writes it into the package.
+made of (`autogaze.report.break_even`); `--ship` also writes it into the package.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autogaze.gaze import Gaze
+from autogaze.core.gaze import Gaze
 from autogaze.vit.positions import resize_table, square
 
 # clips in the batch -> ms a clip, the faster of float32 and bf16

@@ -9,11 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from autogaze.gaze_command import DEFAULT_CHECKPOINT
-from autogaze.grid import PatchGrid
+from autogaze.cli.gaze import DEFAULT_CHECKPOINT
+from autogaze.core.grid import PatchGrid
+from autogaze.media.scenes import render_scene
 from autogaze.model import AutoGaze
-from autogaze.report import Overlay, scale_colour
-from autogaze.scenes import render_scene
+from autogaze.report.overlay import Overlay, scale_colour
 
 IMAGES = Path(__file__).parent / "images"
 RATIO = 0.1

@@ -6,8 +6,8 @@ import torch
 from transformers import SiglipVisionModel
 
 from autogaze import AutoGaze, GazedViT
-from autogaze.preprocess import Preprocessor
-from autogaze.video import read_video
+from autogaze.media.preprocess import Preprocessor
+from autogaze.media.video import read_video
 
 NAME = "google/siglip2-base-patch16-224"  # SigLIP2 of a fixed size has SigLIP's classes
 

@@ -6,8 +6,8 @@ import timm
 import torch
 
 from autogaze import AutoGaze, GazedViT
-from autogaze.preprocess import Preprocessor
-from autogaze.video import read_video
+from autogaze.media.preprocess import Preprocessor
+from autogaze.media.video import read_video
 
 
 def main(video: str, checkpoint: str, name: str = "vit_base_patch16_224", pretrained: bool = True) -> torch.Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from autogaze import AutoGaze, GazedViT
-from autogaze.preprocess import Preprocessor
-from autogaze.scenes import render_scene
+from autogaze.media.preprocess import Preprocessor
+from autogaze.media.scenes import render_scene
 
 KINDS = ("pan", "object", "zoom", "flicker")
 

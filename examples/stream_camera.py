@@ -10,7 +10,7 @@ import cv2
 import torch
 
 from autogaze import AutoGaze
-from autogaze.preprocess import Preprocessor
+from autogaze.media.preprocess import Preprocessor
 
 
 def main(source: str, checkpoint: str, most_frames: int | None = None) -> int:

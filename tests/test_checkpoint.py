@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from autogaze import AutoGaze
 from autogaze import checkpoint as checkpoint_module
 from autogaze.checkpoint import config_from_published, config_to_published, find, load, save
-from autogaze.decoder import RopeConfig
+from autogaze.media.preprocess import Preprocessor
 from autogaze.model import AutoGazeConfig
-from autogaze.preprocess import Preprocessor
+from autogaze.network.decoder import RopeConfig
 from tests.gaze_models import SMALL, random_video, small_model
 
 

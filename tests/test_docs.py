@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from autogaze import cli
-from autogaze.scenes import render_scene
-from autogaze.video import write_video
+from autogaze.cli import main as cli
+from autogaze.media.scenes import render_scene
+from autogaze.media.video import write_video
 from tests.browser import needs_browser, open_page
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 LONG = ("train", "demo")  # verbs whose words are checked without running them: minutes, or a server
@@ -68,7 +68,7 @@ def test_commands_run(page: Path, codes: list[str], workplace: Path, monkeypatch
 def make_reconstructor(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A judge beside the shipped weights, where `autogaze evaluate` looks for one."""
     from autogaze.evaluate import evaluation
-    from autogaze.pretrain.reconstructor import Reconstructor, ReconstructorConfig
+    from autogaze.pretrain.reconstructor.network import Reconstructor, ReconstructorConfig
 
     folder = workplace / "shipped" / evaluation.SHIPPED_RECONSTRUCTOR
     Reconstructor(ReconstructorConfig.tiny()).save_pretrained(folder)

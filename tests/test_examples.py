@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from autogaze import AutoGaze
+from autogaze.media.scenes import render_scene
+from autogaze.media.video import probe, write_video
 from autogaze.model import AutoGazeConfig
-from autogaze.scenes import render_scene
-from autogaze.video import probe, write_video
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 def _load(name: str) -> ModuleType:

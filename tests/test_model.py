@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from autogaze import AutoGaze
+from autogaze.media.preprocess import Preprocessor
+from autogaze.media.video import write_video
 from autogaze.model import AutoGazeConfig
-from autogaze.preprocess import Preprocessor
-from autogaze.video import write_video
 from tests.gaze_models import random_video, small_model, typical_loss
 
 

@@ -158,7 +158,7 @@ def in_blocks(gaze: Gaze, n: int) -> list[torch.Tensor]:
     return [torch.kron(mask.long(), torch.ones(n, n, dtype=torch.long)).bool() for mask in masks]
 
 
-@pytest.mark.parametrize("config", [{}, {"paste_error": True}])
+@pytest.mark.parametrize("config", [{}, {"residual_map": True}])
 @pytest.mark.parametrize("limits", [(0.1, None), (None, "typical")])
 def test_a_stride_is_the_models_own_gaze_at_the_small_frame_in_blocks(config: dict[str, Any], limits: Any) -> None:
     model = small_model(scales=(32, 64, 112, 224), **config)

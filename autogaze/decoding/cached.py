@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autogaze.decoder import GazeDecoder
 from autogaze.decoding.cache import Cache, causal_mask
 from autogaze.decoding.choice import Column, keep_group, pad_columns
 from autogaze.decoding.native_pass import NativeCache, NativeTrunk
 from autogaze.decoding.packed import PackedTrunk
 from autogaze.decoding.request import Request
-from autogaze.paste_error import FrameError
+from autogaze.network.decoder import GazeDecoder
+from autogaze.network.residual import FrameResidual
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class UniformDecoding:
         self.others_went_on = False  # another clip of the batch decoded more groups in the last frame
 
     @torch.inference_mode()  # which spends less time on every operation
-    def step(self, visual: Tensor, request: Request, error: FrameError | None = None) -> Column:
+    def step(self, visual: Tensor, request: Request, error: FrameResidual | None = None) -> Column:
         """Choose the ids of one frame; see `PlainDecoding.step`."""
         decoder, room = self.decoder, int(request.budget[0])
         requirement = None if request.requirement is None else request.requirement[:, 0].to(visual.device)
@@ -139,7 +139,7 @@ class CachedDecoding:
             caches = [Cache(trunk, size, window, capacity, like, mask) for size in sizes]
         self.parts = [UniformDecoding(decoder, trunk, cache, size) for cache, size in zip(caches, sizes, strict=True)]
 
-    def step(self, visual: Tensor, request: Request, error: FrameError | None = None) -> Column:
+    def step(self, visual: Tensor, request: Request, error: FrameResidual | None = None) -> Column:
         """Choose the ids of one frame; see `PlainDecoding.step`."""
         if len(self.parts) == 1:
             return self.parts[0].step(visual, request, error)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from autogaze.paste_error import FrameError
+    from autogaze.network.residual import FrameResidual
 
 Column = tuple[Tensor, Tensor, Tensor]  # ids int64, chosen bool, predicted loss float32: slots last
 
@@ -24,7 +24,7 @@ def choose_group(
     taken: Tensor,
     temperature: float | None = None,
     generator: torch.Generator | None = None,
-    error: FrameError | None = None,
+    error: FrameResidual | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Take one id a head, head by head; no id twice in a frame, never `eos` (the last entry of the vocabulary).
 
@@ -48,7 +48,7 @@ def choose_group(
     ids, losses = [], []
     for scores in logits.unbind(1):
         if error is not None:
-            losses.append(error.left())
+            losses.append(error.predicted_loss())
             scores = scores + error.scores() / (1.0 if temperature is None else temperature)
         choice = scores.masked_fill(taken, -torch.inf).argmax(-1, keepdim=True)
         taken.scatter_(1, choice, True)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from autogaze.core.gaze import Gaze
 from autogaze.decoding import clip_graph
 from autogaze.decoding.choice import Column, pad_columns
 from autogaze.decoding.engine import begin
 from autogaze.decoding.fused import FusedDecoding
 from autogaze.decoding.request import Request
-from autogaze.gaze import Gaze
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autogaze.decoder import GazeDecoder
+from autogaze.network.decoder import GazeDecoder
 
 if TYPE_CHECKING:
     from autogaze.decoding.workspace import Workspace
@@ -176,7 +176,7 @@ def shape_of(space: Workspace) -> Shape:
 
 def shape_for(config: AutoGazeConfig) -> Shape:
     """What the kernel has to be compiled for to decode for a model."""
-    places = (config.scales[-1] // config.patch_size) ** 2 if config.paste_error else 0
+    places = (config.scales[-1] // config.patch_size) ** 2 if config.residual_map else 0
     return Shape(
         config.hidden_size,
         config.num_attention_heads,
@@ -344,17 +344,17 @@ def shared_bytes(shape: Shape) -> int:
 
 
 def _terms(places: int, scales: int, patches: int) -> int:
-    """`TERMS` of `paste_error.cuh`."""
+    """`TERMS` of `residual.cuh`."""
     return scales * places + 3 * patches
 
 
 def _table_sizes(places: int, scales: int, patches: int) -> tuple[int, ...]:
-    """Entries of each member of `Tables` of `paste_error.cuh`."""
+    """Entries of each member of `Tables` of `residual.cuh`."""
     return (patches + 1, patches + 1, patches, scales * places, _terms(places, scales, patches), scales**2 * places)
 
 
 def grid_tables(patch_at: Tensor, patches: int) -> Tensor:
-    """`Tables` of `paste_error.cuh`, int16: of a table of the patch (scales, N) that each place lies in."""
+    """`Tables` of `residual.cuh`, int16: of a table of the patch (scales, N) that each place lies in."""
     scales, places = patch_at.shape
     within = patch_at.long().flatten()  # (scales x N) patch of every term
     counts = within.bincount(minlength=patches)

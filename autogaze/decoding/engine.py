@@ -12,11 +12,11 @@ from torch import Tensor
 from autogaze.decoding import native_pass
 from autogaze.decoding.cached import CachedDecoding
 from autogaze.decoding.choice import Column, pad_columns
-from autogaze.decoding.native_error import NativePasteError, paste_error
+from autogaze.decoding.native_error import NativeResidualMap, residual_map
 from autogaze.decoding.plain import PlainDecoding
 from autogaze.decoding.request import Request
-from autogaze.encoder import FrameTokens
-from autogaze.paste_error import PasteError
+from autogaze.network.encoder import FrameTokens
+from autogaze.network.residual import ResidualMap
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
@@ -44,13 +44,13 @@ class Decoding(Protocol):
 
 class FrameByFrame:
     """A way that knows one frame at a time, as a `Decoding`; and around it, in models with
-    `paste_error`, the picture that is known of each clip."""
+    `residual_map`, the picture that is known of each clip."""
 
     def __init__(self, way: PlainDecoding | CachedDecoding, model: AutoGaze, native: bool = False) -> None:
         self.way = way
-        self.paste_error: PasteError | NativePasteError | None = model.paste_error
-        if native and model.paste_error is not None:
-            self.paste_error = paste_error(model.paste_error, model.grid)
+        self.residual_map: ResidualMap | NativeResidualMap | None = model.residual_map
+        if native and model.residual_map is not None:
+            self.residual_map = residual_map(model.residual_map, model.grid)
         self.canvas: Tensor | None = None
 
     def frames(self, tokens: FrameTokens, request: Request) -> Column:
@@ -58,7 +58,7 @@ class FrameByFrame:
         return pad_columns(columns, partial(torch.stack, dim=1))
 
     def _frame(self, tokens: FrameTokens, request: Request) -> Column:
-        rule, grey = self.paste_error, tokens.grey
+        rule, grey = self.residual_map, tokens.grey
         if rule is None or grey is None:
             return self.way.step(tokens.visual, request)
         canvas = rule.open(grey) if self.canvas is None else self.canvas

@@ -15,13 +15,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from autogaze.decoder import rotate, rotation
 from autogaze.decoding import cluster
 from autogaze.decoding.choice import Column
 from autogaze.decoding.packed_weights import PackedWeights
 from autogaze.decoding.request import Request
 from autogaze.decoding.workspace import Plan, Workspace
-from autogaze.encoder import FrameTokens
+from autogaze.network.decoder import rotate, rotation
+from autogaze.network.encoder import FrameTokens
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
@@ -78,7 +78,7 @@ class Pool:
     def take(self, model: AutoGaze, plan: Plan) -> Workspace:
         with self.lock:
             if plan.dtype not in self.weights:
-                self.weights[plan.dtype] = PackedWeights(model.gaze_decoder, plan.dtype, model.paste_error)
+                self.weights[plan.dtype] = PackedWeights(model.gaze_decoder, plan.dtype, model.residual_map)
             self.weights[plan.dtype].refresh()
             for i, (held, workspace) in enumerate(self.idle):
                 if held == plan and workspace.device == model.device:

@@ -24,7 +24,7 @@ TIMEOUT_S = 300
 TRUSTED = (0,)  # owners of a library that may be loaded, beside the user
 
 
-class NotAvailable(Exception):
+class NotAvailableError(Exception):
     """Why there is no native library."""
 
 
@@ -72,12 +72,12 @@ def build(path: Path) -> None:
     """Compile into `path`.
 
     Raises:
-        NotAvailable: if there is no compiler, it fails, or the folder cannot be written.
+        NotAvailableError: if there is no compiler, it fails, or the folder cannot be written.
     """
     names = ([os.environ["CXX"]] if os.environ.get("CXX") else []) + list(COMPILERS)
     compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
-        raise NotAvailable("there is no C++ compiler (looked for $CXX, " + ", ".join(COMPILERS) + ")")
+        raise NotAvailableError("there is no C++ compiler (looked for $CXX, " + ", ".join(COMPILERS) + ")")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder:
@@ -91,30 +91,30 @@ def build(path: Path) -> None:
             )
             if done.returncode:
                 first = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
-                raise NotAvailable(f"{compiler} failed: {first}")
+                raise NotAvailableError(f"{compiler} failed: {first}")
             made.chmod(0o755)
             os.replace(made, path)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotAvailable(f"it could not be compiled into {path.parent}: {error}") from error
+        raise NotAvailableError(f"it could not be compiled into {path.parent}: {error}") from error
 
 
 def load() -> ctypes.CDLL:
     """The library, compiled if need be.
 
     Raises:
-        NotAvailable: with the reason.
+        NotAvailableError: with the reason.
     """
     if os.name != "posix":
-        raise NotAvailable(f"it is built on POSIX systems only, not on {platform.system()}")
+        raise NotAvailableError(f"it is built on POSIX systems only, not on {platform.system()}")
     try:
         path = library_path()
         if not path.exists():
             build(path)
         if path.stat().st_uid not in (*TRUSTED, os.getuid()):
-            raise NotAvailable(f"{path} belongs to another user")
+            raise NotAvailableError(f"{path} belongs to another user")
         native = ctypes.CDLL(str(path))
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
-        raise NotAvailable(f"it cannot be loaded: {error}") from error
+        raise NotAvailableError(f"it cannot be loaded: {error}") from error
     address, count = ctypes.c_void_p, ctypes.c_int64
     native.autogaze_scratch.argtypes, native.autogaze_scratch.restype = [address], count
     native.autogaze_pass.argtypes, native.autogaze_pass.restype = [address], count
@@ -138,6 +138,6 @@ def library() -> ctypes.CDLL | str:
         if not _loaded:
             try:
                 _loaded.append(load())
-            except NotAvailable as error:
+            except NotAvailableError as error:
                 _loaded.append(str(error))
         return _loaded[0]

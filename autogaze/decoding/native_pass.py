@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autogaze.decoder import DecoderLayer, GazeDecoder
 from autogaze.decoding.cache import Cache
 from autogaze.decoding.choice import choose_group
 from autogaze.decoding.native_build import library
-from autogaze.decoding.native_error import NativeFrameError
+from autogaze.decoding.native_error import NativeFrameResidual
 from autogaze.decoding.packed import Trunk, rotate
-from autogaze.paste_error import FrameError
+from autogaze.network.decoder import DecoderLayer, GazeDecoder
+from autogaze.network.residual import FrameResidual
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
@@ -237,10 +237,10 @@ class NativeTrunk(Trunk):
         taken: Tensor,
         temperature: float | None,
         generator: torch.Generator | None,
-        error: FrameError | None,
+        error: FrameResidual | None,
     ) -> tuple[Tensor, Tensor]:
         """`choose_group` of what `scores` gave."""
-        if temperature is not None or not (error is None or isinstance(error, NativeFrameError)):
+        if temperature is not None or not (error is None or isinstance(error, NativeFrameResidual)):
             return choose_group(logits, task_loss, taken, temperature, generator, error)
         ids = torch.empty(logits.shape[:2], dtype=torch.int64)
         about: tuple[int | None, ...] = (None, None, None, None)

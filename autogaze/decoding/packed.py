@@ -1,7 +1,7 @@
 """The decoder's layers with their weights put together, so that a pass is few operations: decoding without kernels.
 
 Key and value are one product, and so are gate and up; the weights of the norms before them are folded in. The
-two coordinates that a rotary angle turns stand side by side (half a head apart in `autogaze.decoder`), which makes the
+two coordinates that a rotary angle turns stand side by side (half a head apart in `network.decoder`), which makes the
 rotation one complex product; queries and keys change alike, so attention does not notice.
 """
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autogaze.decoder import Attend, DecoderLayer, GazeDecoder
 from autogaze.decoding import onednn
 from autogaze.decoding.choice import choose_group
+from autogaze.network.decoder import Attend, DecoderLayer, GazeDecoder
 
 if TYPE_CHECKING:
     from autogaze.decoding.cache import Cache

@@ -5,23 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autogaze.decoder import GazeDecoder
 from autogaze.decoding import cluster
-from autogaze.paste_error import PasteError
+from autogaze.network.decoder import GazeDecoder
+from autogaze.network.residual import ResidualMap
 
 
 class PackedWeights:
     """The matrices of the decoder, input-major, norm weights folded in, in one dtype; in bfloat16 output-major besides,
     for the cluster kernel. And the parameters of its paste error."""
 
-    def __init__(self, decoder: GazeDecoder, dtype: torch.dtype, paste_error: PasteError | None = None) -> None:
-        self.decoder, self.dtype, self.paste_error = decoder, dtype, paste_error
+    def __init__(self, decoder: GazeDecoder, dtype: torch.dtype, residual_map: ResidualMap | None = None) -> None:
+        self.decoder, self.dtype, self.residual_map = decoder, dtype, residual_map
         self.version = -1
         self.tensors = self._pack()
 
     def refresh(self) -> None:
         """Follow the parameters if training has changed them; the addresses stay, since graphs hold them."""
-        modules = [part for part in (self.decoder, self.paste_error) if part is not None]
+        modules = [part for part in (self.decoder, self.residual_map) if part is not None]
         version = sum(p._version for part in modules for p in part.parameters() if not p.is_inference())
         if version != self.version:
             for name, fresh in self._pack().items():
@@ -33,10 +33,10 @@ class PackedWeights:
     def _pack(self) -> dict[str, Tensor]:
         trunk, dtype = self.decoder.model, self.dtype
         packed = {"embedding": trunk.embed_tokens.weight.to(dtype).clone(), "frequencies": trunk.frequencies.clone()}
-        if self.paste_error is not None:
+        if self.residual_map is not None:
             packed |= {
-                "error_weight": self.paste_error.weight.float().clamp(min=0),
-                "strength": self.paste_error.strength.float().reshape(1).clone(),
+                "error_weight": self.residual_map.weight.float().clamp(min=0),
+                "strength": self.residual_map.strength.float().reshape(1).clone(),
             }
         else:
             packed |= {name: packed["frequencies"].new_zeros(0) for name in ("error_weight", "strength")}

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autogaze.decoder import GazeDecoder
 from autogaze.decoding.choice import Column, choose_group, keep_group, pad_columns
 from autogaze.decoding.request import Request
-from autogaze.paste_error import FrameError
+from autogaze.network.decoder import GazeDecoder
+from autogaze.network.residual import FrameResidual
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class PlainFrame:
     """One clip while it decodes one frame."""
 
     def __init__(
-        self, decoder: GazeDecoder, memory: PlainMemory, visual: Tensor, request: Request, error: FrameError | None
+        self, decoder: GazeDecoder, memory: PlainMemory, visual: Tensor, request: Request, error: FrameResidual | None
     ) -> None:
         self.decoder, self.memory, self.request, self.error = decoder, memory, request, error
         self.room = int(request.budget[0])
@@ -132,7 +132,7 @@ class PlainDecoding:
         self.decoder = decoder
         self.memories = [PlainMemory(len(decoder.model.layers), window) for _ in range(batch)]
 
-    def step(self, visual: Tensor, request: Request, error: FrameError | None = None) -> Column:
+    def step(self, visual: Tensor, request: Request, error: FrameResidual | None = None) -> Column:
         """Choose the ids of one frame.
 
         Args:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from autogaze.grid import PatchGrid
+from autogaze.core.grid import PatchGrid
 
 PerFrame = float | Sequence[float] | Tensor | None  # a number, per frame (T,), per clip (B,), or both (B, T)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autogaze.decoder import GazeDecoder
-from autogaze.gaze import Gaze
+from autogaze.core.gaze import Gaze
+from autogaze.network.decoder import GazeDecoder
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze, Scores
@@ -44,8 +44,8 @@ def score_all(model: AutoGaze, video: Tensor, gaze: Gaze, as_decoded: bool) -> t
     hidden, visual_at, gaze_at = _hidden_states(model, tokens.visual, gaze, as_decoded)
     slot = torch.arange(gaze.ids.shape[-1], device=gaze.device)
     logits, predicted = _heads_at(decoder, hidden, _sources(visual_at, gaze_at, group))
-    if model.paste_error is not None and tokens.grey is not None:
-        scores, predicted = model.paste_error.along(tokens.grey, gaze.ids, gaze.chosen)
+    if model.residual_map is not None and tokens.grey is not None:
+        scores, predicted = model.residual_map.along(tokens.grey, gaze.ids, gaze.chosen)
         # The best at 0: what is never chosen, `eos`, has no score, and takes no part in the policy either way.
         return logits + F.pad(scores - scores.amax(-1, keepdim=True), (0, 1)), predicted
     own = F.linear(_gather(hidden, gaze_at), decoder.task_loss_prediction_head.weight[:1]).squeeze(-1).float()

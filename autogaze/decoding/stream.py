@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from autogaze.core.gaze import Gaze
 from autogaze.decoding.clip import join_frames
 from autogaze.decoding.engine import begin
 from autogaze.decoding.frame_graph import FrameGraph, capture
 from autogaze.decoding.request import make_request
-from autogaze.gaze import Gaze
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze

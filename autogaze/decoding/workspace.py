@@ -14,8 +14,8 @@ from autogaze.decoding import cluster
 from autogaze.decoding.choice import Column
 from autogaze.decoding.packed_weights import PackedWeights
 from autogaze.decoding.tuning import Tuning, tune, warps_for
-from autogaze.encoder import FrameTokens
-from autogaze.paste_error import patch_at
+from autogaze.network.encoder import FrameTokens
+from autogaze.network.residual import patch_at
 
 if TYPE_CHECKING:
     from autogaze.decoding.clip_graph import ClipGraph
@@ -42,8 +42,8 @@ class Workspace:
     def __init__(self, model: AutoGaze, weights: PackedWeights, plan: Plan) -> None:
         self.config, self.plan, self.weights, self.device = model.config, plan, weights, model.device
         config, decoder = model.config, model.gaze_decoder
-        self.pastes, self.side = model.paste_error is not None, model.vision_model.side
-        self.blocks = () if model.paste_error is None else model.paste_error.blocks
+        self.pastes, self.side = model.residual_map is not None, model.vision_model.side
+        self.blocks = () if model.residual_map is None else model.residual_map.blocks
         self.group, self.visual_tokens, self.patches = decoder.group, model.visual_tokens, decoder.vocabulary - 1
         self.layers, self.heads, self.head_dim = config.num_hidden_layers, config.num_attention_heads, config.head_dim
         self.rows = self.group + self.visual_tokens
@@ -99,7 +99,7 @@ class Workspace:
         self.grid = tuple(
             (first, first + len(count), _power(len(count), 1), _power(int(count.max()), 1))
             for first, count in zip(grid.offsets, counts, strict=True)
-        )  # see `kernels.paste_error`
+        )  # see `kernels.residual_map`
 
     def _allocate(self) -> None:
         plan, device, width = self.plan, self.device, self.config.hidden_size

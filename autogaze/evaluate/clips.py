@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autogaze.grid import PatchGrid
-from autogaze.preprocess import Preprocessor, resize
-from autogaze.pretrain.manifest import clip_facts
-from autogaze.video import read_video
+from autogaze.core.grid import PatchGrid
+from autogaze.media.preprocess import Preprocessor, resize
+from autogaze.media.video import read_video
+from autogaze.training.data.manifest import clip_facts
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 THREADS = 8  # OpenCV decodes outside the interpreter's lock

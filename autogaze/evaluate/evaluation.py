@@ -14,7 +14,7 @@ from autogaze.evaluate.methods import NETWORK, ORACLE, Method
 from autogaze.evaluate.requirement import measure_requirement
 from autogaze.evaluate.results import Results
 from autogaze.evaluate.summary import summarise
-from autogaze.pretrain.reconstructor import Reconstructor
+from autogaze.pretrain.reconstructor.network import Reconstructor
 
 RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 ORACLE_RATIOS = (0.05, 0.1)  # the greedy search costs as much as everything else together

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autogaze.core.gaze import Gaze
 from autogaze.evaluate.clips import ClipSet
 from autogaze.evaluate.methods import Method
 from autogaze.evaluate.metrics import psnr, ssim
-from autogaze.gaze import Gaze
-from autogaze.pretrain.paste import paste
-from autogaze.pretrain.reconstructor import Reconstructor
+from autogaze.pretrain.reconstructor.network import Reconstructor
+from autogaze.pretrain.reconstructor.paste import paste
 
 EXACT = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # convolutions in float32, not TF32
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from autogaze.core.gaze import Gaze
+from autogaze.core.grid import PatchGrid
 from autogaze.evaluate.oracle import GreedyOracle
-from autogaze.gaze import Gaze
-from autogaze.grid import PatchGrid
 from autogaze.model import AutoGaze
-from autogaze.pretrain.reconstructor import Reconstructor
+from autogaze.pretrain.reconstructor.network import Reconstructor
 from autogaze.selectors import SELECTORS, make_selector
 
 NETWORK, SELECTOR, ORACLE = "network", "selector", "oracle"  # what a method is

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autogaze.core.gaze import Gaze
+from autogaze.core.grid import PatchGrid
 from autogaze.decoding.request import PerFrame
-from autogaze.gaze import Gaze
-from autogaze.grid import PatchGrid
-from autogaze.pretrain.greedy import GreedySettings, greedy_gaze
-from autogaze.pretrain.reconstructor import Reconstructor
+from autogaze.pretrain.labels.greedy import GreedySettings, greedy_gaze
+from autogaze.pretrain.reconstructor.network import Reconstructor
 from autogaze.selectors.ranking import open_video
 
 SETTINGS = GreedySettings(candidates=12, picks=2, share=4, worth=0.8)  # more careful than labels are made

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autogaze.core.gaze import Gaze
 from autogaze.evaluate.bootstrap import Interval, bootstrap
 from autogaze.evaluate.measurement import Evaluator
-from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
 
 SLACK = 0.10  # above the dense loss

@@ -11,8 +11,8 @@ from autogaze.export.frame_encoder import Encoder
 from autogaze.export.graph import FrameDecoder
 from autogaze.export.metadata import Metadata
 from autogaze.export.nodes import Nodes, Value
-from autogaze.export.paste_error import FrameErrors, PasteErrorState, looked
 from autogaze.export.pixels import normalised, resized
+from autogaze.export.residual import FrameResiduals, ResidualState, looked
 from autogaze.export.sizes import Asked, FrameValues, GraphSizes, Past
 from autogaze.export.tensors import GAZE, TensorSpec
 from autogaze.export.weights import GraphWeights, encoder_dtype, graph_weights
@@ -43,7 +43,7 @@ def state_specs(model: AutoGaze, metadata: Metadata) -> tuple[TensorSpec, ...]:
         TensorSpec("values", dtype, cache),
         TensorSpec("places", torch.int32, (sizes.window * sizes.block,)),
         TensorSpec("last_ids", torch.int64, (sizes.group,)),
-        *([canvas] if config.paste_error else []),
+        *([canvas] if config.residual_map else []),
     )
 
 
@@ -98,7 +98,7 @@ class _Writer:
         self.nodes, self.weights, self.sizes, self.metadata = nodes, weights, sizes, metadata
         self.encoder = Encoder(nodes, weights, encoder_dtype(dtype))
         self.decoder = FrameDecoder(nodes, weights, sizes, dtype)
-        self.paste_error = None if weights.paste_error is None else PasteErrorState(nodes, weights.paste_error)
+        self.residual_map = None if weights.residual_map is None else ResidualState(nodes, weights.residual_map)
         self.rotary = Rotary(nodes, weights.frequencies, sizes.window * sizes.block + sizes.visual + sizes.fed, dtype)
 
     def frame(
@@ -157,20 +157,20 @@ class _Writer:
             *([] if next_canvas is None else [next_canvas]),
         ]
 
-    def _begin(self, frame: Value | None, canvas: Value | None) -> FrameErrors | None:
+    def _begin(self, frame: Value | None, canvas: Value | None) -> FrameResiduals | None:
         """What is wrong with a frame (B, 3, side, side) before anything is chosen in it; None: nobody asks."""
-        if self.paste_error is None or frame is None:
+        if self.residual_map is None or frame is None:
             return None
-        with self.nodes.scope("paste_error"):
-            return self.paste_error.begin(frame, canvas)
+        with self.nodes.scope("residual_map"):
+            return self.residual_map.begin(frame, canvas)
 
-    def _look(self, frame: FrameValues, errors: FrameErrors | None, canvas: Value | None) -> Value | None:
+    def _look(self, frame: FrameValues, errors: FrameResiduals | None, canvas: Value | None) -> Value | None:
         """`canvas` after a frame; None: the model does not have it."""
-        if self.paste_error is None or errors is None:
+        if self.residual_map is None or errors is None:
             return None
         with self.nodes.scope("look"):
             level = looked(self.nodes, self.weights.patch_at, self.sizes.patches, frame.ids, frame.chosen)
-            return self.paste_error.look(canvas, errors, level)
+            return self.residual_map.look(canvas, errors, level)
 
     def _forget(self, held: Value, new: Value) -> Value:
         """The window's positions without its oldest frame, counted from what is now its first token; from 1."""
@@ -186,7 +186,7 @@ class _Writer:
             pixels = self._pixels(frames.reshape(-1, *frames_shape(self.metadata)))
             visual = self.encoder.clip(pixels, count)
             side = self.metadata.scales[-1]
-            shots = None if self.paste_error is None else pixels.reshape(-1, count, 3, side, side)
+            shots = None if self.residual_map is None else pixels.reshape(-1, count, 3, side, side)
         threshold, past, canvas, gazes = self._threshold(requirement), None, None, []
         for t in range(count):
             index = torch.tensor(t)

@@ -17,7 +17,7 @@ import torch
 
 from autogaze.export.attention import Attention
 from autogaze.export.nodes import Nodes, Value
-from autogaze.export.paste_error import FrameErrors
+from autogaze.export.residual import FrameResiduals
 from autogaze.export.sizes import Asked, FrameValues, GraphSizes, LastGroup, Past
 from autogaze.export.stop import stop_rule
 from autogaze.export.weights import GraphWeights, LayerWeights, NormWeights
@@ -68,7 +68,7 @@ class FrameDecoder:
         rotations: list[tuple[Value, Value]],
         forget: bool,
         asked: Asked,
-        errors: FrameErrors | None,
+        errors: FrameResiduals | None,
     ) -> FrameValues:
         """One frame.
 
@@ -160,7 +160,7 @@ class FrameDecoder:
         mean = self.nodes.op("ReduceMean", self.nodes.op("Pow", x, 2.0), torch.tensor([-1]), keepdims=1)
         return (x / self.nodes.op("Sqrt", mean + norm.eps) * norm.weight).to(self.dtype)
 
-    def _choose(self, hidden: Value, taken: Value, errors: FrameErrors | None) -> tuple[Value, Value, Value]:
+    def _choose(self, hidden: Value, taken: Value, errors: FrameResiduals | None) -> tuple[Value, Value, Value]:
         """K ids (B, K) head by head, none twice; predicted losses (B, K); and what is added to the logits of ids that
         the frame has, () or (B, patches), with those ids."""
         sizes, nodes = self.sizes, self.nodes

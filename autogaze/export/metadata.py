@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from autogaze.grid import PatchGrid
+from autogaze.core.grid import PatchGrid
+from autogaze.media.preprocess import Preprocessor
 from autogaze.model import AutoGazeConfig
-from autogaze.preprocess import Preprocessor
 
 FORMAT = 2  # newest that is written and read; newer ones are refused
 PREFIX = "autogaze."
@@ -176,5 +176,5 @@ def describe(
         rescale_factor=preprocessor.rescale_factor,
         offset=preprocessor.offset,
         resample=preprocessor.resample,
-        format=2 if kind == "frame" and config.paste_error else 1,
+        format=2 if kind == "frame" and config.residual_map else 1,
     )

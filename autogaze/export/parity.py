@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autogaze.core.gaze import Gaze
 from autogaze.export.metadata import Metadata
 from autogaze.export.runner import Engine
-from autogaze.gaze import Gaze
+from autogaze.media.scenes import render_scene
 from autogaze.model import AutoGaze
-from autogaze.scenes import render_scene
 
 # Largest gap between two choices that counts as a tie, in nats of log-probability and in predicted loss.
 TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 3e-1}

@@ -1,4 +1,4 @@
-"""Preprocessing inside an exported graph: uint8 frames are resized and normalised as `autogaze.preprocess` does it.
+"""Preprocessing inside an exported graph: uint8 frames are resized and normalised as `media.preprocess` does it.
 
 Resizing to a fixed size is linear in rows and in columns, so each pass is one matrix product. PIL computes in 22-bit
 fixed point; here each weight is split into its upper and lower 11 bits, whose sums are whole numbers that float32
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from autogaze.export.nodes import Nodes, Value
-from autogaze.preprocess import WEIGHT_BITS, Preprocessor, filter_taps
+from autogaze.media.preprocess import WEIGHT_BITS, Preprocessor, filter_taps
 
 HALF = 1 << (WEIGHT_BITS // 2)
 

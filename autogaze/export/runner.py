@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autogaze.core.gaze import Gaze
+from autogaze.core.grid import PatchGrid
 from autogaze.decoding.request import PerFrame, Request, make_request
 from autogaze.export.engine_file import ENGINE_SUFFIXES
 from autogaze.export.metadata import FormatError, Metadata
 from autogaze.export.tensors import CALL, GAZE, TensorSpec, state_of
-from autogaze.gaze import Gaze
-from autogaze.grid import PatchGrid
 
 
 class Session(Protocol):

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from autogaze.core.gaze import Gaze
 from autogaze.export.metadata import PREFIX, Metadata
 from autogaze.export.triton import NAME
-from autogaze.gaze import Gaze
 
 _TRITON = {
     np.dtype(np.float32): "FP32",

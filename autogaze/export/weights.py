@@ -8,9 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from autogaze.decoder import DecoderLayer
 from autogaze.model import AutoGaze
-from autogaze.paste_error import PasteError, patch_at
+from autogaze.network.decoder import DecoderLayer
+from autogaze.network.residual import ResidualMap, patch_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +52,14 @@ class EncoderWeights:
 
 
 @dataclass(frozen=True, eq=False)
-class PasteErrorWeights:
+class ResidualWeights:
     """How errors of places are made of pixels, and scores of patches of them. N = side * side places, P patches."""
 
     weight: tuple[float, float]  # of absolute differences and of steps
     strength: float  # of the scores
     blocks: tuple[int, ...]  # a scale: pixels of the side of a block that a look leaves as one colour
     side: int  # places a row
-    place_px: int
+    cell_px: int
     cover: Tensor  # (P, N) int32: the level of a patch at the places in it, else 0
     pool: Tensor  # ((scales - 1) * N, P - N) float32: 1 where a place is in a patch; a patch of the finest is a place
 
@@ -75,7 +75,7 @@ class GraphWeights:
     embeddings: Tensor  # (patches + 1, width) float32, `eos` last
     frequencies: Tensor  # (head_dim / 2,) float32 angles per position
     patch_at: Tensor  # (scales, side * side) int64: the patch of each scale at each place
-    paste_error: PasteErrorWeights | None  # None: only the heads score patches and predict losses
+    residual_map: ResidualWeights | None  # None: only the heads score patches and predict losses
 
 
 def graph_weights(model: AutoGaze, dtype: torch.dtype) -> GraphWeights:
@@ -88,7 +88,7 @@ def graph_weights(model: AutoGaze, dtype: torch.dtype) -> GraphWeights:
     """
     decoder, group = model.gaze_decoder, model.config.num_multi_token_pred
     logits = decoder.lm_head.weight.unflatten(0, (group, -1))[:, :-1].flatten(0, 1)
-    losses = [] if model.paste_error else [decoder.task_loss_prediction_head.weight]
+    losses = [] if model.residual_map else [decoder.task_loss_prediction_head.weight]
     head = torch.cat([logits, *losses]).T
     return GraphWeights(
         encoder=_encoder(model, encoder_dtype(dtype)),
@@ -98,7 +98,7 @@ def graph_weights(model: AutoGaze, dtype: torch.dtype) -> GraphWeights:
         embeddings=_plain(decoder.model.embed_tokens.weight, torch.float32),
         frequencies=_plain(decoder.model.frequencies, torch.float32),
         patch_at=patch_at(model.grid, model.vision_model.side),
-        paste_error=None if model.paste_error is None else _paste_error(model.paste_error),
+        residual_map=None if model.residual_map is None else _residual_map(model.residual_map),
     )
 
 
@@ -145,15 +145,15 @@ def _encoder(model: AutoGaze, dtype: torch.dtype) -> EncoderWeights:
     )
 
 
-def _paste_error(rule: PasteError) -> PasteErrorWeights:
+def _residual_map(rule: ResidualMap) -> ResidualWeights:
     absolute, steps = rule.weight.float().clamp(min=0).tolist()
     *coarser, _ = rule.cover.gt(0).t().cpu().split(rule.counts, dim=1)
-    return PasteErrorWeights(
+    return ResidualWeights(
         (absolute, steps),
         rule.strength.item(),
         rule.blocks,
         rule.side,
-        rule.place_px,
+        rule.cell_px,
         _plain(rule.cover, torch.int32),
         torch.block_diag(*coarser).float() if coarser else torch.zeros(0, 0),
     )

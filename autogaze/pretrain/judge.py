@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autogaze.gaze import Gaze
-from autogaze.pretrain.reconstructor import Reconstructor
+from autogaze.core.gaze import Gaze
+from autogaze.pretrain.reconstructor.network import Reconstructor
 
 
 class Judge:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from autogaze.model import AutoGaze
-from autogaze.pretrain.clips import Clip
 from autogaze.pretrain.judge import Judge
 from autogaze.pretrain.ntp import LEAST_LOSS, ntp_loss, task_loss_prediction_loss
-from autogaze.pretrain.recipes import PretrainRecipe, TrainerRecipe
+from autogaze.training.data.clip import Clip
+from autogaze.training.recipes import PretrainRecipe, TrainerRecipe
 
 VALIDATION_RATIO = 0.1  # budget at which validation compares models
 

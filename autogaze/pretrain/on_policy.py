@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autogaze.core.gaze import Gaze
 from autogaze.decoding.scoring import score_all
-from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
-from autogaze.pretrain.clips import Clip
-from autogaze.pretrain.draws import draw_ratios, step_seed
 from autogaze.pretrain.judge import Judge
 from autogaze.pretrain.module import GazeModule, last_chosen
 from autogaze.pretrain.ntp import per_mean_count, task_loss_prediction_loss
-from autogaze.pretrain.recipes import PretrainRecipe
 from autogaze.selectors.difference import DifferenceSelector
 from autogaze.selectors.ranking import NEVER
+from autogaze.training.data.clip import Clip
+from autogaze.training.draws import draw_ratios, step_seed
+from autogaze.training.recipes import PretrainRecipe
 
 LEAST_GAIN = 1e-3  # below this nothing is to be gained, and all patches are as good as the best
 
@@ -44,7 +44,7 @@ class OnPolicyModule(GazeModule):
         super().__init__(model, judge, recipe)
         self.teacher = DifferenceSelector(model.grid)
         # A model that scores by paste error knows its picks at every slot, others only those of earlier groups.
-        self.known_slots = 1 if model.paste_error is not None else model.gaze_decoder.group
+        self.known_slots = 1 if model.residual_map is not None else model.gaze_decoder.group
 
     def training_step(self, batch: Clip, batch_idx: int) -> Tensor:
         recipe, video = self.recipe, batch.video

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from autogaze.gaze import Gaze
-from autogaze.grid import PatchGrid
-from autogaze.pretrain.losses import l1
+from autogaze.core.gaze import Gaze
+from autogaze.core.grid import PatchGrid
+from autogaze.pretrain.reconstructor.losses import l1
 
 
 @dataclass(frozen=True)

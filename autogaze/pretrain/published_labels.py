@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from autogaze.grid import PatchGrid
-from autogaze.pretrain.clips import ClipRecipe
-from autogaze.pretrain.label_file import Label
+from autogaze.core.grid import PatchGrid
+from autogaze.pretrain.labels.file import Label
+from autogaze.training.data.clip import ClipRecipe
 
 
 def import_published(path: str | Path, grid: PatchGrid | None = None) -> list[Label]:

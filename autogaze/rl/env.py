@@ -16,9 +16,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from autogaze.gaze import Gaze
-from autogaze.pretrain.incremental import attempt, commit, look, start
-from autogaze.pretrain.reconstructor import Reconstructor
+from autogaze.core.gaze import Gaze
+from autogaze.pretrain.reconstructor.network import Reconstructor
+from autogaze.pretrain.reconstructor.search import attempt, commit, look, start
 
 Observation = dict[str, np.ndarray]
 

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from autogaze.model import AutoGaze
-from autogaze.pretrain.clips import Clip
-from autogaze.pretrain.draws import draw_ratios, step_seed
 from autogaze.pretrain.judge import Judge
 from autogaze.pretrain.module import GazeModule, last_chosen
 from autogaze.pretrain.ntp import task_loss_prediction_loss
-from autogaze.pretrain.ranks import average_gradients
-from autogaze.pretrain.recipes import RLRecipe
-from autogaze.pretrain.schedule import linear
 from autogaze.rl.advantages import group_advantages, token_advantages
 from autogaze.rl.clock import PhaseClock
 from autogaze.rl.grpo import kl_divergence, policy_loss
 from autogaze.rl.reward import frame_rewards
 from autogaze.rl.rollouts import Rollouts
+from autogaze.training.data.clip import Clip
+from autogaze.training.draws import draw_ratios, step_seed
+from autogaze.training.ranks import average_gradients
+from autogaze.training.recipes import RLRecipe
+from autogaze.training.schedule import linear
 
 LOG_TIMES_EVERY = 10  # steps
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from autogaze.gaze import Gaze
+from autogaze.core.gaze import Gaze
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from autogaze.files import atomic_path, write_json
 from autogaze.model import AutoGaze
-from autogaze.pretrain.recipes import RLRecipe
-from autogaze.pretrain.reconstructor import Reconstructor
+from autogaze.pretrain.reconstructor.network import Reconstructor
 from autogaze.rl.env import GazeEnv
+from autogaze.training.recipes import RLRecipe
 
 ENVIRONMENTS, ROLLOUT = 4, 128  # side by side, and steps of each between updates
 NEVER = -1e8  # logit of an action that is not there

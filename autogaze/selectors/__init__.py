@@ -8,7 +8,7 @@ None of them is trained. The greedy oracle needs a reconstructor and lives in `a
 
 from __future__ import annotations
 
-from autogaze.grid import PatchGrid
+from autogaze.core.grid import PatchGrid
 from autogaze.selectors.coarse import CoarseSelector
 from autogaze.selectors.difference import DifferenceSelector
 from autogaze.selectors.evs import DissimilaritySelector

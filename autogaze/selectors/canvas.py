@@ -2,7 +2,7 @@
 
 A patch of a coarse scale knows its place only blurred: `renditions` are a frame as each scale sees it, at full size.
 Within a frame the finest patch pasted at a place wins; a later frame's patch replaces whatever was there. Training's
-`autogaze.pretrain.paste` follows the same two rules.
+`autogaze.pretrain.reconstructor.paste` follows the same two rules.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autogaze.grid import PatchGrid
+from autogaze.core.grid import PatchGrid
 
 EMPTY = -1  # level of a cell that the current frame has not pasted
 

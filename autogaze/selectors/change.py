@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from autogaze.grid import PatchGrid
+from autogaze.core.grid import PatchGrid
 from autogaze.selectors.lattice import Lattice
 
 

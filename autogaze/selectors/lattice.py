@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autogaze.grid import PatchGrid
+from autogaze.core.grid import PatchGrid
 
 
 @dataclass(frozen=True)

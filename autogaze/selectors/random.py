@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autogaze.core.gaze import Gaze
+from autogaze.core.grid import PatchGrid
 from autogaze.decoding.request import PerFrame
-from autogaze.gaze import Gaze
-from autogaze.grid import PatchGrid
 from autogaze.selectors.ranking import best_first, open_video, uniform
 
 

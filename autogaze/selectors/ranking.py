@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autogaze.core.gaze import Gaze
+from autogaze.core.grid import PatchGrid
 from autogaze.decoding.request import PerFrame, make_request
-from autogaze.gaze import Gaze
-from autogaze.grid import PatchGrid
 from autogaze.model import check_video
 from autogaze.selectors.lattice import Lattice
 

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autogaze.core.gaze import Gaze
+from autogaze.core.grid import PatchGrid
 from autogaze.decoding.request import PerFrame
-from autogaze.gaze import Gaze
-from autogaze.grid import PatchGrid
 from autogaze.selectors.difference import DifferenceSelector
 from autogaze.selectors.ranking import open_video
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from autogaze.grid import PatchGrid
+from autogaze.core.grid import PatchGrid
 from autogaze.vit.features import PoolInput
 
 Attend = Callable[..., Tensor]  # (q, k, v, scale=None), each (M, heads, head size) -> the same shape

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from autogaze.grid import PatchGrid
+from autogaze.core.grid import PatchGrid
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autogaze.gaze import Gaze
-from autogaze.grid import PatchGrid
+from autogaze.core.gaze import Gaze
+from autogaze.core.grid import PatchGrid
 from autogaze.vit.family import tower_of
 from autogaze.vit.features import PackedFeatures
 from autogaze.vit.packing import ATTENTION, Layout, PackedIds, packed_attention
@@ -133,7 +133,7 @@ class GazedViT(nn.Module):
     def _check(self, video: Tensor, gaze: Gaze) -> None:
         if video.ndim != 5 or video.shape[2] != 3 or not video.is_floating_point():
             raise ValueError(
-                f"video must be (B, T, 3, H, W) float, got {video.dtype} {tuple(video.shape)}; see autogaze.preprocess"
+                f"video must be (B, T, 3, H, W) float, got {video.dtype} {tuple(video.shape)}; see Preprocessor"
             )
         if video.shape[:2] != gaze.ids.shape[:2]:
             raise ValueError(

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from autogaze.gaze import Gaze
+from autogaze.core.gaze import Gaze
 from autogaze.vit.features import PackedFeatures
 from autogaze.vit.gazed import GazedViT
 from autogaze.vit.packing import LONG_RUN, longest_run

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autogaze.grid import PatchGrid
+from autogaze.core.grid import PatchGrid
 from autogaze.vit import heads
 from autogaze.vit.family import Attend, Tower
 from autogaze.vit.features import PoolInput

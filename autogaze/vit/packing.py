@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autogaze.gaze import Gaze
+from autogaze.core.gaze import Gaze
 
 ATTENTION = ("frame", "block_causal", "joint")
 # Rows of a regular run from which `scaled_dot_product_attention` takes the place of the variable-length kernel. That is

@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from autogaze.grid import PatchGrid
+from autogaze.core.grid import PatchGrid
 
 CUBIC = -0.75  # the cubic convolution constant of torch and OpenCV
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autogaze.grid import PatchGrid
+from autogaze.core.grid import PatchGrid
 
 
 def resize_table(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autogaze.grid import PatchGrid
+from autogaze.core.grid import PatchGrid
 from autogaze.vit.positions import constant, fine_places
 
 

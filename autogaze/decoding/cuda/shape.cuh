@@ -49,7 +49,7 @@ struct Arguments {
     const float *requirements;  // (B, chunk)
     const float *logits;      // (B, K, VOCABULARY) of the frame's first group
     const float *losses;      // (B, K) that the heads predict for it; not read where there are PLACES
-    const float *errors;      // (B, SCALES + 1, PLACES) of the frame; this and the next two: see paste_error.cuh
+    const float *errors;      // (B, SCALES + 1, PLACES) of the frame; this and the next two: see residual.cuh
     const short *tables;      // `Tables`
     const float *strength;    // (1)
     int *pend_ids, *pend_slots;  // (B, K)
@@ -62,7 +62,7 @@ struct Arguments {
     int stops;                // 0: there are no requirements
 };
 
-#include "paste_error.cuh"
+#include "residual.cuh"
 
 struct Shared {
     alignas(16) float x[ROWS][C];                       // residual stream, equal in all blocks
@@ -80,7 +80,7 @@ struct Shared {
     int group[ROWS];
     int row[STATE_COLUMNS];                 // of `state`
     int blocks_of_keys, goes_on;
-    PasteError paste;
+    ResidualMap paste;
     int table[1];                           // of `ring` entries, tokens of every frame; then of every block of keys
                                             // (first token << 6) + tokens: as many as there are
 };

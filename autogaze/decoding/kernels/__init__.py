@@ -5,7 +5,7 @@ over the frames in the window) and `close_layer` (output projection, MLP, and th
 `mix_rows` and `next_layer`, which spread the same work over more processors), then `read_heads` and `choose`. A pass
 is a prefill (the last frame's final group and a frame's visual tokens) or a step (one group of K ids). In the last
 layer only the newest row is computed: nothing else is read from it. Models that know what is wrong with the picture
-(`autogaze.paste_error`) find that out by `find_errors` in a prefill, and end a frame by `look`.
+(`autogaze.network.residual`) find that out by `find_errors` in a prefill, and end a frame by `look`.
 
 Keys live in a ring of frames, (layer, clip, head, frame, token, head_dim), so a window of frames slides without a copy.
 What a pass has to know about a clip stands in `state`, which the kernels keep themselves. A clip that is done with its
@@ -17,7 +17,7 @@ from __future__ import annotations
 from autogaze.decoding.kernels.attention import attend
 from autogaze.decoding.kernels.choice import choose, read_heads
 from autogaze.decoding.kernels.layers import close_layer, mix_rows, next_layer
-from autogaze.decoding.kernels.paste_error import find_errors, look
+from autogaze.decoding.kernels.residual import find_errors, look
 from autogaze.decoding.kernels.rows import open_rows
 from autogaze.decoding.kernels.state import COLUMNS, GROUP_POSITION, PEND_POSITION, TOTAL, VISUAL_POSITION, begin_frame
 

@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from autogaze.decoding.kernels.pairs import load_pair
-from autogaze.decoding.kernels.paste_error import pick_scored
 from autogaze.decoding.kernels.ranking import noisy, ranked, ranked_index
+from autogaze.decoding.kernels.residual import pick_scored
 from autogaze.decoding.kernels.rows import normed, project
 from autogaze.decoding.kernels.state import ACTIVE, GROUPS, PEND_N, ROOM, SLOTS, STEP_OFFSET, TOTAL, follow, overlap
 
@@ -69,7 +69,7 @@ def choose(logits, losses, errors, looked, places, patch_at, strength, taken, st
            PDL: tl.constexpr):
     """Take a group of ids for one clip: no repeats, budget, stop rule; then prepare the clip's next pass.
 
-    Without PLACES the heads alone say what is best and what loss they expect, else see `paste_error`.
+    Without PLACES the heads alone say what is best and what loss they expect, else see `residual_map`.
     """
     overlap(PDL)
     follow(PDL)

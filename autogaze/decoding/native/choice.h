@@ -2,11 +2,11 @@
 #pragma once
 #include "picture.h"
 
-// What is wrong with one frame while its ids are chosen: `FrameError` of autogaze/paste_error.py.
-class FrameError {
+// What is wrong with one frame while its ids are chosen: `FrameResidual` of autogaze/network/residual.py.
+class FrameResidual {
   public:
     // errors: (places, scales + 1). level: (places), kept up to date.
-    FrameError(const Grid& grid, const float* errors, uint8_t* level)
+    FrameResidual(const Grid& grid, const float* errors, uint8_t* level)
         : grid(grid), errors(errors), level(level), now(grid.places()), gains(grid.patches),
           known(grid.patches, -1.f), scores(grid.patches) {
         for (long n = 0; n < grid.places(); n++) now[n] = errors[n * (grid.scales + 1) + level[n]];
@@ -73,7 +73,7 @@ inline int64_t best_of(const float* logits, const std::vector<float>& allowed) {
 // Take the best id of every head of a clip in turn, none twice.
 //   logits: (group, vocabulary); taken: (vocabulary - 1), updated; ids: (group); losses: (group), with `error` only.
 inline void choose_ids(const float* logits, uint8_t* taken, int64_t* ids, int64_t group, int64_t vocabulary,
-                       FrameError* error, float* losses) {
+                       FrameResidual* error, float* losses) {
     std::vector<float> allowed(vocabulary - 1);  // what is added to a logit
     const auto allow = [&](int64_t i) {
         allowed[i] = taken[i] ? -__builtin_inff() : error ? error->score_of(i) : 0.f;

@@ -41,7 +41,7 @@ void autogaze_choose(const float* scores, uint8_t* taken, int64_t* ids, int64_t 
             continue;
         }
         const long places = grid->places();
-        FrameError error(*grid, errors + clip * places * (grid->scales + 1), level + clip * places);
+        FrameResidual error(*grid, errors + clip * places * (grid->scales + 1), level + clip * places);
         choose_ids(scores, taken, ids, group, vocabulary, &error, losses + clip * group);
     }
 }
@@ -49,7 +49,7 @@ void autogaze_choose(const float* scores, uint8_t* taken, int64_t* ids, int64_t 
 // Errors (clips, places, scales + 1) of frames and canvases (clips, 3, H, W).
 void autogaze_errors(const Grid* grid, int64_t clips, const float* frames, const float* canvases,
                      float* errors) {
-    with_pixels(grid->place_px, [&](auto pixels) {
+    with_pixels(grid->cell_px, [&](auto pixels) {
         for (int64_t clip = 0; clip < clips; clip++)
             find_errors<decltype(pixels)::value>(*grid, frames + clip * grid->pixels(),
                                                  canvases + clip * grid->pixels(),
@@ -61,7 +61,7 @@ void autogaze_errors(const Grid* grid, int64_t clips, const float* frames, const
 void autogaze_look(const Grid* grid, int64_t clips, const float* frames, const int64_t* ids, const uint8_t* chosen,
                    int64_t count, float* canvases) {
     std::vector<uint8_t> looked(grid->patches), level(grid->places());
-    with_pixels(grid->place_px, [&](auto pixels) {
+    with_pixels(grid->cell_px, [&](auto pixels) {
         for (int64_t clip = 0; clip < clips; clip++) {
             std::fill(looked.begin(), looked.end(), 0);
             for (int64_t i = clip * count; i < (clip + 1) * count; i++)

@@ -1,4 +1,4 @@
-// What is wrong with the picture of a frame, and what looks leave of a frame: `PasteError` of autogaze/paste_error.py.
+// What is wrong with the picture of a frame, and what looks leave of a frame: `ResidualMap` of autogaze/network/residual.py.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -8,7 +8,7 @@
 
 // Mirrored by `Grid` in autogaze/decoding/native_error.py.
 struct Grid {
-    int64_t side, place_px;        // places in a row of a frame, pixels in a row of a place
+    int64_t side, cell_px;        // places in a row of a frame, pixels in a row of a place
     int64_t scales, patches;
     const int64_t* blocks;         // (scales) pixels in a row of a block whose mean a look at a scale leaves
     const int32_t* patch_at;       // (scales, side x side) the patch that a place lies in
@@ -17,7 +17,7 @@ struct Grid {
     double held, most_held;        // what a held place counts with: share of an error at least, times its own at most
 
     long places() const { return side * side; }
-    long row() const { return side * place_px; }          // pixels
+    long row() const { return side * cell_px; }          // pixels
     long pixels() const { return row() * row(); }         // of a frame
 };
 

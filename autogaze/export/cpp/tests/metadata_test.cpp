@@ -90,7 +90,7 @@ TEST(an_engine_file_reads_back_and_is_refused_when_cut_or_changed) {
 }
 
 TEST(a_file_that_python_wrote_is_read) {
-  const char* path = std::getenv("AUTOGAZE_ENGINE_FILE");  // set by tests/test_export_cpp.py
+  const char* path = std::getenv("AUTOGAZE_ENGINE_FILE");  // set by tests/export/test_cpp.py
   if (path == nullptr) return;
   const EngineFile file = read_engine_file(path);
   const Metadata metadata = read_metadata(file.properties, path);

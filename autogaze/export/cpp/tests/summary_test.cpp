@@ -29,7 +29,7 @@ TEST(the_summary_counts_by_scale) {
 
 TEST(text_is_quoted) { EQUAL(quoted("a\\\n"), std::string("\"a\\\\\\u000a\"")); }
 
-// A text file that tests/test_export_cpp.py writes: name, codec, width, height, fps, frames; scales; patch; ids a frame.
+// A text file that tests/export/test_cpp.py writes: name, codec, width, height, fps, frames; scales; patch; ids a frame.
 TEST(a_summary_for_python_to_compare) {
   const char* path = std::getenv("AUTOGAZE_GAZES");
   if (path == nullptr) return;

@@ -1,0 +1,86 @@
+"""`autogaze VERB ...`: each verb lives with its subject and is imported only when it is asked for.
+
+A verb's module has `add_arguments(parser)` and `run(args) -> int`. A user's mistake is one line on stderr and exit
+code 2; results go to stdout, words to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS = {  # verb: (module, one line of help)
+    "train": ("autogaze.cli.train", "train reconstructor, labels, pretraining and RL on a folder of videos"),
+    "gaze": ("autogaze.cli.gaze", "look at videos: overlay, arrays, summary"),
+    "export": ("autogaze.cli.export", "write a checked ONNX or TensorRT file"),
+    "evaluate": ("autogaze.cli.evaluate", "reconstruction loss against ratio, beside other selectors"),
+    "gallery": ("autogaze.cli.gallery", "still pictures of where the gaze goes, for many videos at once"),
+    "info": ("autogaze.cli.info", "say what a checkpoint, ONNX file or engine is, or whether gazing pays for a ViT"),
+    "demo": ("autogaze.cli.demo", "try it in a browser: upload a video or use the webcam"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _parse(arguments)
+        return int(args.run(args))
+    except BrokenPipeError:  # the reader of stdout went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError) as error:
+        print(f"autogaze: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("autogaze: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Arguments of a verb. Its key=value words may stand anywhere: argparse takes only the first ones in a row."""
+    parser = _parser(arguments)
+    args, rest = parser.parse_known_args(arguments)
+    takes = hasattr(args, "settings")
+    strange = [word for word in rest if word.startswith("-") or "=" not in word or not takes]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if rest:
+        args.settings = [*args.settings, *rest]
+    return args
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser, with the arguments of the one verb that is named."""
+    parser = argparse.ArgumentParser(prog="autogaze", description="Choose where in a video to look, before a ViT does.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    named = next((word for word in arguments if not word.startswith("-")), None)
+    for verb, (module, line) in VERBS.items():
+        sub = verbs.add_parser(verb, help=line, description=line[0].upper() + line[1:] + ".")
+        if verb == named:
+            command = importlib.import_module(module)
+            command.add_arguments(sub)
+            sub.set_defaults(run=command.run)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(version("autogaze"))
+        parser.exit()
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

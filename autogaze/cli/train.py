@@ -1,0 +1,66 @@
+"""`autogaze train`: from a folder of videos to a model."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import sys
+from pathlib import Path
+
+from autogaze.training.recipes import CALIBRATE, PRESETS, STAGES, load_recipes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stage",
+        choices=("all", *STAGES, CALIBRATE),
+        default="all",
+        help="which stage to run, or calibrate: fit the stop rule of the newest model again and write "
+        "RUN/model (default: all)",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="tiny",
+        help="tiny: 2 CPU cores, 10 minutes; base: the published size, a GPU (default: tiny)",
+    )
+    parser.add_argument("--config", type=Path, help="YAML recipe: flat for one stage, or one section a stage")
+    parser.add_argument(
+        "--data",
+        help="folder of videos and photos, flat or with train/ and val/ (default: scenes rendered into the run)",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on where the run stopped, and skip finished stages")
+    parser.add_argument("--algorithm", choices=("grpo", "ppo"), help="of the rl stage (default: grpo)")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON on the last line of stdout")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="change a recipe: pretrain.learning_rate=1e-3, or max_minutes=5 for every stage",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; see `autogaze train --help`."""
+    stages = STAGES if args.stage == "all" else (args.stage,)
+    settings = list(args.settings) + ([f"rl.algorithm={args.algorithm}"] if args.algorithm else [])
+    recipes = load_recipes(args.preset, args.config, settings, ("pretrain",) if stages == (CALIBRATE,) else stages)
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out must be a folder, {args.out} is a file")
+    from autogaze.pipeline.run import train  # Lightning takes seconds to import: check the words first
+
+    try:
+        summary = train(stages, recipes, args.data, args.out, args.resume)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"no space left on the disk of {args.out}: the last checkpoint is intact; make room and go on with --resume"
+        ) from error
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        print(f"run: {args.out}", file=sys.stderr)
+    return 0

@@ -1,0 +1,1 @@
+"""Videos, photos and cameras: reading, writing, preprocessing, rendered scenes."""

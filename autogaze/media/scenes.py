@@ -1,0 +1,223 @@
+"""Scenes that the project renders itself: textured worlds with cameras panning and objects moving.
+
+They replace videos where none may be downloaded or redistributed: the demo, examples, pictures in the documentation,
+tests. A seed, a size and a kind give the same pixels on every run.
+
+    python -m autogaze.media.scenes OUT --clips 24    writes OUT/train/*.mp4 and OUT/val/*.mp4
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from autogaze.media.video import write_video
+
+KINDS = ("pan", "object", "handheld", "zoom", "cut", "flicker", "static")
+
+
+def render_scene(
+    seed: int, frames: int = 16, size: tuple[int, int] = (224, 224), kind: str | None = None
+) -> np.ndarray:
+    """Render one clip.
+
+    Args:
+        seed: names the scene.
+        frames: how many, at the speed of a 12 frames/s video.
+        size: (height, width) in pixels.
+        kind: one of `KINDS`; by default the seed chooses. "pan" moves the camera, "object" moves things before a
+            still camera, "handheld" does both, "zoom" nears, "cut" changes the scene once, "flicker" changes the
+            light, "static" stays as it is.
+
+    Returns:
+        (frames, height, width, 3) uint8 RGB.
+
+    Raises:
+        ValueError: on an unknown kind, no frames, or an empty size.
+    """
+    if frames < 1 or min(size) < 1:
+        raise ValueError(f"a scene needs at least one frame and one pixel, got {frames} frames of {size}")
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    rng = np.random.default_rng([seed, 0])
+    kind = kind or KINDS[int(rng.integers(len(KINDS)))]
+    if kind == "cut":
+        first = int(rng.integers(1, frames)) if frames > 1 else 1
+        parts = [
+            render_scene(seed * 2 + 1_000_003 + k, n, size, ("object", "pan")[k])
+            for k, n in enumerate((first, frames - first))
+            if n
+        ]
+        return np.concatenate(parts)
+    world, camera, things = _world(rng, size), _camera(rng, kind, frames), _things(rng, kind, size)
+    light = 1 + 0.3 * np.sin(np.arange(frames) * rng.uniform(0.5, 1.5)) if kind == "flicker" else np.ones(frames)
+    return np.stack([_frame(world, camera[t], things, t, size, light[t]) for t in range(frames)])
+
+
+def write_scenes(
+    folder: str | Path,
+    clips: int = 24,
+    frames: int = 32,
+    size: tuple[int, int] = (224, 224),
+    fps: float = 12.0,
+    seed: int = 0,
+    share_val: float = 0.2,
+) -> dict[str, int]:
+    """Render clips into `folder`/train and `folder`/val; returns how many went where.
+
+    Kinds take turns, and every val clip is of another seed than any train clip.
+    """
+    held_out = max(1, round(clips * share_val)) if clips > 1 else 0
+    counts = {"train": 0, "val": 0}
+    for k in range(clips):
+        split = "val" if k < held_out else "train"
+        kind = KINDS[k % len(KINDS)]
+        scene = render_scene(seed + k, frames, size, kind)
+        write_video(Path(folder) / split / f"{kind}-{seed + k:04d}.mp4", scene, fps)
+        counts[split] += 1
+    return counts
+
+
+@dataclass(frozen=True, eq=False)
+class _Thing:
+    """A textured shape on its way over the frame."""
+
+    picture: np.ndarray  # (h, w, 3) uint8
+    cover: np.ndarray  # (h, w, 1) float32 in [0, 1]
+    start: tuple[float, float]  # pixels (x, y) of its centre
+    speed: tuple[float, float]  # pixels a frame
+
+
+def _world(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """A textured picture with shapes in it, twice as large as a frame."""
+    height, width = size[0] * 2, size[1] * 2
+    world = _texture(rng, height, width)
+    for _ in range(int(rng.integers(6, 16))):
+        centre = rng.uniform(0, 1, 2) * (width, height)
+        extent = rng.uniform(0.04, 0.2) * min(height, width)
+        cover = _shape(rng, height, width, centre, extent)
+        world = _blend(world, _texture(rng, height, width), cover)
+    return world
+
+
+def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Noise of several octaves between two colours, with stripes or squares half of the time."""
+    noise = np.zeros((height, width), np.float32)
+    roughness = rng.uniform(0.35, 0.75)
+    for octave in range(6):
+        cells = 3 * 2**octave
+        grid = rng.standard_normal((cells, cells)).astype(np.float32)
+        noise += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) * roughness**octave
+    if rng.random() < 0.4:
+        y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+        angle, period = rng.uniform(0, np.pi), rng.uniform(0.03, 0.15) * min(height, width)
+        wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / max(period, 2.0))
+        noise += np.sign(wave) * rng.uniform(0.3, 1.0)
+    mix = (1 / (1 + np.exp(-noise)))[..., None]
+    grey, hue = rng.uniform(30, 225, (2, 1)), rng.uniform(-60, 60, (2, 3))  # muted, as the world mostly is
+    low, high = (grey + hue).clip(0, 255).astype(np.float32)
+    return (low + (high - low) * mix).astype(np.uint8)
+
+
+def _shape(rng: np.random.Generator, height: int, width: int, centre: np.ndarray, extent: float) -> np.ndarray:
+    """(height, width, 1) cover of a disc or a polygon, with soft edges."""
+    cover = np.zeros((height, width), np.uint8)
+    if rng.random() < 0.4:
+        cv2.circle(cover, (int(centre[0]), int(centre[1])), max(1, int(extent)), 255, -1, cv2.LINE_AA)
+    else:
+        corners = int(rng.integers(3, 8))
+        angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
+        radius = extent * rng.uniform(0.6, 1.3, corners)
+        points = centre + np.stack([np.cos(angles), np.sin(angles)], -1) * radius[:, None]
+        cv2.fillPoly(cover, [np.round(points).astype(np.int32)], 255, cv2.LINE_AA)
+    return cover[..., None].astype(np.float32) / 255
+
+
+def _blend(below: np.ndarray, above: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    return (below + (above.astype(np.float32) - below) * cover).astype(np.uint8)
+
+
+def _camera(rng: np.random.Generator, kind: str, frames: int) -> np.ndarray:
+    """(frames, 3): x and y of the view's centre in frame sizes, and its zoom."""
+    t = np.arange(frames)
+    path = np.zeros((frames, 3))
+    path[:, 2] = 1.0
+    if kind in ("pan", "handheld"):
+        angle, step = rng.uniform(0, 2 * np.pi), rng.uniform(0.008, 0.03)
+        for axis, direction in enumerate((np.cos(angle), np.sin(angle))):
+            path[:, axis] = _bounce(t * step * direction, 0.45)
+    if kind == "handheld":
+        path[:, :2] += np.cumsum(rng.normal(0, 0.004, (frames, 2)), 0).clip(-0.04, 0.04)
+    if kind == "zoom":
+        path[:, 2] = 1 + _bounce(t * rng.uniform(0.015, 0.04), 0.8)
+    return path
+
+
+def _things(rng: np.random.Generator, kind: str, size: tuple[int, int]) -> list[_Thing]:
+    height, width = size
+    things = []
+    for _ in range(int(rng.integers(1, 4)) if kind in ("object", "handheld") else 0):
+        extent = rng.uniform(0.07, 0.18) * min(height, width)
+        side = max(3, int(extent * 3))
+        cover = _shape(rng, side, side, np.array([side / 2, side / 2]), extent)
+        angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.01, 0.05) * min(height, width)
+        start = (float(rng.uniform(0.1, 0.9) * width), float(rng.uniform(0.1, 0.9) * height))
+        velocity = (float(np.cos(angle) * speed), float(np.sin(angle) * speed))
+        things.append(_Thing(_texture(rng, side, side), cover, start, velocity))
+    return things
+
+
+def _frame(
+    world: np.ndarray, view: np.ndarray, things: Sequence[_Thing], t: int, size: tuple[int, int], light: float
+) -> np.ndarray:
+    height, width = size
+    x, y, zoom = view
+    centre = (world.shape[1] / 2 + x * width, world.shape[0] / 2 + y * height)
+    matrix = np.array([[1 / zoom, 0, centre[0] - width / 2 / zoom], [0, 1 / zoom, centre[1] - height / 2 / zoom]])
+    frame = cv2.warpAffine(
+        world, matrix, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
+    )
+    for thing in things:
+        side = thing.cover.shape[0]
+        place = [
+            side / 2 * -1 + _wrap(start + speed * t, length, side)
+            for start, speed, length in zip(thing.start, thing.speed, (width, height), strict=True)
+        ]
+        move = np.array([[1, 0, place[0]], [0, 1, place[1]]])
+        cover = cv2.warpAffine(thing.cover, move, (width, height))[..., None]
+        frame = _blend(frame, cv2.warpAffine(thing.picture, move, (width, height)), cover)
+    return frame if light == 1 else np.clip(frame * light, 0, 255).astype(np.uint8)
+
+
+def _bounce(path: np.ndarray, limit: float) -> np.ndarray:
+    """Fold a straight path into [-limit, limit]."""
+    return np.abs((path + limit) % (4 * limit) - 2 * limit) * -1 + limit
+
+
+def _wrap(place: float, length: int, margin: int) -> float:
+    """Leave on one side, come back on the other."""
+    return (place + margin) % (length + 2 * margin) - margin
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m autogaze.media.scenes", description="Render clips to train on.")
+    parser.add_argument("out", type=Path, help="folder to make train/ and val/ in")
+    parser.add_argument("--clips", type=int, default=24, help="how many (default 24)")
+    parser.add_argument("--frames", type=int, default=32, help="frames a clip (default 32)")
+    parser.add_argument("--height", type=int, default=224, help="pixels (default 224)")
+    parser.add_argument("--width", type=int, default=224, help="pixels (default 224)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first clip (default 0)")
+    args = parser.parse_args(argv)
+    counts = write_scenes(args.out, args.clips, args.frames, (args.height, args.width), seed=args.seed)
+    print(f"{args.out}: {counts['train']} clips to train, {counts['val']} to validate", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

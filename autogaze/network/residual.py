@@ -1,0 +1,210 @@
+"""What is still wrong with the picture that a gaze gives of a frame: place by place, from pixels alone.
+
+The decoder's heads read one state a group, in which the places of a frame must share 192 numbers: it learns soon
+whether to look coarsely or finely, and very slowly exactly where, or how much is left to be seen. Pixels say both. A
+canvas holds the last known pixels of every place, as `autogaze.selectors.canvas` does, but grey: three colours tell the
+loss hardly better than their mean (docs/log.md), at three times the work. A place's error is how far the canvas is from
+the frame, in absolute values and in steps between neighbours, with the weights that tell the judge's loss best. From
+that follow:
+
+- *scores* of patches, added to what every head says: the logarithm of the error that a look would take away, over and
+  above the ids chosen before in the frame;
+- *the predicted loss* before every id: the mean error of the frame's places. It replaces the published loss head.
+  The judge believes what a place showed some frames ago less than what it shows now, the less the finer it is; so a
+  place that is only held counts with no less than a share of what is wrong after a look one scale above the finest.
+  Where hardly anything has changed the judge sees that too: it counts with at most four times what is wrong.
+
+A look at a coarse scale is taken to leave the means of blocks of 2, 4 or 8 pixels: what the patch resolves, rounded to
+a power of two so that blocks fill places. Within a frame the finest look at a place counts, and a later frame's look
+replaces whatever was there.
+
+Not in arXiv:2603.12254; published checkpoints have none of it and decode as they did.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autogaze.core.grid import PatchGrid
+
+NEVER = 0  # level of a place that nobody has looked at; scale k of the grid is level k + 1
+LEAST_GAIN = 1e-5  # a patch that takes away less of a frame's loss than this scores as if it took away this much
+STALE_FLOOR = 0.4  # that share; 0.35 to 0.5 tell the losses of validation clips alike (docs/log.md)
+STALE_CAP = 4.0  # times what is wrong
+L1, STEPS, STRENGTH = 1.25, 0.25, 8.0  # of new models; the first two tell the loss of validation clips
+
+
+class ResidualMap(nn.Module):
+    """Errors of places, and what looks would take away.
+
+    Args:
+        grid: a square grid.
+        side: places in a row of a frame.
+        cell_px: side of a place in pixels, a power of two.
+    """
+
+    def __init__(self, grid: PatchGrid, side: int, cell_px: int) -> None:
+        super().__init__()
+        if cell_px & (cell_px - 1):
+            raise ValueError(f"residual_map needs patches whose side is a power of two, got patch_size {cell_px}")
+        self.side, self.cell_px = side, cell_px
+        finest = grid.scales[-1]
+        self.blocks = tuple(min(cell_px, 1 << round(math.log2(finest / scale))) for scale in grid.scales)
+        # Of absolute differences and of steps, not negative; fitted (`autogaze.stop_rule.loss_head`), never trained:
+        # two numbers that squared errors of hard clips would pull about.
+        self.weight = nn.Parameter(torch.tensor([L1, STEPS]), requires_grad=False)
+        self.strength = nn.Parameter(torch.tensor(STRENGTH))  # of the scores
+        self.counts = grid.patches_per_scale
+        self.cover: Tensor
+        self.share: Tensor
+        table = patch_at(grid, side)  # (scales, N)
+        cover = torch.zeros(grid.patches_per_frame, side**2, dtype=torch.uint8)
+        for k, patches in enumerate(table):
+            cover[patches, torch.arange(side**2)] = k + 1
+        self.register_buffer("cover", cover, persistent=False)  # (P, N) level of a patch at the places in it, else 0
+        self.register_buffer("share", (cover > 0).float().t() / side**2, persistent=False)  # (N, P)
+
+    def open(self, frame: Tensor) -> Tensor:
+        """The canvas (B, 1, H, W) of clips that begin with a frame: mid-grey, nothing is known."""
+        return torch.zeros_like(frame)
+
+    def begin(self, frame: Tensor, canvas: Tensor) -> FrameResidual:
+        """What is wrong with frames (B, 1, H, W) before anything is chosen in them."""
+        errors = self.errors(frame, canvas)
+        return FrameResidual(self, errors, torch.full_like(errors[..., 0], NEVER, dtype=torch.uint8))
+
+    def look(self, canvas: Tensor, frame: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
+        """The canvas after a look at frames (B, 1, H, W): ids and chosen (B, K)."""
+        level = self.levels(ids, chosen).amax(-2) if ids.shape[-1] else None
+        if level is None:
+            return canvas
+        level = level.unflatten(-1, (1, self.side, self.side))
+        level = level.repeat_interleave(self.cell_px, -1).repeat_interleave(self.cell_px, -2)  # (B, 1, H, W)
+        for k, block in enumerate(self.blocks):
+            canvas = torch.where(level == k + 1, blurred(frame, block), canvas)
+        return canvas
+
+    def along(self, frames: Tensor, ids: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """What decoding knows along gazes (B, T, K) of clips (B, T, 1, H, W).
+
+        Returns:
+            scores (B, T, K, P) float32 at each slot, and the losses (B, T, K) float32 predicted after each slot.
+        """
+        levels = self.levels(ids, chosen).cummax(dim=2).values
+        errors = self._weighed(self.features_along(frames, ids, chosen))  # (B, T, N, scales + 1)
+        before = F.pad(levels, (0, 0, 1, 0))[:, :, :-1]
+        wide = errors[:, :, None].expand(*levels.shape, -1)
+        return self.scores(wide, before), predicted_loss(wide, levels)
+
+    def features_along(self, frames: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
+        """`features` (B, T, N, scales + 1, 2) of all frames of clips whose gazes (B, T, K) are known."""
+        canvas, found = self.open(frames[:, 0]), []
+        for t in range(frames.shape[1]):
+            found.append(self.features(frames[:, t], canvas))
+            canvas = self.look(canvas, frames[:, t], ids[:, t], chosen[:, t])
+        return torch.stack(found, dim=1)
+
+    def errors(self, frame: Tensor, canvas: Tensor) -> Tensor:
+        """What is wrong with each place as the canvas is, and after a look at each scale: (B, N, scales + 1)."""
+        return self._weighed(self.features(frame, canvas))
+
+    def _weighed(self, features: Tensor) -> Tensor:
+        """Errors (...) float32 of their features (..., 2), under autocast too."""
+        return (features * self.weight.float().clamp(min=0)).sum(-1)
+
+    def features(self, frame: Tensor, canvas: Tensor) -> Tensor:
+        """What `errors` are made of, (B, N, scales + 1, 2): of the difference in each place the mean absolute value,
+        and the mean absolute step to the next pixel in a row, plus that in a column, within the place."""
+        with torch.autocast(frame.device.type, enabled=False):
+            frame = frame.float()
+            pictures = [canvas.float(), *(blurred(frame, block) for block in self.blocks)]
+            found = []
+            for picture in pictures:
+                d = (frame - picture).unflatten(-1, (self.side, -1)).unflatten(-3, (self.side, -1))
+                steps = d.diff(dim=3).abs().mean((1, 3, 5)) + d.diff(dim=5).abs().mean((1, 3, 5))
+                found.append(torch.stack([d.abs().mean((1, 3, 5)), steps], -1).flatten(1, 2))  # (B, N, 2)
+            return torch.stack(found, dim=2)
+
+    def levels(self, ids: Tensor, chosen: Tensor) -> Tensor:
+        """(..., K, N) uint8: the level at which each id looks at each place, `NEVER` where it does not; k + 1 is a
+        look at scale k."""
+        return self.cover[ids] * chosen[..., None]
+
+    def gains(self, errors: Tensor, level: Tensor) -> Tensor:
+        """What each patch would take away of the mean error of the frame's places: (..., P) float32.
+
+        Args:
+            errors: (..., N, scales + 1), of `errors`.
+            level: (..., N) uint8, of the finest look at each place in this frame; coarser ones change nothing there.
+        """
+        now = residual_at_level(errors, level)
+        taken = [
+            (now - errors[..., k + 1]).masked_fill(level > k, 0.0) @ share.to(errors.dtype)
+            for k, share in enumerate(self.share.split(self.counts, dim=1))
+        ]
+        return torch.cat(taken, dim=-1)
+
+    def scores(self, errors: Tensor, level: Tensor) -> Tensor:
+        """What is added to the logits of patches: (..., P) float32. Arguments as of `gains`."""
+        with torch.autocast(errors.device.type, enabled=False):
+            return self.strength.float() * (self.gains(errors, level).clamp(min=0) + LEAST_GAIN).log()
+
+
+@dataclass(eq=False)
+class FrameResidual:
+    """What is wrong with frames while their ids are chosen, one after the other."""
+
+    rule: ResidualMap
+    errors: Tensor  # (B, N, scales + 1) float32
+    level: Tensor  # (B, N) uint8, of the finest look at each place in this frame
+
+    def clip(self, i: int) -> FrameResidual:
+        """Of one clip, by itself."""
+        return FrameResidual(self.rule, self.errors[i : i + 1], self.level[i : i + 1])
+
+    def predicted_loss(self) -> Tensor:
+        """The predicted loss (B,) float32 of what is chosen so far."""
+        return predicted_loss(self.errors, self.level)
+
+    def scores(self) -> Tensor:
+        """(B, P) float32, added to the logits of the next id."""
+        return self.rule.scores(self.errors, self.level)
+
+    def take(self, ids: Tensor) -> None:
+        """Choose one more id (B,) in each frame."""
+        self.level = torch.maximum(self.level, self.rule.cover[ids])
+
+
+def residual_at_level(errors: Tensor, level: Tensor) -> Tensor:
+    """(..., N): of errors (..., N, scales + 1) those of each place's level (..., N)."""
+    return errors.gather(-1, level[..., None].long()).squeeze(-1)
+
+
+def predicted_loss(errors: Tensor, level: Tensor) -> Tensor:
+    """The predicted loss (...): of errors (..., N, scales + 1) the mean of those of each place's level (..., N)."""
+    now = residual_at_level(errors, level)
+    held = now.maximum((STALE_FLOOR * errors[..., -2]).minimum(STALE_CAP * now))
+    return torch.where(level == NEVER, held, now).mean(-1)
+
+
+def blurred(frame: Tensor, block: int) -> Tensor:
+    """Frames (..., H, W) as means of blocks of so many pixels."""
+    if block == 1:
+        return frame
+    parts = frame.unflatten(-1, (-1, block)).unflatten(-3, (-1, block))
+    return parts.mean((-3, -1), keepdim=True).expand_as(parts).flatten(-2).flatten(-3, -2)
+
+
+def patch_at(grid: PatchGrid, side: int) -> Tensor:
+    """(scales, side * side) int64: the patch of each scale in which the centre of each place lies."""
+    tables = []
+    for offset, (rows, columns) in zip(grid.offsets, grid.sides, strict=True):
+        twice = 2 * torch.arange(side) + 1
+        row, column = twice * rows // (2 * side), twice * columns // (2 * side)
+        tables.append(offset + (row[:, None] * columns + column).flatten())
+    return torch.stack(tables)

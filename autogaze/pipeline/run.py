@@ -1,0 +1,126 @@
+"""The whole of `autogaze train`: stages in order, then calibration, the model to use, and what was learned."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from autogaze.files import write_json
+from autogaze.model import AutoGaze
+from autogaze.pipeline.samplings import RunSamplings
+from autogaze.pipeline.stages import (
+    WEIGHTS,
+    Run,
+    device,
+    make_labels,
+    pretrain,
+    set_aside,
+    train_reconstructor,
+    train_rl,
+    untrained,
+)
+from autogaze.pipeline.summary import RATIO, Summary, mean_loss, summarise
+from autogaze.pretrain.judge import Judge
+from autogaze.stop_rule.calibration import calibrate
+from autogaze.training.data.sources import resolve
+from autogaze.training.recipes import CALIBRATE, PretrainRecipe, Recipes
+from autogaze.training.trainer import quiet_lightning
+
+WAYS: dict[str, Callable[[Run], Any]] = {
+    "reconstructor": train_reconstructor,
+    "labels": make_labels,
+    "pretrain": pretrain,
+    "rl": train_rl,
+}
+
+
+def train(stages: Sequence[str], recipes: Recipes, data: str | None, out: Path, resume: bool) -> dict[str, Any]:
+    """Run stages and sum up.
+
+    Args:
+        stages: in order; or CALIBRATE alone, which trains nothing.
+        recipes: of all stages.
+        data: folder, or None or "scenes" for rendered scenes.
+        out: folder of the run.
+        resume: go on with stages that are not over; otherwise each stage starts anew, and what an earlier one left
+            is set aside.
+
+    Returns:
+        What `RUN/summary.json` holds.
+    """
+    quiet_lightning()
+    run = Run(out, resolve(data, out), recipes, resume)
+    out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
+    for stage in (stage for stage in stages if stage in WAYS):
+        if not resume:
+            set_aside(run.labels if stage == "labels" else run.stage(stage))
+        print(f"autogaze: stage {stage}", file=sys.stderr)
+        begun = time.monotonic()
+        result = WAYS[stage](run)
+        results[stage] = {**asdict(result), "this_call_minutes": round((time.monotonic() - begun) / 60, 2)}
+    trained = any((run.stage(stage) / WEIGHTS).is_file() for stage in ("pretrain", "rl"))  # PPO leaves no model
+    if CALIBRATE in stages and not trained:
+        run.needs("pretrain")
+    if trained and {"pretrain", "rl", CALIBRATE} & set(stages):
+        results |= finish(run)
+    return _record(run, results)
+
+
+def finish(run: Run) -> dict[str, Any]:
+    """Calibrate the best trained model, write RUN/model, and compare it with what it must beat."""
+    recipe = run.recipes.pretrain
+    judge = run.judge().to(device())
+    clips = RunSamplings(run, recipe)
+    models = {"untrained": untrained(recipe)}
+    for stage, name in (("pretrain", "NTP"), ("rl", "NTP+RL")):
+        if (run.stage(stage) / WEIGHTS).is_file():
+            models[name] = AutoGaze.from_pretrained(run.stage(stage))
+    models = {name: model.to(device()).eval() for name, model in models.items()}
+    summary = summarise(models, judge, clips.held_out.spread.clips)
+    trained = [name for name in models if name != "untrained"] or ["untrained"]
+    best = min(trained, key=lambda name: summary.reconstruction_loss[name])  # few steps of RL can end worse than NTP
+    calibrated(models[best], judge, clips, recipe).save_pretrained(run.model)
+    print(summary.lines(), file=sys.stderr)
+    return {"val": _named(summary, best)}
+
+
+def calibrated(model: AutoGaze, judge: Judge, clips: RunSamplings, recipe: PretrainRecipe) -> AutoGaze:
+    """The model with its stop rule calibrated, and with the loss that RATIO reaches on average as its requirement.
+
+    A loss head tells the losses of clips that it learned from too well. The paste error is computed from pixels, with
+    two weights: it has learned nothing by heart, so that training clips tell as much of it as held-out ones do.
+    """
+    data = clips.held_out
+    reached = mean_loss(judge, data.spread.clips, lambda video: model.generate(video, gazing_ratio=RATIO))
+    if model.residual_map is not None:
+        data += clips.learned_from(recipe.calibration_clips)
+    calibrate(
+        model,
+        judge,
+        [sampling for sampling in (data.spread, data.closer) if sampling.clips],
+        recipe.calibration_thresholds,
+    )
+    model.config = replace(model.config, task_loss_requirement=round(reached, 4))
+    return model
+
+
+def _named(summary: Summary, best: str) -> dict[str, Any]:
+    """The summary as plain data; `trained` is the model that was kept."""
+    data = asdict(summary)
+    data["reconstruction_loss"]["trained"] = data["reconstruction_loss"][best]
+    return data
+
+
+def _record(run: Run, results: dict[str, Any]) -> dict[str, Any]:
+    """Add this call's results to RUN/summary.json."""
+    path = run.folder / "summary.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    summary = {**earlier, **results, "model": str(run.model)}
+    write_json(path, summary)
+    return summary

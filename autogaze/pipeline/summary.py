@@ -1,0 +1,71 @@
+"""What a run learned: reconstruction loss at one ratio on held-out clips, for each stage and what it must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autogaze.core.gaze import Gaze
+from autogaze.model import AutoGaze
+from autogaze.pretrain.judge import Judge
+from autogaze.selectors import make_selector
+
+RATIO = 0.1
+WITHOUT_NETWORK = ("random", "difference")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean reconstruction loss on the val split; lower is better."""
+
+    gazing_ratio: float
+    clips: int
+    reconstruction_loss: dict[str, float]  # of the trained model, its earlier stages, and selectors
+    dense: float  # of looking at everything: nothing can be better
+
+    def lines(self) -> str:
+        """A small table."""
+        rows = [f"reconstruction loss at gazing ratio {self.gazing_ratio} on {self.clips} held-out clips"]
+        width = max(map(len, self.reconstruction_loss))
+        rows += [
+            f"  {name:<{width}}  {loss:.4f}"
+            for name, loss in sorted(self.reconstruction_loss.items(), key=lambda item: item[1])
+        ]
+        return "\n".join([*rows, f"  {'(everything)':<{width}}  {self.dense:.4f}"])
+
+
+def summarise(models: Mapping[str, AutoGaze], judge: Judge, clips: Sequence[Tensor], ratio: float = RATIO) -> Summary:
+    """Compare models, and selectors without a network, on the same clips.
+
+    Args:
+        models: name -> model, on the device of the clips.
+        judge: tells the loss.
+        clips: batches (B, T, 3, H, W) float.
+        ratio: gazing ratio of every frame.
+    """
+    grid = judge.reconstructor.grid
+    random = torch.Generator().manual_seed(0)
+    select: dict[str, Callable[[Tensor], Gaze]] = {
+        name: lambda video, model=model: model.generate(video, gazing_ratio=ratio) for name, model in models.items()
+    }
+    for name in WITHOUT_NETWORK:
+        chooser = make_selector(name, grid)
+        select[name] = lambda video, chooser=chooser: chooser(video, ratio, random)
+    losses = {name: mean_loss(judge, clips, way) for name, way in select.items()}
+    everything = mean_loss(
+        judge,
+        clips,
+        lambda video: Gaze.from_patch_mask(
+            torch.ones(*video.shape[:2], grid.patches_per_frame, dtype=torch.bool, device=video.device), grid
+        ),
+    )
+    return Summary(ratio, sum(map(len, clips)), losses, everything)
+
+
+def mean_loss(judge: Judge, clips: Sequence[Tensor], select: Callable[[Tensor], Gaze]) -> float:
+    """Mean over clips and frames of the loss of what `select` chooses."""
+    losses = [judge.losses(video, select(video)).mean(1) for video in clips]
+    return float(torch.cat(losses).mean())

@@ -1,0 +1,1 @@
+"""What people look at: overlays, the HTML report, where gazing pays."""

@@ -1,0 +1,1 @@
+"""Machinery that every kind of training shares: recipes, trainer, callbacks, processes, data."""

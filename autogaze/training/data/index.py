@@ -1,0 +1,193 @@
+"""The index of a data folder: every video and photo in it, what it is, and which split it belongs to.
+
+A file under a folder named train, val or test belongs to that split. Any other is put into one by its content (90 %
+train, 5 % val, 5 % test), so that copies of a file never fall into two splits. A file that cannot be read is left out
+by name, with the reason, and never replaced by another.
+
+`clips.parquet` keeps the index: a file whose name, size and time of change are known is not opened again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from autogaze.files import atomic_path
+from autogaze.media.video import probe, read_chunks
+
+import cv2  # isort: skip  (after autogaze.media.video, which sets OpenCV's log level)
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SPLITS = ("train", "val", "test")
+HASHED_BYTES = 1 << 20  # from the start and from the end of a file
+THREADS = 16  # OpenCV decodes outside the interpreter's lock
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClipFile:
+    """One readable file."""
+
+    name: str  # path relative to the folder, with forward slashes
+    kind: str  # "video" | "photo"
+    split: str  # "train" | "val" | "test"
+    frames: int  # 1 for a photo
+    fps: float  # 0 for a photo
+    duration_s: float
+    width: int  # pixels
+    height: int  # pixels
+    size_bytes: int
+    changed_ns: int  # time of the file's last change
+    hash: str  # BLAKE2 of the size and of the first and last MiB
+
+
+@dataclass(frozen=True)
+class ClipIndex:
+    """What a data folder holds, sorted by name."""
+
+    folder: Path
+    files: tuple[ClipFile, ...]
+    skipped: tuple[tuple[str, str], ...] = ()  # (name, reason) of files that cannot be read
+
+    def of(self, kind: str, split: str) -> tuple[ClipFile, ...]:
+        """The files of one kind and split."""
+        return tuple(file for file in self.files if file.kind == kind and file.split == split)
+
+    def save(self, path: str | Path) -> None:
+        """Write the readable files as a parquet table."""
+        table = pa.Table.from_pylist([asdict(file) for file in self.files], schema=_SCHEMA)
+        with atomic_path(path) as temporary:
+            pq.write_table(table, temporary)
+
+
+_TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+_SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(ClipFile)])
+
+
+def index_folder(folder: str | Path, path: str | Path | None = None) -> ClipIndex:
+    """List, open and describe every video and photo below a folder.
+
+    Args:
+        folder: searched with its sub-folders; names that start with a dot are passed over.
+        path: a parquet file to reuse and to bring up to date; None: keep no file.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if it holds no readable video or photo.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no data folder {folder}")
+    known = {file.name: file for file in read_index(path)} if path is not None and Path(path).is_file() else {}
+    names = sorted(found.relative_to(folder).as_posix() for found in folder.rglob("*") if _is_clip(found, folder))
+    with ThreadPoolExecutor(THREADS) as pool:
+        results = list(pool.map(lambda name: _known(folder, name, known) or _describe(folder, name), names))
+    index = ClipIndex(
+        folder,
+        tuple(result for result in results if isinstance(result, ClipFile)),
+        tuple(result for result in results if isinstance(result, tuple)),
+    )
+    report_skipped(index.skipped)
+    if not index.files:
+        raise ValueError(
+            f"{folder} holds no readable video or photo ({len(index.skipped)} unreadable); "
+            f"known suffixes are {' '.join(VIDEO_SUFFIXES + PHOTO_SUFFIXES)}"
+        )
+    if path is not None:
+        index.save(path)
+    return index
+
+
+def read_index(path: str | Path) -> list[ClipFile]:
+    """The rows of a `clips.parquet`.
+
+    Raises:
+        ValueError: if it is not such a file.
+    """
+    try:
+        rows = pq.read_table(path, schema=_SCHEMA).to_pylist()
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise ValueError(f"{path} is not an index of clips: {error}; delete it to make a new one") from error
+    return [ClipFile(**row) for row in rows]
+
+
+def report_skipped(skipped: tuple[tuple[str, str], ...]) -> None:
+    """Say which files were left out, each by name."""
+    for name, reason in skipped:
+        log.warning("skipped %s: %s", name, reason)
+    if skipped:
+        log.warning("%d files cannot be read and were left out", len(skipped))
+
+
+def _is_clip(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not hidden and path.suffix.lower() in VIDEO_SUFFIXES + PHOTO_SUFFIXES and path.is_file()
+
+
+def _known(folder: Path, name: str, known: dict[str, ClipFile]) -> ClipFile | None:
+    file, stat = known.get(name), (folder / name).stat()
+    return file if file and (file.size_bytes, file.changed_ns) == (stat.st_size, stat.st_mtime_ns) else None
+
+
+def _describe(folder: Path, name: str) -> ClipFile | tuple[str, str]:
+    path = folder / name
+    try:
+        photo = path.suffix.lower() in PHOTO_SUFFIXES
+        frames, fps, height, width = _photo(path) if photo else _video(path)
+        stat, digest = path.stat(), content_hash(path)
+    except (ValueError, OSError) as error:
+        return name, str(error)
+    return ClipFile(
+        name,
+        "photo" if photo else "video",
+        split_of(name, digest),
+        frames,
+        fps,
+        frames / fps if fps else 0.0,
+        width,
+        height,
+        stat.st_size,
+        stat.st_mtime_ns,
+        digest,
+    )
+
+
+def _photo(path: Path) -> tuple[int, float, int, int]:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{path} is not a photo that OpenCV can read")
+    return 1, 0.0, image.shape[0], image.shape[1]
+
+
+def _video(path: Path) -> tuple[int, float, int, int]:
+    info = probe(path)
+    frames = info.frames or sum(len(chunk) for chunk in read_chunks(path, threads=1))
+    return frames, info.fps, info.height, info.width
+
+
+def content_hash(path: Path) -> str:
+    """BLAKE2 of a file's size and of its first and last MiB."""
+    size = path.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with path.open("rb") as file:
+        digest.update(file.read(HASHED_BYTES))
+        file.seek(max(0, size - HASHED_BYTES))
+        digest.update(file.read(HASHED_BYTES))
+    return digest.hexdigest()
+
+
+def split_of(name: str, digest: str) -> str:
+    """The split that a folder's name says, else one by content."""
+    for part in Path(name).parts[:-1]:
+        if part.lower() in SPLITS:
+            return part.lower()
+    share = int(digest[:8], 16) / 0x1_0000_0000
+    return "train" if share < 0.9 else "val" if share < 0.95 else "test"

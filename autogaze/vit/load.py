@@ -1,0 +1,119 @@
+"""Load a pretrained ViT by name, with what it expects of pixels.
+
+A name is a folder or hub id of a transformers model (`facebook/dinov2-small`), or a timm model
+(`timm/vit_small_patch14_dinov2`, or its plain timm name). A model of pictures and words (CLIP, SigLIP) gives its
+vision tower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# mean and standard deviation of families whose folder says nothing of them
+STATISTICS = {
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "siglip2": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedViT:
+    """A ViT of timm or transformers, frozen and in evaluation mode, and the pixels it was trained on."""
+
+    name: str
+    model: nn.Module
+    mean: tuple[float, ...]  # of RGB in [0, 1]
+    std: tuple[float, ...]
+    library: str  # "timm" or "transformers"
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens in front of the patches: class token and registers."""
+        if self.library == "timm":
+            return int(getattr(self.model, "num_prefix_tokens", 0))
+        config = self.model.config
+        has_class = config.model_type not in ("siglip_vision_model", "siglip2_vision_model", "siglip", "siglip2")
+        return int(has_class) + int(getattr(config, "num_register_tokens", 0) or 0)
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """Frames (N, 3, H, W) in [0, 1] as the model wants them."""
+        mean, std = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (self.mean, self.std))
+        return (frames - mean) / std
+
+    def tokens(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model sees in frames (N, 3, H, W) float in [0, 1]; gradients flow to the frames.
+
+        Returns:
+            patch tokens (N, L, C), and the pooled feature (N, C): the class token, or the mean where there is none.
+        """
+        frames = self.normalise(frames)
+        if self.library == "timm":
+            found = self.model.forward_features(frames)
+        else:
+            options = {"interpolate_pos_encoding": True} if self.model.config.model_type in _INTERPOLATE else {}
+            found = self.model(pixel_values=frames, **options).last_hidden_state
+        if found.ndim == 4:  # a convolutional network of timm
+            found = found.flatten(2).mT
+        prefix = self.prefix_tokens
+        patches = found[:, prefix:]
+        return patches, found[:, 0] if prefix else patches.mean(1)
+
+
+_INTERPOLATE = ("siglip_vision_model", "clip_vision_model", "vit", "deit", "siglip", "clip")
+
+
+def load_vit(
+    name: str | Path, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> LoadedViT:
+    """Load a pretrained ViT; see the module's docstring for what `name` may be.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or model.
+        ImportError: if the library that it needs is not installed, naming the extra.
+    """
+    word = str(name)
+    if not Path(word).expanduser().exists() and (word.startswith("timm/") or "/" not in word):
+        loaded = _from_timm(word)
+    else:
+        loaded = _from_transformers(word)
+    loaded.model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return loaded
+
+
+def _from_timm(name: str) -> LoadedViT:
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(f"{name} needs timm: pip install 'autogaze[vit]'") from error
+    plain = name.removeprefix("timm/")
+    if not timm.is_model(plain):
+        raise FileNotFoundError(f"no ViT {name!r}: neither a folder, nor a hub id owner/name, nor a model of timm")
+    options = {"dynamic_img_size": True} if plain.startswith(("vit_", "deit", "eva02")) else {}
+    model = timm.create_model(plain, pretrained=True, num_classes=0, **options)
+    return LoadedViT(name, model, tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]), "timm")
+
+
+def _from_transformers(name: str) -> LoadedViT:
+    try:
+        from transformers import AutoImageProcessor, AutoModel
+    except ImportError as error:
+        raise ImportError(f"{name} needs transformers: pip install 'autogaze[vit]'") from error
+    folder = Path(name).expanduser()
+    place = str(folder) if folder.exists() else name
+    try:
+        model = AutoModel.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"no ViT {name!r}: {' '.join(str(error).split())[:200]}") from error
+    try:
+        processor = AutoImageProcessor.from_pretrained(place)
+        statistics = (tuple(processor.image_mean), tuple(processor.image_std))
+    except (OSError, ValueError):  # weights without a preprocessor's file: what the family was trained with
+        statistics = STATISTICS.get(str(model.config.model_type), IMAGENET)
+    return LoadedViT(name, getattr(model, "vision_model", model), *statistics, "transformers")

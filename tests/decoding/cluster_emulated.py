@@ -1,0 +1,144 @@
+"""Run by test_decoding_cluster.py in a process of its own: frames whose ids are decoded by the cluster kernel.
+
+Everything runs on the CPU: prefills under Triton's interpreter, all that follows their logits through the libraries
+given as arguments (`cuda_emulator.cpp`, for models without paste error and with it). Prints one JSON object a case: how
+what the cluster chose differs from what the plain loop chose.
+"""
+
+import copy
+import ctypes
+import json
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import torch
+
+import tests.decoding.interpreter  # noqa: F401, I001 - before Triton and what imports it
+from autogaze import AutoGaze
+from autogaze.decoding import cluster, kernels, workspace
+from autogaze.model import AutoGazeConfig
+
+
+class Emulated:
+    """The kernel compiled for the CPU."""
+
+    launches = 0
+
+    def __init__(self, path: str) -> None:
+        self.library = ctypes.CDLL(path)
+
+    def launch(self, arguments: cluster.Arguments, clips: int, table: int) -> None:
+        Emulated.launches += 1
+        self.library.launch(ctypes.byref(arguments), clips)
+
+
+class Steps:
+    """The cluster's steps on a float32 workspace, since the interpreter knows no bfloat16."""
+
+    def __init__(self, space: workspace.Workspace, chunk: int) -> None:
+        self.space, self.chunk = space, chunk
+        kept = ("embedding", "wt", "frequencies", "strength")
+        weights = {name: space.weights.tensors[name] for name in kept if name in space.weights.tensors}
+        weights |= {name: weights[name].bfloat16() for name in ("embedding", "wt")}
+        self.weights = weights | cluster.pack_rows(space.weights.decoder)
+
+    def launch(self) -> None:
+        space = self.space
+        half = copy.copy(space)
+        half.keys, half.values = space.keys.bfloat16(), space.values.bfloat16()
+        half.weights = SimpleNamespace(tensors=self.weights)
+        ClusterSteps(half, self.chunk).launch()
+        space.keys.copy_(half.keys)
+        space.values.copy_(half.values)
+
+
+ClusterSteps = cluster.ClusterSteps
+cluster.ClusterSteps = Steps
+
+
+def model(window: int = 16, **parts: bool) -> AutoGaze:
+    torch.manual_seed(0)
+    config = replace(
+        AutoGazeConfig.tiny(),
+        scales=(32, 64),
+        hidden_size=64,
+        num_attention_heads=2,
+        head_dim=32,
+        intermediate_size=64,
+        num_multi_token_pred=3,
+        max_num_frames=window,
+        **{"residual_map": False, **parts},
+    )
+    made = AutoGaze(config).eval()
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(2)  # so that the best id wins clearly
+    for parameter in made.parameters():
+        parameter.data.copy_(parameter.data.bfloat16())
+    return made
+
+
+def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) -> torch.Tensor:
+    gazer.decoding = "plain"
+    plain = gazer.generate(video, **request)
+    gazer.decoding = "fused"
+    fast = gazer.generate(video, **request)
+    width = plain.ids.shape[-1]
+    ids, chosen, loss = fast.ids[..., :width], fast.chosen[..., :width], fast.task_loss[..., :width]
+    same = (plain.ids == ids)[plain.chosen].float()
+    rest = (fast.ids[..., width:] == 0) & ~fast.chosen[..., width:] & fast.task_loss[..., width:].isnan()
+    print(
+        json.dumps(
+            {
+                "case": name,
+                "launches": Emulated.launches,
+                "ids": len(same),
+                "equal_ids": float(same.mean()),
+                "equal_chosen": torch.equal(plain.chosen, chosen),
+                "equal_empty": torch.equal(plain.task_loss.isnan(), loss.isnan()) and bool(rest.all()),
+                "loss_difference": float((plain.task_loss - loss).nan_to_num().abs().max()),
+            }
+        ),
+        flush=True,
+    )
+    return plain.task_loss
+
+
+def compare_first(gazer: AutoGaze, video: torch.Tensor, name: str) -> None:
+    """Frames that end with their first group, and what the frames after them make of it."""
+    compare(name + "stop at once", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=1e9)
+    compare(name + "few", gazer, video[:1], gazing_ratio=0.1)  # 2 ids of a group of 3
+    compare(name + "none", gazer, video, gazing_ratio=torch.tensor([[0.3, 0.0, 0.3], [0.0, 0.1, 0.4]]))
+    compare(name + "one stops", gazer, video[:, :2], gazing_ratio=0.4, task_loss_requirement=torch.tensor([1e9, -1e9]))
+
+
+def main(without: str, knowing: str) -> None:
+    kernels.choose = None  # Triton's choice is not asked
+    emulated = {False: Emulated(without), True: Emulated(knowing)}
+    cluster.load_kernel = lambda device, shape: emulated[shape.PLACES > 0]
+    cluster.why_not = lambda space: ""
+    gazer, video = model(), torch.randn(2, 3, 3, 64, 64)
+    losses = compare("ratio", gazer, video, gazing_ratio=0.9)
+    stop = float(losses[~losses.isnan()].quantile(0.3))
+    compare(
+        "per clip",
+        gazer,
+        video,
+        gazing_ratio=torch.tensor([0.3, 1.0]),
+        task_loss_requirement=torch.tensor([stop, -9.0]),
+    )
+    compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
+    compare_first(gazer, video, "heads: ")
+    compare("window", model(window=2), torch.randn(1, 5, 3, 64, 64), gazing_ratio=0.6)
+    gazer = model(residual_map=True)
+    losses = compare("paste error", gazer, video, gazing_ratio=0.6)
+    stop = float(losses[~losses.isnan()].quantile(0.3))
+    compare(
+        "paste error, stop", gazer, video[:, :2], gazing_ratio=1.0, task_loss_requirement=torch.tensor([stop, stop / 2])
+    )
+    compare_first(gazer, video, "paste error: ")
+    compare("paste error, window", model(window=2, residual_map=True), torch.randn(1, 4, 3, 64, 64), gazing_ratio=0.4)
+
+
+main(*sys.argv[1:])

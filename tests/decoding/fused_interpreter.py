@@ -1,0 +1,197 @@
+"""Run by test_decoding_fused.py in a process of its own: the kernels under Triton's interpreter, on the CPU.
+
+Prints one JSON object a case: share of equal ids, whether `chosen` is equal, largest difference of predicted losses.
+"""
+
+import json
+import sys
+import warnings
+from dataclasses import replace
+
+import torch
+
+import tests.decoding.interpreter  # noqa: F401, I001 - before Triton and what imports it
+from autogaze import AutoGaze, Gaze
+from autogaze.decoding import clip, clip_graph, frame_graph, tuning, workspace
+from autogaze.model import AutoGazeConfig
+
+
+def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2, residual_map: bool = True) -> AutoGaze:
+    torch.manual_seed(0)
+    config = replace(
+        AutoGazeConfig.tiny(),
+        scales=scales,
+        hidden_size=32,
+        num_attention_heads=2,
+        head_dim=16,
+        intermediate_size=32,
+        num_multi_token_pred=group,
+        max_num_frames=window,
+        residual_map=residual_map,
+    )
+    made = AutoGaze(config).eval()
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(3)  # so that the best id wins clearly
+    return made
+
+
+def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) -> Gaze:
+    gazer.decoding = "plain"
+    plain = gazer.generate(video, **request)
+    gazer.decoding = "fused"
+    fast = gazer.generate(video, **request)
+    width = plain.ids.shape[-1]
+    rest = fast.chosen[..., width:]
+    difference = (plain.task_loss - fast.task_loss[..., :width]).nan_to_num().abs().max()
+    print(
+        json.dumps(
+            {
+                "case": name,
+                "equal_ids": float((plain.ids == fast.ids[..., :width]).float().mean()),
+                "equal_chosen": bool(torch.equal(plain.chosen, fast.chosen[..., :width]) and not rest.any()),
+                "loss_difference": float(difference),
+            }
+        )
+    )
+    return plain
+
+
+def compare_samples(gazer: AutoGaze, video: torch.Tensor) -> None:
+    """Samples are gazes that the plain loop could take, with the losses that scoring predicts after their ids."""
+    gazer.decoding = "fused"
+    gaze = gazer.generate(video, gazing_ratio=0.8, temperature=3.0, generator=torch.Generator().manual_seed(0))
+    again = gazer.generate(video, gazing_ratio=0.8, temperature=3.0, generator=torch.Generator().manual_seed(1))
+    cold = gazer.generate(video, gazing_ratio=0.8, temperature=1e-3, generator=torch.Generator().manual_seed(0))
+    gazer.decoding = "plain"
+    plain = gazer.generate(video, gazing_ratio=0.8)
+    assert not torch.equal(gaze.ids, again.ids)
+    assert all(len(set(ids.tolist())) == len(ids) for ids in gaze.ids.flatten(0, 1))
+    after = gazer.score(video, gaze, temperature=3.0).task_loss_prediction[..., :-1].detach()
+    print(
+        json.dumps(
+            {
+                "case": "samples",
+                "equal_ids": float((plain.ids == cold.ids).float().mean()),  # without heat a sample is the best
+                "equal_chosen": bool(torch.equal(plain.chosen, gaze.chosen)),
+                "loss_difference": float((gaze.task_loss[..., 1:] - after).abs().max()),
+            }
+        )
+    )
+
+
+def compare_streams(gazer: AutoGaze, video: torch.Tensor) -> None:
+    """Frames that are recorded once and replayed, with one of another size among them."""
+    frame_graph.can_record = lambda engine: True
+    frame_graph.record = lambda enqueue: enqueue
+    steps, gazes = [], []
+    step = frame_graph.FrameGraph.step
+    frame_graph.FrameGraph.step = lambda self, frame: steps.append(1) or step(self, frame)
+    for way in ("plain", "fused"):
+        gazer.decoding = way
+        stream = gazer.stream(gazing_ratio=0.6, batch=len(video))
+        frames = [video[:, t] for t in range(video.shape[1])]
+        frames[3] = torch.nn.functional.interpolate(frames[3], scale_factor=2.0)
+        gazes.append(Gaze.join([stream.step(frame) for frame in frames]))
+    plain, fast = gazes
+    width = plain.ids.shape[-1]
+    print(
+        json.dumps(
+            {
+                "case": "stream",
+                "equal_ids": float((plain.ids == fast.ids[..., :width]).float().mean()),
+                "equal_chosen": bool(torch.equal(plain.chosen, fast.chosen[..., :width])),
+                "loss_difference": float((plain.task_loss - fast.task_loss[..., :width]).nan_to_num().abs().max()),
+                "replayed": len(steps),
+            }
+        )
+    )
+
+
+def refused(gazer: AutoGaze, video: torch.Tensor) -> list[Gaze]:
+    """The gazes of clips that cannot be recorded, and that warn of it once."""
+    record, frame_graph.record = frame_graph.record, raise_out_of_memory
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gazes = [gazer.generate(video, gazing_ratio=0.6) for _ in range(4)]
+    frame_graph.record = record
+    assert len(caught) == (gazer.decoding == "fused"), caught
+    return gazes
+
+
+def raise_out_of_memory(enqueue: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def compare_clips(gazer: AutoGaze, video: torch.Tensor) -> None:
+    """Clips of a form that comes again are recorded; others, and a model whose weights moved, are not replayed."""
+    replayed, ids = [], []
+    decode = clip_graph.ClipGraph.decode
+    clip_graph.ClipGraph.decode = lambda self, clips: replayed.append(1) or decode(self, clips)
+    for way in ("plain", "fused"):
+        gazer.decoding = way
+        with torch.inference_mode():  # a buffer made in here is found again outside
+            gazes = [gazer.generate(video, gazing_ratio=0.6) for _ in range(2)]
+        gazes += [
+            gazer.generate(part, gazing_ratio=ratio)
+            for part, ratio in ((-video, 0.6), (video[:, :2], 0.6), (video, 0.3))
+        ]
+        weight = gazer.vision_model.out_proj.weight
+        weight.data = -weight.data  # elsewhere
+        gazes += [gazer.generate(video, gazing_ratio=0.6) for _ in range(2)]
+        weight.data = -weight.data
+        gazes += refused(gazer, video[:1])
+        ids.append([gaze.ids.where(gaze.chosen, -1)[..., :12] for gaze in gazes])
+    equal = [bool(torch.equal(a, b[..., : a.shape[-1]])) for a, b in zip(*ids, strict=True)]
+    print(
+        json.dumps(
+            {
+                "case": "clips",
+                "equal_ids": float(all(equal)),
+                "equal_chosen": True,
+                "loss_difference": 0.0,
+                "replayed": len(replayed),
+            }
+        )
+    )
+
+
+def main(kind: str) -> None:
+    if kind == "fused layers":
+        small = tuning.Tuning(wide=False, pairs=16, hidden=16, keys=16, tail=16)
+        workspace.Workspace.tuning = lambda self, prefill: small
+        workspace.Workspace._frames_per_split = lambda self, prefill: self.plan.ring  # as in large batches
+    video = torch.randn(2, 3, 3, 32, 32)
+    compare("published", model(window=16, residual_map=False), video, gazing_ratio=0.8)
+    gazer = model(window=16)
+    plain = compare("ratio", gazer, video, gazing_ratio=0.8)
+    stop = float(plain.task_loss[~plain.task_loss.isnan()].quantile(0.4))
+    requests = torch.tensor([0.3, 1.0]), torch.tensor([stop, -9.0])
+    compare("per clip", gazer, video, gazing_ratio=requests[0], task_loss_requirement=requests[1])
+    # frames of more than a block of keys, and some clips with more than others
+    ratios = torch.tensor([0.1, 0.4])
+    compare("blocks", model(window=16, scales=(32, 64)), torch.randn(2, 4, 3, 64, 64), gazing_ratio=ratios)
+    if kind == "spread columns":  # what does not depend on block sizes is looked at once
+        compare_the_rest(gazer, video, stop)
+
+
+def compare_the_rest(gazer: AutoGaze, video: torch.Tensor, stop: float) -> None:
+    """Sampling, the stop rule, the window, chunks, streams and recorded clips."""
+    compare_samples(gazer, video[:, :2])
+    compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
+    # In step: clips that end early have their last group fed with padding inside while the others go on.
+    gazer, clips = model(window=16, group=4), torch.randn(3, 4, 3, 32, 32)
+    loss = gazer.generate(clips, gazing_ratio=1.0).task_loss
+    for share in (0.2, 0.5):
+        asked = {"gazing_ratio": 1.0, "task_loss_requirement": float(loss[~loss.isnan()].quantile(share))}
+        compare("in step", gazer, clips, **asked)
+    compare("nothing", model(window=16), video, gazing_ratio=torch.tensor([[0.0, 0.5, 0.0], [0.5, 0.0, 0.5]]))
+    compare("window", model(window=2), torch.randn(1, 5, 3, 32, 32), gazing_ratio=0.6)
+    workspace.CHUNK = clip.FRAMES_AT_ONCE = 2
+    compare("chunks", model(window=2), torch.randn(1, 5, 3, 32, 32), gazing_ratio=0.6)
+    workspace.CHUNK = clip.FRAMES_AT_ONCE = 16
+    compare_streams(model(window=2), torch.randn(2, 6, 3, 32, 32))
+    compare_clips(model(window=16), torch.randn(2, 3, 3, 32, 32))
+
+
+main(sys.argv[1])

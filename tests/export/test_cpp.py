@@ -1,0 +1,93 @@
+"""The C++ library builds with the CMake and compiler that are here, passes its unit tests under sanitizers, reads what
+Python writes and writes what Python writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autogaze.model import AutoGaze, AutoGazeConfig
+
+SOURCE = Path(__file__).resolve().parents[2] / "autogaze" / "export" / "cpp"
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("cmake") is None or (shutil.which("c++") or shutil.which("g++")) is None:
+        pytest.skip("needs cmake and a C++ compiler (Debian: cmake g++)")
+    folder = tmp_path_factory.mktemp("cpp")
+    for command in (
+        ["cmake", "-S", str(SOURCE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Debug", "-DAUTOGAZE_SANITIZE=ON"],
+        ["cmake", "--build", str(folder), "--parallel", "2"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "warning:" not in done.stderr + done.stdout, done.stderr + done.stdout
+        if command[1] == "-S":
+            assert "autogaze_trt backends:" in done.stdout
+            assert "TensorRT backend skipped: needs" in done.stdout or "backends: TensorRT" in done.stdout
+    return folder
+
+
+def test_the_unit_tests_pass(build: Path) -> None:
+    done = subprocess.run(["ctest", "--test-dir", str(build), "--output-on-failure"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "100% tests passed" in done.stdout
+
+
+@pytest.mark.parametrize("canvas", [False, True])
+def test_cpp_reads_the_engine_files_that_python_writes(canvas: bool, build: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="needs the export extra: onnx")
+    from autogaze.export.engine_file import EngineFacts, write_engine
+    from autogaze.export.forms import input_specs, output_specs
+    from autogaze.export.onnx import ExportOptions
+
+    model = AutoGaze(replace(AutoGazeConfig.tiny(), residual_map=canvas))
+    metadata = ExportOptions(gazing_ratio=0.1, batch=(1, 3), input_size=(90, 131)).metadata(model)
+    built = EngineFacts("tensorrt", "0.0", "sm_00", False, input_specs(model, metadata), output_specs(model, metadata))
+    path = tmp_path / "gaze.engine"
+    write_engine(path, bytes(range(256)) * 3, metadata, built)
+    done = subprocess.run(
+        [str(build / "autogaze_tests")], env=os.environ | {"AUTOGAZE_ENGINE_FILE": str(path)}, cwd=tmp_path,
+        capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    tensors = 9 + canvas
+    facts = f"265 patches, budget 26, batch 1 to 3, uint8 90 x 131, {tensors} inputs, {tensors} outputs"
+    assert f"gaze.engine: plan 768, {facts}" in done.stdout
+
+
+def test_python_and_cpp_write_the_same_summary(build: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """gaze.json of the command, and of the library for the same ids; only seconds and the runner differ."""
+    from autogaze.cli.main import main
+    from autogaze.core.gaze_file import load_gaze
+    from autogaze.media.scenes import render_scene
+    from autogaze.media.video import write_video
+
+    write_video(tmp_path / 'a "clip".mp4', render_scene(0, 5, (96, 128)), 30000 / 1001)
+    assert main(["gaze", str(tmp_path / 'a "clip".mp4'), "--checkpoint", str(tiny_checkpoint), "--gazing-ratio", "0.1",
+                 "--task-loss-requirement", "0.7", "--out", str(tmp_path / "out")]) == 0  # fmt: skip
+    ours, gazes = json.loads((tmp_path / "out" / "gaze.json").read_text()), load_gaze(tmp_path / "out" / "gaze.npz")
+    video, grid, start = ours["video"], ours["grid"], 0
+    lines = [video["name"], video["codec"], f"{video['width']} {video['height']} {video['fps']!r}",
+             f"{video['frames_in_container']} {grid['patch_size']} {len(grid['scales'])}",
+             " ".join(map(str, grid["scales"]))]  # fmt: skip
+    for count in gazes.counts.tolist():
+        lines.append(" ".join(map(str, [count, *gazes.ids[start : start + count].tolist()])))
+        start += count
+    path = tmp_path / "gazes.txt"
+    path.write_text("\n".join(lines) + "\n")
+    done = subprocess.run([str(build / "autogaze_tests")], env=os.environ | {"AUTOGAZE_GAZES": str(path)}, cwd=tmp_path,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    theirs = json.loads((tmp_path / "gazes.txt.json").read_text())
+    assert list(theirs) == list(ours) and theirs["seconds"].keys() == ours["seconds"].keys()
+    for summary in (ours, theirs):
+        summary["seconds"] = summary["model"]["checkpoint"] = None
+    assert theirs == ours and sum(theirs["counts"]) == start > 0
