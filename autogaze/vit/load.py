@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # mean and standard deviation of families whose folder says nothing of them
@@ -28,7 +29,7 @@ class LoadedViT:
     """A ViT of timm or transformers, frozen and in evaluation mode, and the pixels it was trained on."""
 
     name: str
-    model: nn.Module
+    model: Any  # an nn.Module with its library's own attributes
     mean: tuple[float, ...]  # of RGB in [0, 1]
     std: tuple[float, ...]
     library: str  # "timm" or "transformers"
@@ -55,7 +56,7 @@ class LoadedViT:
         """
         frames = self.normalise(frames)
         if self.library == "timm":
-            found = self.model.forward_features(frames)
+            found: Tensor = self.model.forward_features(frames)
         else:
             options = {"interpolate_pos_encoding": True} if self.model.config.model_type in _INTERPOLATE else {}
             found = self.model(pixel_values=frames, **options).last_hidden_state
@@ -96,7 +97,7 @@ def _from_timm(name: str) -> LoadedViT:
     if not timm.is_model(plain):
         raise FileNotFoundError(f"no ViT {name!r}: neither a folder, nor a hub id owner/name, nor a model of timm")
     options = {"dynamic_img_size": True} if plain.startswith(("vit_", "deit", "eva02")) else {}
-    model = timm.create_model(plain, pretrained=True, num_classes=0, **options)
+    model: Any = timm.create_model(plain, pretrained=True, num_classes=0, **options)
     return LoadedViT(name, model, tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]), "timm")
 
 
