@@ -96,7 +96,7 @@ def _from_timm(name: str) -> LoadedViT:
     plain = name.removeprefix("timm/")
     if not timm.is_model(plain):
         raise FileNotFoundError(f"no ViT {name!r}: neither a folder, nor a hub id owner/name, nor a model of timm")
-    options = {"dynamic_img_size": True} if plain.startswith(("vit_", "deit", "eva02")) else {}
+    options: dict[str, Any] = {"dynamic_img_size": True} if plain.startswith(("vit_", "deit", "eva02")) else {}
     model: Any = timm.create_model(plain, pretrained=True, num_classes=0, **options)
     return LoadedViT(name, model, tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]), "timm")
 
