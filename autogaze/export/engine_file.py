@@ -28,6 +28,8 @@ TYPES = {
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool, torch.uint8)
 }
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
+# modules that run engines, and what to install for each; no other name from a file is ever imported
+RUNTIMES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ def torch_type(trt: Any, dtype: Any) -> torch.dtype:
 
 def _read_facts(properties: dict[str, str]) -> EngineFacts:
     value = {key.removeprefix(ENGINE): value for key, value in properties.items() if key.startswith(ENGINE)}
+    if value["runtime"] not in RUNTIMES:
+        raise ValueError(f"runtime must be {' or '.join(RUNTIMES)}, got {value['runtime']!r}")
     return EngineFacts(
         value["runtime"],
         value["version"],

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class OrtSession:
         if (cuda_graph or stream is not None) and self.device.type != "cuda":
             raise ValueError(f"a CUDA graph or stream needs a CUDA device, got {self.device}")
         self._work = WorkStream(stream, self.device) if self.device.type == "cuda" else None
+        self._one_at_a_time = Lock()
         options = ort.SessionOptions()
         options.enable_mem_reuse = False  # its planner takes time quadratic in the nodes, and the arena reuses anyway
         options.log_severity_level = 3
@@ -86,8 +88,13 @@ class OrtSession:
             if graph != -1 and not self._work.joined:
                 options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
+        # On a CPU calls of several threads run side by side. On CUDA all of them work in one stream, and a capture must
+        # not see another's work.
+        alone = nullcontext() if self._work is None else self._one_at_a_time
+
         def call(keep: Any = keep) -> None:
-            self._session.run_with_iobinding(binding, options)
+            with alone:
+                self._session.run_with_iobinding(binding, options)
 
         return call
 

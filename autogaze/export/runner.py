@@ -7,6 +7,8 @@ stream's memory never leaves that device.
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +36,8 @@ class Session(Protocol):
     def bind(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], repeated: bool = False) -> Callable[[], None]:
         """A call that fills `outputs` from `inputs`, all contiguous on `device`; make it within `scope`.
 
+        Calls of one session may be made from several threads at once, each with tensors of its own.
+
         Args:
             repeated: the call is worth a CUDA graph.
         """
@@ -49,12 +53,17 @@ class Session(Protocol):
 
 
 class Engine:
-    """An exported file, ready to run. Made by `Engine.load`; used by one thread at a time."""
+    """An exported file, ready to run. Made by `Engine.load`.
+
+    May be shared by threads: every call of `generate` works in a memory of its own. A stream takes one frame at a time;
+    frames from several threads are worked through one after another.
+    """
 
     def __init__(self, session: Session) -> None:
         self.session, self.metadata, self.device = session, session.metadata, session.device
         self.grid: PatchGrid = session.metadata.grid
-        self._own: EngineStream | None = None  # of `generate`, kept so that a CUDA graph is captured once
+        # of `generate`, as many as calls ran at once; kept so that a CUDA graph is captured once
+        self._idle: deque[EngineStream] = deque()
 
     @classmethod
     def load(
@@ -146,17 +155,27 @@ class Engine:
         batch = len(video)
         padded = max(batch, self.metadata.batch[0])
         video, asked = _grow(video, padded), {name: _grow(value, padded) for name, value in asked.items()}
-        if self._own is None or self._own.batch != padded:
-            self._own = EngineStream(self.session, {name: value[:, 0] for name, value in asked.items()}, padded)
-        stream = self._own
-        stream.reset()
+        stream = self._take_stream(padded, {name: value[:, 0] for name, value in asked.items()})
         with self.session.scope():
             asked = {name: value.to(self.device) for name, value in asked.items()}
             steps = [
                 stream.run(video[:, t], {name: value[:, t] for name, value in asked.items()})
                 for t in range(video.shape[1])
             ]
-            return {name: torch.stack([step[name] for step in steps], 1)[:batch] for name in GAZE}
+            result = {name: torch.stack([step[name] for step in steps], 1)[:batch] for name in GAZE}
+        self._idle.append(stream)
+        return result
+
+    def _take_stream(self, batch: int, asked: dict[str, Tensor]) -> EngineStream:
+        """A stream that no other call uses, at its start. One of another batch size is given up for it."""
+        try:
+            stream = self._idle.pop()  # a deque's are atomic
+        except IndexError:
+            return EngineStream(self.session, asked, batch)
+        if stream.batch != batch:
+            return EngineStream(self.session, asked, batch)
+        stream.reset()
+        return stream
 
     def _clip(self, video: Tensor, asked: dict[str, Tensor]) -> dict[str, Tensor]:
         (batch, count), frames = video.shape[:2], self.metadata.frames
@@ -217,6 +236,7 @@ class EngineStream:
         self._results = [allocate(session, gaze, batch), allocate(session, gaze, batch)]
         self._calls = [self._bind(turn) for turn in range(2)]
         self.frame = 0  # frames seen
+        self._one_at_a_time = threading.Lock()
         with session.scope():
             self._fill(asked)
 
@@ -233,8 +253,8 @@ class EngineStream:
 
     def reset(self) -> None:
         """Forget everything: the next frame opens a new clip."""
-        self.frame = 0
-        with self.session.scope():
+        with self._one_at_a_time, self.session.scope():
+            self.frame = 0
             for memory in self._memory:
                 for tensor in memory.values():
                     tensor.zero_()
@@ -252,7 +272,7 @@ class EngineStream:
         pixels = _pixels(self.metadata, frame, 4)
         if len(pixels) != self.batch:
             raise ValueError(f"this stream takes {self.batch} frames side by side, got {len(pixels)}")
-        with self.session.scope():
+        with self._one_at_a_time, self.session.scope():
             values = self.run(pixels)
         self.session.hand_over(values.values())
         return Gaze(values["ids"][:, None], values["chosen"][:, None], self.metadata.grid, values["task_loss"][:, None])

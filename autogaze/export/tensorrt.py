@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from autogaze.export.engine_file import ENGINE_SUFFIXES, EngineFacts, read_engine, torch_type, write_engine
+from autogaze.export.engine_file import ENGINE_SUFFIXES, RUNTIMES, EngineFacts, read_engine, torch_type, write_engine
 from autogaze.export.forms import input_specs, output_specs
 from autogaze.export.metadata import Metadata
 from autogaze.export.onnx import ExportOptions, check_file, check_target, checked_graph
@@ -23,7 +23,6 @@ from autogaze.export.tensors import TensorSpec
 from autogaze.files import atomic_path
 from autogaze.model import AutoGaze
 
-PACKAGES = ("tensorrt", "tensorrt_rtx")
 INSTALL = "TensorRT is not installed: pip install tensorrt (data-centre GPUs) or pip install 'autogaze[trt]' (RTX GPUs)"
 HARDWARE = {"this": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 # a layer that runs elsewhere or slower than it should is told of at any severity
@@ -71,7 +70,7 @@ def find_tensorrt() -> Any:
     Raises:
         ImportError: naming what to install.
     """
-    for name in PACKAGES:
+    for name in RUNTIMES:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autogaze.export.cuda_stream import WorkStream, cuda_device
-from autogaze.export.engine_file import EngineFile, read_engine, torch_type
+from autogaze.export.engine_file import RUNTIMES, EngineFile, read_engine, torch_type
 from autogaze.export.metadata import FormatError
 from autogaze.export.tensors import TensorSpec
 
@@ -45,6 +46,9 @@ class TrtSession:
                     "export it again here"
                 )
             self._context = self._engine.create_execution_context()
+            if self._context is None:
+                raise RuntimeError(f"{path}: TensorRT made no execution context (GPU memory full?); its log says why")
+        self._one_at_a_time = Lock()
         self.inputs, self.outputs = _specs(trt, self._engine)
         if (self.inputs, self.outputs) != (file.facts.inputs, file.facts.outputs):
             raise FormatError(f"{path}: the plan's inputs and outputs are not those that the file names")
@@ -53,13 +57,14 @@ class TrtSession:
         """See `Session.bind`; all calls share one execution context, so each names its tensors anew."""
 
         def call() -> None:
-            for name, tensor in inputs.items():
-                self._context.set_input_shape(name, tuple(tensor.shape))
-                self._context.set_tensor_address(name, tensor.data_ptr())
-            for name, tensor in outputs.items():
-                self._context.set_tensor_address(name, tensor.data_ptr())
-            if not self._context.execute_async_v3(self._work.stream.cuda_stream):
-                raise RuntimeError("TensorRT could not run the engine; its log on stderr says why")
+            with self._one_at_a_time:
+                for name, tensor in inputs.items():
+                    self._context.set_input_shape(name, tuple(tensor.shape))
+                    self._context.set_tensor_address(name, tensor.data_ptr())
+                for name, tensor in outputs.items():
+                    self._context.set_tensor_address(name, tensor.data_ptr())
+                if not self._context.execute_async_v3(self._work.stream.cuda_stream):
+                    raise RuntimeError("TensorRT could not run the engine; its log on stderr says why")
 
         return call
 
@@ -75,10 +80,12 @@ class TrtSession:
 def _runtime_package(path: Path, file: EngineFile) -> Any:
     facts = file.facts
     try:
-        return importlib.import_module(facts.runtime)
+        return importlib.import_module(facts.runtime)  # one of RUNTIMES: `read_engine` lets no other through
     except ModuleNotFoundError as error:
-        name = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}.get(facts.runtime, facts.runtime)
-        raise ImportError(f"{path}: this engine needs {facts.runtime}: pip install {name}=={facts.version}") from error
+        package = RUNTIMES[facts.runtime]
+        raise ImportError(
+            f"{path}: this engine needs {facts.runtime}: pip install {package}=={facts.version}"
+        ) from error
 
 
 def _specs(trt: Any, engine: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

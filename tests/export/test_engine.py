@@ -78,6 +78,7 @@ def test_facts_that_make_no_sense_are_refused(model: AutoGaze, tmp_path: Path) -
     specs = input_specs(model, metadata), output_specs(model, metadata)
     for old, new, message in (
         ("engine.runtime=", "engine.engine=", "damaged list of facts"),
+        ("engine.runtime=tensorrt", "engine.runtime=antigravity", "runtime must be tensorrt or tensorrt_rtx"),
         (":float16:", ":complex:", "damaged list of facts"),
         ("autogaze.kind=frame", "autogaze.kind=film", "damaged metadata .kind must be frame or clip"),
         ("autogaze.batch=1,2", "autogaze.batch=2,1", "damaged metadata"),
