@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autogaze.cli.gaze import pick_device
+from autogaze.device import pick_device
 from autogaze.evaluate.bootstrap import Interval, bootstrap, ratio
 from autogaze.evaluate.clips import load_clips
 from autogaze.evaluate.evaluation import load_reconstructor

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from autogaze.cli.evaluate import sampling_in_words
-from autogaze.cli.gaze import pick_device
+from autogaze.device import pick_device
 from autogaze.evaluate.bootstrap import Interval
 from autogaze.evaluate.clips import load_clips
 from autogaze.evaluate.evaluation import ORACLE_RATIOS, RATIOS, Plan, evaluate, load_reconstructor

@@ -1,8 +1,8 @@
-"""Calibrate the stop rule of a model again, without a run of `autogaze train`: its config.json is written.
+"""`autogaze calibrate MODEL`: the stop rule of a model again, without a run of `autogaze train`.
 
-    python -m autogaze.cli.calibrate MODEL --data VIDEOS/val
-    python -m autogaze.cli.calibrate MODEL --data VIDEOS/val --fit-head VIDEOS/train     what it predicts first
-    python -m autogaze.cli.calibrate MODEL --data VIDEOS/train VIDEOS/val                more sources
+    autogaze calibrate MODEL --data VIDEOS/val
+    autogaze calibrate MODEL --data VIDEOS/val --fit-head VIDEOS/train     what it predicts first
+    autogaze calibrate MODEL --data VIDEOS/train VIDEOS/val                more sources
 
 Every video is taken twice: frames spread over it, and neighbouring ones, since a stop rule has to hold for both.
 Sources are those of a `manifest.csv`; without one every video is a source of its own. With few of them the promise
@@ -24,7 +24,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from autogaze.checkpoint import CONFIG, WEIGHTS, find, save
-from autogaze.cli.gaze import pick_device
+from autogaze.device import pick_device
 from autogaze.evaluate.clips import ClipSet, load_clips
 from autogaze.evaluate.evaluation import load_reconstructor
 from autogaze.files import write_json
@@ -37,13 +37,14 @@ STRIDES = (None, 1)  # spread over the video, and neighbouring frames
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        pairs = recalibrate(args)
-    except (ValueError, OSError) as error:
-        print(f"autogaze: {error}", file=sys.stderr)
-        return 2
-    for asked, threshold in pairs:
+    """`python -m autogaze.cli.calibrate`, the same as `autogaze calibrate`."""
+    from autogaze.cli.main import main as autogaze
+
+    return autogaze(["calibrate", *(sys.argv[1:] if argv is None else argv)])
+
+
+def run(args: argparse.Namespace) -> int:
+    for asked, threshold in recalibrate(args):
         print(f"{asked:.6f} {threshold:.6f}")
     return 0
 
@@ -108,8 +109,7 @@ def _numbers(text: str) -> list[float]:
     return sorted(float(part) for part in text.split(","))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m autogaze.cli.calibrate", description=__doc__.split("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a folder, a run, or a shipped name: its config.json is changed")
     parser.add_argument(
         "--data",
@@ -142,7 +142,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--batch", type=int, default=16, help="clips at once (default 16)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    return parser
 
 
 if __name__ == "__main__":

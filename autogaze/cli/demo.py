@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from autogaze.cli.gaze import DEFAULT_CHECKPOINT, GazeOptions, gaze_chunks, pick_device
+from autogaze.cli.gaze import DEFAULT_CHECKPOINT, GazeOptions, gaze_chunks
 from autogaze.core.gaze import Gaze
 from autogaze.decoding.stream import GazeStream
+from autogaze.device import pick_device
+from autogaze.extras import explain
 from autogaze.media.scenes import render_scene
 from autogaze.media.video import FrameChunk, VideoError, VideoInfo, probe, read_chunks, write_video
 from autogaze.model import AutoGaze
@@ -174,15 +176,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    port = check_address(args.host, args.port)
     model = AutoGaze.from_pretrained(args.checkpoint, pick_device(args.device))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as Ctrl-C: leave through the block below, which cleans up
     with tempfile.TemporaryDirectory(prefix="autogaze-demo-") as folder:
         page, theme = build(Demo(model, DemoLimits(args.max_mb, args.max_seconds)), Path(folder))
-        print(f"autogaze: http://{args.host}:{args.port} (stop with Ctrl-C)", file=sys.stderr)
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        print(f"autogaze: http://{host}:{port} (stop with Ctrl-C)", file=sys.stderr)
         try:
             page.launch(
-                server_name=args.host,
-                server_port=args.port,
+                server_name=host,
+                server_port=port,
                 share=False,
                 max_file_size=f"{args.max_mb}mb",
                 allowed_paths=[folder],
@@ -191,9 +194,29 @@ def run(args: argparse.Namespace) -> int:
                 ssr_mode=False,
                 footer_links=[],
             )
-        except OSError as error:  # gradio's way to say that the port is taken
-            raise ValueError(f"cannot listen on {args.host}:{args.port}: {error}") from error
+        except (OSError, ValueError) as error:  # gradio's way to say that the port is taken, or that no page answers
+            raise ValueError(f"cannot serve http://{host}:{port}: {error}") from error
     return 0
+
+
+def check_address(host: str, port: int) -> int:
+    """The port to listen on; 0 becomes one that is free.
+
+    Raises:
+        ValueError: if this machine has no such address, or the port is taken or out of range.
+    """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port must be in 0..65535, got {port}")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            if os.name != "nt":
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            return int(listener.getsockname()[1])
+    except (OSError, UnicodeError) as error:  # the latter: a name that cannot be one
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot listen on --host {host} --port {port}: {reason}") from error
 
 
 def build(demo: Demo, folder: Path) -> tuple[Any, Any]:
@@ -204,10 +227,13 @@ def build(demo: Demo, folder: Path) -> tuple[Any, Any]:
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):  # the page is asked for here before it is shown: directly
+        os.environ.pop(name, None)
+        os.environ.pop(name.lower(), None)
     try:
         import gradio as gr
     except ImportError as error:
-        raise ImportError("the demo needs Gradio: pip install 'autogaze[demo]'") from error
+        raise explain(error, "the demo") from error
 
     def watch(path: str | None, ratio: float, requirement: float) -> Iterator[tuple[np.ndarray, str]]:
         try:

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autogaze.cli.gaze import DEFAULT_CHECKPOINT, output_folders, pick_device
+from autogaze.cli.gaze import DEFAULT_CHECKPOINT, output_folders
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
+from autogaze.device import pick_device
 from autogaze.evaluate.clips import pick_frames
 from autogaze.files import atomic_path
 from autogaze.media.preprocess import Preprocessor

@@ -21,6 +21,7 @@ import torch
 
 from autogaze.core.gaze import Gaze
 from autogaze.core.gaze_file import GazeFileWriter
+from autogaze.device import pick_device
 from autogaze.files import atomic_path
 from autogaze.media.video import FrameChunk, VideoInfo, open_writer, probe, read_chunks
 from autogaze.model import AutoGaze
@@ -251,23 +252,6 @@ def output_folders(videos: list[Path], out: Path) -> list[Path]:
         taken = sum(name == video.stem or name.startswith(f"{video.stem}-") for name in names)
         names.append(f"{video.stem}-{taken + 1}" if video.stem in names else video.stem)
     return [out / name for name in names]
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU if there is one.
-
-    Raises:
-        ValueError: if the device is unknown or not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}: use cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"no device {name!r}: {torch.cuda.device_count()} CUDA devices are visible")
-    return device
 
 
 def _draw(overlay: Overlay, chunk: FrameChunk, gaze: Gaze) -> np.ndarray:

@@ -1,7 +1,8 @@
 """`autogaze VERB ...`: each verb lives with its subject and is imported only when it is asked for.
 
 A verb's module has `add_arguments(parser)` and `run(args) -> int`. A user's mistake is one line on stderr and exit
-code 2; results go to stdout, words to stderr.
+code 2; results go to stdout, words to stderr. A signal is one line and exit code 130 (SIGINT) or 143 (SIGTERM, SIGHUP);
+a verb that keeps something then has `kept(args, command) -> str`: what is kept, and how to go on.
 """
 
 from __future__ import annotations
@@ -9,14 +10,22 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+
+from autogaze.extras import explain
+from autogaze.interrupt import InterruptError, interruptible
 
 VERBS = {  # verb: (module, one line of help)
     "train": ("autogaze.cli.train", "train reconstructor, labels, pretraining and RL on a folder of videos"),
     "gaze": ("autogaze.cli.gaze", "look at videos: overlay, arrays, summary"),
     "export": ("autogaze.cli.export", "write a checked ONNX or TensorRT file"),
     "evaluate": ("autogaze.cli.evaluate", "reconstruction loss against ratio, beside other selectors"),
+    "calibrate": (
+        "autogaze.cli.calibrate",
+        "fit the stop rule of a model again, on folders of videos",
+    ),
     "gallery": ("autogaze.cli.gallery", "still pictures of where the gaze goes, for many videos at once"),
     "info": ("autogaze.cli.info", "say what a checkpoint, ONNX file or engine is, or whether gazing pays for a ViT"),
     "demo": ("autogaze.cli.demo", "try it in a browser: upload a video or use the webcam"),
@@ -26,18 +35,55 @@ VERBS = {  # verb: (module, one line of help)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        args = _parse(arguments)
-        return int(args.run(args))
-    except BrokenPipeError:  # the reader of stdout went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, OSError, ImportError) as error:
-        print(f"autogaze: {_one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("autogaze: interrupted", file=sys.stderr)
-        return 130
+    command = _Command(arguments)
+    with interruptible(command.report, last=argv is None) as interrupts:
+        try:
+            return command.run()
+        except BrokenPipeError:  # the reader of stdout went away, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except InterruptError as error:
+            interrupted = error
+        except Exception as error:
+            if interrupts.caught is None:  # else a library made another error of it
+                return _mistake(error, arguments)
+            interrupted = interrupts.caught
+        command.report(interrupted)
+        return interrupted.exit_code
+
+
+class _Command:
+    """A verb with its arguments."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.arguments, self.args = arguments, argparse.Namespace()
+
+    def run(self) -> int:
+        self.args = _parse(self.arguments)
+        return int(self.args.run(self.args))
+
+    def report(self, error: InterruptError) -> None:
+        """One line, from the first of several processes that work together."""
+        if os.environ.get("RANK", "0") != "0" or os.environ.get("SLURM_PROCID", "0") != "0":
+            return
+        again = shlex.join(["autogaze", *self.arguments])
+        kept = self.args.kept(self.args, again) if hasattr(self.args, "kept") else ""
+        start = "\n" if sys.stderr.isatty() else ""  # below a progress bar
+        print(f"{start}autogaze: interrupted by {error}{'; ' + kept if kept else ''}", file=sys.stderr, flush=True)
+
+
+def _mistake(error: Exception, arguments: Sequence[str]) -> int:
+    """One line for what a user can put right; anything else is an error in this program.
+
+    Raises:
+        Exception: `error`, if it is no mistake of the user.
+    """
+    if isinstance(error, ModuleNotFoundError):
+        error = explain(error, f"autogaze {arguments[0]}" if arguments else "autogaze")
+    if not isinstance(error, ValueError | OSError | ImportError):
+        raise error
+    print(f"autogaze: {_one_line(error)}", file=sys.stderr)
+    return 2
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -65,6 +111,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             command = importlib.import_module(module)
             command.add_arguments(sub)
             sub.set_defaults(run=command.run)
+            if hasattr(command, "kept"):
+                sub.set_defaults(kept=command.kept)
     return parser
 
 

@@ -64,3 +64,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"run: {args.out}", file=sys.stderr)
     return 0
+
+
+def kept(args: argparse.Namespace, command: str) -> str:
+    """What an interrupted run leaves, and the command that goes on from it."""
+    files = [file for name in ("*/last.ckpt", "labels.shards/[0-9]*", "labels.parquet") for file in args.out.glob(name)]
+    resume = command if args.resume else f"{command} --resume"
+    if not files:
+        return f"nothing was saved yet; start again with: {resume}"
+    last = max(files, key=lambda file: file.stat().st_mtime_ns)
+    saved = f"the last checkpoint is {last}" if last.suffix == ".ckpt" else f"labels so far are in {last}"
+    return f"{saved}; go on with: {resume}"

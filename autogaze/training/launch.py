@@ -6,16 +6,22 @@ process, and "ddp_spawn" pickles the data module with all that it holds, from a 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import multiprocessing
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+
+from autogaze.interrupt import GRACE_S, InterruptError, interruptible
 
 LOCAL_RANK = "LOCAL_RANK"  # Lightning reads it, and takes a process that has it for one that was started for it
 
@@ -24,7 +30,7 @@ def launch(work: Callable[..., Any], processes: int, *arguments: Any) -> None:
     """Run `work(*arguments)` in so many new processes and wait for all.
 
     The processes know their number from `rank()`, use the CUDA device of that number where there is one, and find
-    each other through MASTER_ADDR and MASTER_PORT. When one fails, the others are ended.
+    each other through MASTER_ADDR and MASTER_PORT. When one fails, or this process is interrupted, all are ended.
 
     Args:
         work: a function of a module, since it is pickled by name.
@@ -32,17 +38,56 @@ def launch(work: Callable[..., Any], processes: int, *arguments: Any) -> None:
         arguments: small and picklable.
 
     Raises:
-        ValueError, OSError: that one of the processes raised.
+        ValueError, OSError: that one of the processes raised, or that one was killed.
         ProcessRaisedException: of any other, with its traceback.
     """
     failures = multiprocessing.get_context("spawn").SimpleQueue()
     settings = (processes, _free_port(), failures)
+    before = set(multiprocessing.active_children())
     try:
-        multiprocessing.start_processes(_process, (settings, work, arguments), processes, start_method="spawn")
+        with _signals_blocked():
+            context = multiprocessing.start_processes(
+                _process, (settings, work, arguments), processes, join=False, start_method="spawn"
+            )
+        assert context is not None
+        while not context.join(grace_period=3.0):
+            pass
     except ProcessRaisedException as error:
         if failures.empty():
             raise
         raise failures.get() from error
+    except ProcessExitedException as error:
+        raise ChildProcessError(
+            f"process {error.error_index} of {processes} was ended by {error.signal_name or error.exit_code} "
+            "(out of memory?): go on with --resume"
+        ) from error
+    finally:
+        _end(set(multiprocessing.active_children()) - before)
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """New processes begin with SIGINT and SIGHUP blocked until `_process` handles them: imports print tracebacks."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end(processes: Iterable[BaseProcess]) -> None:
+    """End processes: kindly, then by force."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + GRACE_S + 2
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 def rank() -> int:
@@ -56,9 +101,18 @@ def is_launched() -> bool:
 
 
 def _process(number: int, settings: tuple[int, int, Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    # torch sends this when the parent dies. It must end the process also where a shell made the command ignore it
-    # (a background job) and where the process waits for others in a collective, out of Python's reach.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # torch sends SIGINT when the parent dies. It must end the process also where a shell made the command ignore it (a
+    # background job), and where the process waits for others in a collective, out of Python's reach.
+    try:
+        with interruptible(always=True, last=True):
+            if hasattr(signal, "pthread_sigmask"):
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGHUP))
+            _work(number, settings, work, arguments)
+    except InterruptError as error:
+        sys.exit(error.exit_code)
+
+
+def _work(number: int, settings: tuple[int, int, Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     processes, port, failures = settings
     os.environ |= {LOCAL_RANK: str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if Path("/sys/class/net/lo").exists():

@@ -22,7 +22,16 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from autogaze.files import write_text
-from autogaze.training.callbacks import AtomicCheckpointIO, Curve, KeepBest, KeepLast, MovingAverage, Pace, StopOnNaN
+from autogaze.training.callbacks import (
+    AtomicCheckpointIO,
+    Curve,
+    Interruptible,
+    KeepBest,
+    KeepLast,
+    MovingAverage,
+    Pace,
+    StopOnNaN,
+)
 from autogaze.training.launch import is_launched, rank
 from autogaze.training.ranks import Ranks
 from autogaze.training.recipes import RLRecipe, TrainerRecipe
@@ -95,7 +104,7 @@ def make_trainer(recipe: TrainerRecipe, folder: Path, callbacks: Iterable[pl.Cal
     pace = Pace(recipe)
     often = 1 if sys.stderr.isatty() else recipe.max_steps // 20  # a log file wants few lines
     bar = TQDMProgressBar(refresh_rate=min(200, max(1, often)))
-    own: list[pl.Callback] = [bar, pace, StopOnNaN(LOG_EVERY), KeepBest(MONITOR, folder)]
+    own: list[pl.Callback] = [bar, Interruptible(), pace, StopOnNaN(LOG_EVERY), KeepBest(MONITOR, folder)]
     if recipe.ema_decay:
         own.append(MovingAverage(recipe.ema_decay))
     own += [*callbacks, Curve(folder / CURVE, pace), KeepLast(folder / LAST, recipe.checkpoint_every)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -16,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autogaze.cli.demo import Demo, DemoLimits
+from autogaze.cli.demo import Demo, DemoLimits, build, check_address
+from autogaze.cli.main import main
 from autogaze.media.scenes import render_scene
 from autogaze.media.video import VideoError, write_video
 from autogaze.model import AutoGaze
@@ -91,36 +93,82 @@ def test_the_webcam_remembers_and_starts_anew_with_other_settings(demo: Demo) ->
     assert demo.camera(None, 0.1, 0, state) == (None, "", None)
 
 
-@pytest.fixture(scope="module")
-def address(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+PROXIES = {name: "socks5://127.0.0.1:9" for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")}
+
+
+@contextlib.contextmanager
+def served(checkpoint: Path, scratch: Path, host: str, **environment: str) -> Iterator[str]:
+    """The address of a demo that runs in another process, once it answers."""
     pytest.importorskip("gradio", reason="needs autogaze[demo]")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "autogaze.cli.main",
-        "demo",
-        "--checkpoint",
-        str(tiny_checkpoint),
-        "--port",
-        str(port),
-    ]
-    scratch = tmp_path_factory.mktemp("scratch")
-    server = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(scratch)})
-    end = time.monotonic() + 90
+    port = check_address(host, 0)
+    words = ["demo", "--checkpoint", str(checkpoint), "--host", host, "--port", str(port)]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "autogaze.cli.main", *words],
+        env={**os.environ, "TMPDIR": str(scratch), **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + 300
     while True:
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5)
+            direct.open(address, timeout=5)
             break
         except OSError:
             assert server.poll() is None and time.monotonic() < end
             time.sleep(0.3)
-    yield f"http://127.0.0.1:{port}"
+    yield address
     server.terminate()
-    server.wait(20)
+    _, words_said = server.communicate(timeout=120)
+    assert server.returncode == 143 and words_said.splitlines()[-1] == "autogaze: interrupted by SIGTERM", words_said
     assert not list(scratch.glob("autogaze-demo-*")), "what visitors sent is still there"
+
+
+@pytest.fixture(scope="module")
+def address(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(tiny_checkpoint, tmp_path_factory.mktemp("scratch"), "127.0.0.1") as address:
+        yield address
+
+
+@pytest.mark.slow
+def test_the_page_answers_on_ipv6_whatever_proxies_are_set(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    try:
+        check_address("::1", 0)
+    except ValueError:
+        pytest.skip("this machine has no IPv6")
+    with served(tiny_checkpoint, tmp_path, "::1", **PROXIES) as address:
+        assert address.startswith("http://[::1]:")
+
+
+def test_an_address_that_cannot_be_listened_on_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for words, said in (
+            (["--port", "99999"], "--port must be in 0..65535, got 99999"),
+            (["--port", str(port)], "in use"),
+            (["--host", "no such host"], "cannot listen on --host no such host"),
+            (["--device", "mps"], "device 'mps' is not supported"),
+            (["--device", "cuda:77"], "no device 'cuda:77'"),
+        ):
+            assert main(["demo", *(words if "--port" in words else [*words, "--port", "0"])]) == 2
+            (line,) = capsys.readouterr().err.strip().splitlines()
+            assert line.startswith("autogaze: ") and said in line
+
+
+def test_a_missing_gradio_is_told_from_one_that_cannot_be_imported(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ImportError, match=r"pip install 'autogaze\[demo\]'.*pip install -e '\.\[demo\]'"):
+        build(demo, tmp_path)
+    monkeypatch.delitem(sys.modules, "gradio")
+    (tmp_path / "gradio.py").write_text("from sys import nothing_like_that")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportError, match="fails: cannot import name 'nothing_like_that'"):
+        build(demo, tmp_path)
 
 
 @needs_browser
@@ -129,13 +177,13 @@ def test_the_page_watches_an_upload_and_reports_a_bad_file(address: str, clip: P
     with open_page(address) as page:
         page.set_input_files("input[type=file]", str(clip))
         page.get_by_role("button", name="Look").click()
-        page.get_by_text("(20 frames)").wait_for(timeout=60000)
+        page.get_by_text("(20 frames)").wait_for(timeout=300000)
         bad = tmp_path / "bad.mp4"
         bad.write_bytes(np.random.default_rng(0).bytes(3000))
         page.get_by_role("button", name="Clear").or_(page.get_by_label("Clear")).first.click()
         page.set_input_files("input[type=file]", str(bad))
         page.get_by_role("button", name="Look").click()
-        page.get_by_text("bad.mp4 is not a video").first.wait_for(timeout=60000)
+        page.get_by_text("bad.mp4 is not a video").first.wait_for(timeout=300000)
 
 
 @needs_browser
@@ -145,7 +193,7 @@ def test_the_webcam_is_watched_live(address: str) -> None:
         page.get_by_role("tab", name="Webcam").click()
         page.get_by_text("Click to Access Webcam").click()
         page.get_by_label("capture photo").click()
-        page.get_by_text(re.compile(r"\((\d\d+|[3-9]) frames\)")).wait_for(timeout=60000)
+        page.get_by_text(re.compile(r"\((\d\d+|[3-9]) frames\)")).wait_for(timeout=300000)
 
 
 def test_it_listens_on_this_machine_only_unless_told() -> None:

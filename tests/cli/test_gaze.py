@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from autogaze.cli.gaze import GazeOptions, choose_options, gaze_chunks, gaze_video, output_folders, pick_device
+from autogaze.cli.gaze import GazeOptions, choose_options, gaze_chunks, gaze_video, output_folders
 from autogaze.cli.main import main
 from autogaze.core.gaze import Gaze
 from autogaze.core.gaze_file import load_gaze
+from autogaze.device import pick_device
 from autogaze.media.scenes import render_scene
 from autogaze.media.video import open_writer, probe, read_chunks, read_video, write_video
 from autogaze.model import AutoGaze
