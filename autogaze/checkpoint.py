@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autogaze.core.grid import PatchGrid
+from autogaze.extras import explain
 from autogaze.media.preprocess import Preprocessor
 from autogaze.network.decoder import RopeConfig
 
@@ -88,7 +89,7 @@ def _download(repository: str) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     except ImportError as error:
-        raise ImportError(f"no folder {repository!r}; to load it from the hub: pip install 'autogaze[hub]'") from error
+        raise explain(error, f"there is no folder {repository!r}; loading it from the hub") from error
     try:
         return Path(snapshot_download(repository, allow_patterns=["*.json", WEIGHTS]))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

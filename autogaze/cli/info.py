@@ -11,6 +11,7 @@ from typing import Any
 from autogaze import checkpoint
 from autogaze.decoding.engine import chosen_way
 from autogaze.export.engine_file import ENGINE_SUFFIXES, read_engine
+from autogaze.extras import explain
 from autogaze.model import AutoGaze
 from autogaze.report import break_even
 
@@ -79,7 +80,7 @@ def _onnx(path: Path) -> dict[str, Any]:
     try:
         import onnx
     except ImportError as error:
-        raise ImportError("reading ONNX files needs: pip install 'autogaze[export]'") from error
+        raise explain(error, "reading ONNX files") from error
     from google.protobuf.message import DecodeError
 
     try:

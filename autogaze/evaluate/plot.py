@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autogaze.evaluate.results import Results
+from autogaze.extras import explain
 from autogaze.files import atomic_path
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito
@@ -21,7 +22,7 @@ def plot_losses(results: Results, path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'autogaze[train]'") from error
+        raise explain(error, "a plot") from error
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, method in enumerate(results.methods()):

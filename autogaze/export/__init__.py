@@ -1,7 +1,7 @@
 """One file, one call a frame: ONNX and TensorRT exports of AutoGaze, and runners for them.
 
 `export_onnx` and `export_tensorrt` write files that were checked against PyTorch; `Engine.load` runs them with the
-interface of `AutoGaze`. `docs/formats.md` names every input, output and rule. Needs `pip install 'autogaze[export]'`.
+interface of `AutoGaze`. `docs/formats.md` names every input, output and rule. Needs the extra `export`.
 """
 
 from __future__ import annotations

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from autogaze.export.tensors import TensorSpec
+from autogaze.extras import explain
 
 try:
     import onnx
     from onnx import TensorProto, helper
 except ImportError as error:
-    raise ImportError("exporting needs onnx: pip install 'autogaze[export]'") from error
+    raise explain(error, "exporting") from error
 
 ELEMENT_TYPES = {
     torch.float32: TensorProto.FLOAT,

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from autogaze.extras import explain
+
 try:
     import onnx
 except ImportError as error:
-    raise ImportError("exporting needs onnx and ONNX Runtime: pip install 'autogaze[export]'") from error
+    raise explain(error, "exporting") from error
 
 from autogaze.export.forms import PRECISIONS, output_specs, write_graph
 from autogaze.export.metadata import Metadata, describe

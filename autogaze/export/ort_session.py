@@ -15,11 +15,12 @@ from torch import Tensor
 from autogaze.export.cuda_stream import WorkStream, cuda_device
 from autogaze.export.metadata import FormatError, Metadata
 from autogaze.export.tensors import TensorSpec
+from autogaze.extras import explain
 
 try:
     import onnxruntime as ort
 except ImportError as error:
-    raise ImportError("running .onnx files needs ONNX Runtime: pip install 'autogaze[export]'") from error
+    raise explain(error, "running .onnx files") from error
 
 CUDA = "CUDAExecutionProvider"
 _TYPES = {

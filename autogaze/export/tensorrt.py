@@ -20,10 +20,11 @@ from autogaze.export.metadata import Metadata
 from autogaze.export.onnx import ExportOptions, check_file, check_target, checked_graph
 from autogaze.export.parity import Parity, ParityError
 from autogaze.export.tensors import TensorSpec
+from autogaze.extras import install
 from autogaze.files import atomic_path
 from autogaze.model import AutoGaze
 
-INSTALL = "TensorRT is not installed: pip install tensorrt (data-centre GPUs) or pip install 'autogaze[trt]' (RTX GPUs)"
+INSTALL = f"TensorRT is not installed: for data-centre GPUs pip install tensorrt, for RTX GPUs {install('trt')}"
 HARDWARE = {"this": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 # a layer that runs elsewhere or slower than it should is told of at any severity
 TELLING = ("fallback", "fall back", "unsupported", "not supported")

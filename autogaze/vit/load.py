@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autogaze.extras import explain
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # mean and standard deviation of families whose folder says nothing of them
 STATISTICS = {
@@ -92,7 +94,7 @@ def _from_timm(name: str) -> LoadedViT:
     try:
         import timm
     except ImportError as error:
-        raise ImportError(f"{name} needs timm: pip install 'autogaze[vit]'") from error
+        raise explain(error, name) from error
     plain = name.removeprefix("timm/")
     if not timm.is_model(plain):
         raise FileNotFoundError(f"no ViT {name!r}: neither a folder, nor a hub id owner/name, nor a model of timm")
@@ -105,7 +107,7 @@ def _from_transformers(name: str) -> LoadedViT:
     try:
         from transformers import AutoImageProcessor, AutoModel
     except ImportError as error:
-        raise ImportError(f"{name} needs transformers: pip install 'autogaze[vit]'") from error
+        raise explain(error, name) from error
     folder = Path(name).expanduser()
     place = str(folder) if folder.exists() else name
     try:

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autogaze.extras import explain
+
 GRADIENT_SIZES = (1, 2, 4)  # the frame is shrunk by these
 
 
@@ -157,12 +159,12 @@ def _feature_model(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float
         try:
             import timm
         except ImportError as error:
-            raise ImportError(f"features:{name} needs timm: pip install 'autogaze[train]'") from error
+            raise explain(error, f"features:{name}") from error
         model = timm.create_model(name.removeprefix("timm/"), pretrained=True, num_classes=0, dynamic_img_size=True)
         return model, tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])
     try:
         from transformers import AutoImageProcessor, AutoModel
     except ImportError as error:
-        raise ImportError(f"features:{name} needs transformers: pip install 'autogaze[train]'") from error
+        raise explain(error, f"features:{name}") from error
     model, processor = AutoModel.from_pretrained(name), AutoImageProcessor.from_pretrained(name)
     return getattr(model, "vision_model", model), tuple(processor.image_mean), tuple(processor.image_std)
