@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N[:M]",
         help="batch size, or smallest and largest (default 1:16)",
     )
+    add("--scales", type=int, nargs="+", metavar="PX", help="choose only ids of these scales (default: all)")
     add("--clip", action="store_true", help="take whole clips instead of one frame a call")
     add("--frames", type=int, metavar="T", help="frames a clip, with --clip (default: what the model remembers)")
     add(
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         gazing_ratio=args.gazing_ratio,
         batch=args.batch,
         frames=args.frames,
+        scales=None if args.scales is None else tuple(args.scales),
         input_size=args.uint8,
     )
     model = AutoGaze.from_pretrained(args.checkpoint, "cpu")

@@ -24,9 +24,9 @@ class Rotary:
         self.quarter = torch.cat([torch.cat([zero, half], dim=1), torch.cat([-half, zero], dim=1)])
         self.cos, self.sin = nodes.constant(angles.cos().to(dtype)), nodes.constant(angles.sin().to(dtype))
 
-    def at(self, places: Value, parts: list[int]) -> list[tuple[Value, Value]]:
-        """(cos, sin) of consecutive parts of places (B, N) float32, each (B, 1, part, head_dim)."""
-        index = places.to(torch.int64)
+    def at(self, positions: Value, parts: list[int]) -> list[tuple[Value, Value]]:
+        """(cos, sin) of consecutive parts of positions (B, N) float32, each (B, 1, part, head_dim)."""
+        index = positions.to(torch.int64)
         columns = (table.gather(index, axis=0).unsqueeze(1).split(parts, axis=2) for table in (self.cos, self.sin))
         return list(zip(*columns, strict=True))
 
@@ -59,7 +59,7 @@ class Attention:
             dim=1,
         )
         columns = self._columns(dtype)
-        self.prefill_bias = self._prefill_bias(columns, mask.to(dtype))
+        self.prefill_bias = self._bias(columns, mask.to(dtype))
         self.step_bias = self._bias(columns, step_mask.to(dtype))
         self._biases: dict[tuple[int, bool], Value] = {}  # of a step, by its ids so far and whether of its last row
         self.held: list[tuple[Value, Value]] = []  # a layer: keys, transposed, and values after the prefill
@@ -70,7 +70,7 @@ class Attention:
         """What every row may not see of the past, because nothing is there: (B, f * block)."""
         if self.past is None:
             return None
-        return self.nodes.where(self.past.places < 0.0, BLOCKED, self.nodes.constant(0.0, dtype))
+        return self.nodes.where(self.past.positions < 0.0, BLOCKED, self.nodes.constant(0.0, dtype))
 
     def _bias(self, columns: Value | None, mask: Tensor) -> Value:
         """A mask (rows, N), and for every sample also what its past lacks: (B, 1, rows, N)."""
@@ -78,16 +78,6 @@ class Attention:
             return self.nodes.constant(mask)
         new = mask.shape[1] - self.past.frames * self.sizes.block  # of this frame: they are surely there
         return self.nodes.op("Pad", columns, torch.tensor([0, 0, 0, new])).unsqueeze(1, 2) + mask
-
-    def _prefill_bias(self, columns: Value | None, mask: Tensor) -> Value:
-        """`_bias`, but padding that stands in the last group is seen by the group itself."""
-        if columns is None or self.past is None:
-            return self._bias(columns, mask)
-        group, remembered = self.sizes.group, self.past.frames * self.sizes.block - self.sizes.group
-        memory, last = columns.split([remembered, group], axis=1)
-        last = self.nodes.where(self.past.last_ids.equals(self.sizes.patches), 0.0, last)
-        own = self._bias(self.nodes.concat([memory, last], axis=1), mask[:group])
-        return self.nodes.concat([own, self._bias(columns, mask[group:])], axis=2)
 
     def remember(self, layer: int, straight: Value, key: Value, value: Value) -> None:
         """Keep what a pass adds; straight: queries and keys before rotation (B, 2 * heads, N, head_dim)."""

@@ -27,7 +27,12 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 def graph_sizes(model: AutoGaze, metadata: Metadata) -> GraphSizes:
     """The fixed sizes of the graph that the metadata describes."""
     return GraphSizes(
-        model.visual_tokens, model.grid.patches_per_frame, metadata.budget, metadata.group, metadata.frames
+        model.visual_tokens,
+        metadata.grid.patches_per_frame,
+        metadata.budget,
+        metadata.group,
+        metadata.frames,
+        metadata.allowed,
     )
 
 
@@ -41,7 +46,7 @@ def state_specs(model: AutoGaze, metadata: Metadata) -> tuple[TensorSpec, ...]:
         TensorSpec("conv", encoder_dtype(dtype), (config.encoder_depth * past * config.hidden_size, side, side)),
         TensorSpec("keys", dtype, cache),
         TensorSpec("values", dtype, cache),
-        TensorSpec("places", torch.int32, (sizes.window * sizes.block,)),
+        TensorSpec("positions", torch.int32, (sizes.window * sizes.block,)),
         TensorSpec("last_ids", torch.int64, (sizes.group,)),
         *([canvas] if config.residual_map else []),
     )
@@ -60,7 +65,6 @@ def input_specs(model: AutoGaze, metadata: Metadata) -> tuple[TensorSpec, ...]:
     asked = (
         TensorSpec("budget", torch.int32, frames),
         TensorSpec("requirement", torch.float32, frames),
-        TensorSpec("in_step", torch.bool, frames),
     )
     return (pixels, *asked) if frames else (pixels, *asked, *state_specs(model, metadata))
 
@@ -106,11 +110,10 @@ class _Writer:
         frame: Value,
         budget: Value,
         requirement: Value,
-        in_step: Value,
         conv: Value,
         keys: Value,
         values: Value,
-        places: Value,
+        positions: Value,
         last_ids: Value,
         canvas: Value | None = None,
     ) -> list[Value]:
@@ -121,12 +124,16 @@ class _Writer:
             visual, next_conv = self.encoder.frame(pixels, conv)
         errors = self._begin(pixels, canvas)
         with nodes.scope("memory"):
-            held = places.to(torch.float32) - 1.0  # the file's places begin at 1, so that a memory of zeros is empty
-            count, new_places = self.decoder.new_places(held)
+            held = (
+                positions.to(torch.float32) - 1.0
+            )  # the file's positions begin at 1, so that a memory of zeros is empty
+            count, new_positions = self.decoder.new_positions(held)
             parts = [sizes.memory, sizes.group + sizes.visual] + [sizes.group] * (sizes.steps - 1)
             remembered = nodes.op("Max", held.cut(1, 0, sizes.memory), 0.0)
-            last_places = self.decoder.last_places(held, last_ids, window)
-            rotation, *rotations = self.rotary.at(nodes.concat([remembered, last_places, new_places], axis=1), parts)
+            last_positions = self.decoder.last_positions(held, window)
+            rotation, *rotations = self.rotary.at(
+                nodes.concat([remembered, last_positions, new_positions], axis=1), parts
+            )
             heads = [layer.heads for layer in self.weights.layers]
             past = Past(
                 window,
@@ -135,15 +142,15 @@ class _Writer:
                 held,
                 last_ids,
             )
-        asked = Asked(budget, self._threshold(requirement), in_step)
-        new = self.decoder.write(visual, past, count, new_places, rotations, True, asked, errors)
+        asked = Asked(budget, self._threshold(requirement))
+        new = self.decoder.write(visual, past, count, new_positions, rotations, True, asked, errors)
         next_canvas = self._look(new, errors, canvas)
         with nodes.scope("memory"):
             next_keys, next_values = (
                 nodes.concat([old.cut(2, sizes.block), nodes.concat(blocks, axis=1)], axis=2)
                 for old, blocks in ((keys, new.keys), (values, new.values))
             )
-            next_places = self._forget(held, new.places)
+            next_positions = self._forget(held, new.positions)
         return [
             new.ids,
             new.chosen,
@@ -152,7 +159,7 @@ class _Writer:
             next_conv,
             next_keys,
             next_values,
-            next_places,
+            next_positions,
             new.last_ids,
             *([] if next_canvas is None else [next_canvas]),
         ]
@@ -179,7 +186,7 @@ class _Writer:
         kept = nodes.concat([held.cut(1, self.sizes.block), new], axis=1)
         return nodes.where(kept < 0.0, 0.0, kept - gone + 1.0).to(torch.int32)
 
-    def clip(self, frames: Value, budget: Value, requirement: Value, in_step: Value) -> list[Value]:
+    def clip(self, frames: Value, budget: Value, requirement: Value) -> list[Value]:
         """A whole clip to its gazes; every frame sees exactly the frames before it."""
         nodes, count = self.nodes, self.metadata.frames
         with nodes.scope("encoder"):
@@ -191,37 +198,37 @@ class _Writer:
         for t in range(count):
             index = torch.tensor(t)
             with nodes.scope(f"frame{t}"):
-                asked = Asked(
-                    budget.gather(index, axis=1), threshold.gather(index, axis=1), in_step.gather(index, axis=1)
-                )
-                tokens, places = self.decoder.new_places(past.places if past else None)
+                asked = Asked(budget.gather(index, axis=1), threshold.gather(index, axis=1))
+                tokens, positions = self.decoder.new_positions(past.positions if past else None)
                 errors = self._begin(None if shots is None else shots.gather(index, axis=1), canvas)
-                rotations = self._rotations(past, places)
+                rotations = self._rotations(past, positions)
                 frame = visual.gather(index, axis=1)
-                new = self.decoder.write(frame, past, tokens, places, rotations, False, asked, errors)
+                new = self.decoder.write(frame, past, tokens, positions, rotations, False, asked, errors)
                 past = self._extend(past, new)
                 canvas = self._look(new, errors, canvas)
             gazes.append((new.ids, new.chosen, new.task_loss, new.count))
         return [nodes.concat([value.unsqueeze(1) for value in values], axis=1) for values in zip(*gazes, strict=True)]
 
-    def _rotations(self, past: Past | None, places: Value) -> list[tuple[Value, Value]]:
+    def _rotations(self, past: Past | None, positions: Value) -> list[tuple[Value, Value]]:
         """Of a clip's frame: of its prefill, then of every later step."""
         nodes, sizes = self.nodes, self.sizes
         steps = [sizes.group] * (sizes.steps - 1)
         if past is None:
-            return self.rotary.at(places, [sizes.visual, *steps])
-        last = self.decoder.last_places(past.places, past.last_ids, past.frames)
-        return self.rotary.at(nodes.concat([last, places], axis=1), [sizes.group + sizes.visual, *steps])
+            return self.rotary.at(positions, [sizes.visual, *steps])
+        last = self.decoder.last_positions(past.positions, past.frames)
+        return self.rotary.at(nodes.concat([last, positions], axis=1), [sizes.group + sizes.visual, *steps])
 
     def _extend(self, past: Past | None, new: FrameValues) -> Past:
         """A clip's window with one more frame."""
         if past is None:
-            return Past(1, tuple(new.keys), tuple(new.values), new.places, new.last_ids)
+            return Past(1, tuple(new.keys), tuple(new.values), new.positions, new.last_ids)
         keys, values = (
             tuple(self.nodes.concat([held, block], axis=2) for held, block in zip(old, blocks, strict=True))
             for old, blocks in ((past.keys, new.keys), (past.values, new.values))
         )
-        return Past(past.frames + 1, keys, values, self.nodes.concat([past.places, new.places], axis=1), new.last_ids)
+        return Past(
+            past.frames + 1, keys, values, self.nodes.concat([past.positions, new.positions], axis=1), new.last_ids
+        )
 
     def _pixels(self, frames: Value) -> Value:
         """Preprocessed float32 frames (N, 3, side, side)."""

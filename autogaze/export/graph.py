@@ -22,7 +22,7 @@ from autogaze.export.sizes import Asked, FrameValues, GraphSizes, LastGroup, Pas
 from autogaze.export.stop import stop_rule
 from autogaze.export.weights import GraphWeights, LayerWeights, NormWeights
 
-TAKEN = -1e30  # score of an id that the frame has already: added to its logits
+TAKEN = -1e30  # added to the logit of an id that the frame has already, or that may never be chosen
 
 
 class FrameDecoder:
@@ -31,7 +31,7 @@ class FrameDecoder:
     def __init__(self, nodes: Nodes, weights: GraphWeights, sizes: GraphSizes, dtype: torch.dtype) -> None:
         self.nodes, self.weights, self.sizes, self.dtype = nodes, weights, sizes, dtype
 
-    def new_places(self, past: Value | None) -> tuple[Value, Value]:
+    def new_positions(self, past: Value | None) -> tuple[Value, Value]:
         """Tokens in the window (B, 1), and positions (B, visual + fed) of this frame's tokens.
 
         A group that is fed while its frame is decoded takes the positions of the frame's last K visual tokens, as
@@ -45,26 +45,20 @@ class FrameDecoder:
         count = (self.nodes.constant(-1.0, torch.float32) < past).to(torch.float32).sum(1, keep=True)
         return count, count + offsets
 
-    def last_places(self, places: Value, last_ids: Value, frames: int) -> Value:
-        """Positions (B, K) of the newest frame's last group, which comes in now.
-
-        Padding that stands in it has the position of a visual token, as every group that is fed at once.
+    def last_positions(self, positions: Value, frames: int) -> Value:
+        """Positions (B, K) of the newest frame's last group, which comes in now; 0 where nothing is.
 
         Args:
-            places: (B, frames * block) float32 of the whole window.
+            positions: (B, frames * block) float32 of the whole window.
         """
-        end = frames * self.sizes.block - self.sizes.group
-        visual_end = end - self.sizes.fed
-        among = places.cut(1, visual_end - self.sizes.group, visual_end)
-        padding = last_ids.equals(self.sizes.patches)
-        return self.nodes.where(padding, among, self.nodes.op("Max", places.cut(1, end), 0.0))
+        return self.nodes.op("Max", positions.cut(1, frames * self.sizes.block - self.sizes.group), 0.0)
 
     def write(
         self,
         visual: Value,
         past: Past | None,
         count: Value,
-        places: Value,
+        positions: Value,
         rotations: list[tuple[Value, Value]],
         forget: bool,
         asked: Asked,
@@ -75,7 +69,7 @@ class FrameDecoder:
         Args:
             visual: (B, N, width) float32.
             past: None at a clip's first frame.
-            count, places: of `new_places`.
+            count, positions: of `new_positions`.
             rotations: of the prefill's tokens, then of every later step's.
             forget: whether the oldest frame leaves the window (only the last group before still sees it); positions
                 then change from call to call, so keys are handed on without them.
@@ -89,7 +83,7 @@ class FrameDecoder:
             if past is not None:
                 x = nodes.concat([nodes.constant(self.weights.embeddings).gather(past.last_ids, axis=0), x], axis=1)
             hidden = self._pass(x, rotations[0], attention, attention.prefill)
-        ids, losses, taken = [], [], nodes.constant(0.0, torch.float32)
+        ids, losses, taken = [], [], nodes.constant(TAKEN * ~sizes.allowed, torch.float32)
         for step in range(sizes.steps):
             with nodes.scope(f"group{step}"):
                 group, loss, taken = self._choose(hidden, taken, errors)
@@ -101,30 +95,23 @@ class FrameDecoder:
         with nodes.scope("stop"):
             joined = nodes.concat(ids, axis=1), nodes.concat(losses, axis=1)
             gaze, groups, last = stop_rule(nodes, *joined, asked, sizes)
-            in_step = asked.in_step.unsqueeze(1)
-            longest = (groups * in_step.to(torch.float32)).max(0, keep=True)
-            others_go_on = (groups < longest) & in_step
-            block = self._block_places(count, places, groups, last, others_go_on)
-            last_ids = nodes.where(others_go_on & (last.kept < last.decoded), sizes.patches, last.ids)
-        return FrameValues(*gaze, block, last_ids, *attention.blocks(straight=forget))
+            block = self._block_positions(count, positions, groups, last)
+        return FrameValues(*gaze, block, last.ids, *attention.blocks(straight=forget))
 
-    def _block_places(self, count: Value, places: Value, groups: Value, last: LastGroup, others_go_on: Value) -> Value:
+    def _block_positions(self, count: Value, positions: Value, groups: Value, last: LastGroup) -> Value:
         """Positions of everything that the frame adds (B, block), -1 where nothing is.
 
         Args:
             groups: (B, 1) float32, groups that were begun.
-            others_go_on: (B, 1) bool: then published models feed the last group at once, like any other.
         """
         nodes, sizes = self.nodes, self.sizes
         rank = last.kept @ torch.ones(sizes.group, sizes.group).triu(1)
         fed_ids = nodes.op("Max", groups - 1.0, 0.0) * float(sizes.group)
-        counted = fed_ids + rank + count + float(sizes.visual)
-        among = nodes.constant(torch.arange(sizes.group).float() + (sizes.visual - sizes.group)) + count
         chosen = nodes.constant(0.5, torch.float32) < last.kept
-        last_places = nodes.where(chosen, nodes.where(others_go_on, among, counted), -1.0)
+        last_positions = nodes.where(chosen, fed_ids + rank + count + float(sizes.visual), -1.0)
         fed = (torch.arange(sizes.fed) // sizes.group + 1).float()  # the group after must have begun
         there = nodes.constant(torch.cat([torch.full((sizes.visual,), -1.0), fed])) < groups
-        return nodes.concat([nodes.where(there, places, -1.0), last_places], axis=1)
+        return nodes.concat([nodes.where(there, positions, -1.0), last_positions], axis=1)
 
     def _pass(self, x: Value, rotation: tuple[Value, Value], attention: Attention, attend) -> Value:  # type: ignore[no-untyped-def]
         """The last token's normed state (B, width) after all layers; of the last layer only that token is computed."""
@@ -162,7 +149,7 @@ class FrameDecoder:
 
     def _choose(self, hidden: Value, taken: Value, errors: FrameResiduals | None) -> tuple[Value, Value, Value]:
         """K ids (B, K) head by head, none twice; predicted losses (B, K); and what is added to the logits of ids that
-        the frame has, () or (B, patches), with those ids."""
+        may not be chosen again, (1 or B, patches), with those ids."""
         sizes, nodes = self.sizes, self.nodes
         said = (hidden @ self.weights.head).to(torch.float32)
         heads, everyone, ids = [sizes.patches] * sizes.group, torch.arange(sizes.patches), []

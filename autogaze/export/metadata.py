@@ -5,14 +5,20 @@ Values are plain text (`scales` = "32+64+112+224"), so that a C++ program reads 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import MISSING, dataclass, fields
+
+import torch
+from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
 from autogaze.media.preprocess import Preprocessor
 from autogaze.model import AutoGazeConfig
 
-FORMAT = 2  # newest that is written and read; newer ones are refused
+FORMAT = 3  # written, and the newest that is read (cpp/src/metadata.hpp says the same); newer ones are refused
 PREFIX = "autogaze."
+LARGEST = 1 << 15  # of any size in a file: pixels, ids, frames, samples
+MOST_PATCHES = 1 << 20  # ids a frame
 _WORDS = {"kind": ("frame", "clip"), "precision": ("fp32", "fp16", "bf16"), "pixels": ("float32", "uint8")}
 
 
@@ -44,7 +50,8 @@ class Metadata:
     rescale_factor: float
     offset: bool
     resample: str
-    format: int = 1  # the oldest that fits the file; it tells what a stream remembers (docs/formats.md)
+    allowed_scales: tuple[int, ...] = ()  # pixels, those whose ids may be chosen; empty: all (formats 1 and 2)
+    format: int = FORMAT
 
     def __post_init__(self) -> None:
         for name, known in _WORDS.items():
@@ -53,10 +60,32 @@ class Metadata:
         sizes = (*self.scales, self.patch_size, self.group, self.budget, self.frames, *self.batch, *self.input_size)
         if min(sizes) < 1 or len(self.batch) != 2 or len(self.input_size) != 2 or self.batch[0] > self.batch[1]:
             raise ValueError("a size is not positive, or a pair is none")
+        if max(sizes) > LARGEST:
+            raise ValueError(f"a size is above {LARGEST}")
+        if sum((scale // self.patch_size) ** 2 for scale in self.scales) > MOST_PATCHES:
+            raise ValueError(f"more than {MOST_PATCHES} patches a frame")
+        if not set(self.allowed_scales) <= set(self.scales):
+            raise ValueError(f"allowed_scales must be some of the scales {self.scales}, got {self.allowed_scales}")
+        if self.budget > int(self.allowed.sum()):
+            raise ValueError(f"a frame has {int(self.allowed.sum())} ids to choose from, the budget is {self.budget}")
+        if not 0 < self.gazing_ratio <= 1 or math.isnan(self.task_loss_requirement):
+            raise ValueError("gazing_ratio must be in (0, 1], and task_loss_requirement a number")
+        if not all(math.isfinite(number) for pair in self.calibration for number in pair):
+            raise ValueError("calibration must be finite numbers")
+        if not all(math.isfinite(number) for number in (*self.mean, *self.std, self.rescale_factor)):
+            raise ValueError("mean, std and rescale_factor must be finite numbers")
+        _ = self.preprocessor  # it checks its own
 
     @property
     def grid(self) -> PatchGrid:
         return PatchGrid(self.scales, self.patch_size)
+
+    @property
+    def allowed(self) -> Tensor:
+        """(P,) bool: the ids that may be chosen."""
+        grid = self.grid
+        kept = torch.tensor([scale in (self.allowed_scales or self.scales) for scale in self.scales])
+        return kept.repeat_interleave(torch.tensor(grid.patches_per_scale))
 
     @property
     def preprocessor(self) -> Preprocessor:
@@ -88,17 +117,18 @@ class Metadata:
             raise FormatError(
                 f"{name}: written in format {version}, this autogaze reads up to {FORMAT}; update autogaze"
             )
-        missing = [field.name for field in fields(cls) if PREFIX + field.name not in properties]
+        missing = [f.name for f in fields(cls) if PREFIX + f.name not in properties and f.default is MISSING]
         if missing:
             raise FormatError(f"{name}: metadata lacks {', '.join(missing)}; export it again")
         try:
-            return cls(**{field.name: _READ[field.name](properties[PREFIX + field.name]) for field in fields(cls)})
+            named = {field.name: properties.get(PREFIX + field.name) for field in fields(cls)}
+            return cls(**{name: _READ[name](text) for name, text in named.items() if text is not None})
         except ValueError as error:
             raise FormatError(f"{name}: damaged metadata ({error}); export it again") from error
 
 
 def _write(name: str, value: object) -> str:
-    if name == "scales":
+    if name.endswith("scales"):
         return "+".join(map(str, value))  # type: ignore[call-overload]
     if name == "calibration":
         return ",".join(f"{asked!r}:{threshold!r}" for asked, threshold in value)  # type: ignore[attr-defined]
@@ -115,6 +145,10 @@ def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(item) for item in text.split(","))
 
 
+def _scales(text: str) -> tuple[int, ...]:
+    return tuple(int(scale) for scale in text.split("+"))
+
+
 def _pairs(text: str) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(number) for number in pair.split(":")) for pair in text.split(",") if pair)
 
@@ -122,7 +156,8 @@ def _pairs(text: str) -> tuple[tuple[float, ...], ...]:
 _READ = {
     "kind": str,
     "precision": str,
-    "scales": lambda text: tuple(int(scale) for scale in text.split("+")),
+    "scales": _scales,
+    "allowed_scales": _scales,
     "patch_size": int,
     "group": int,
     "budget": int,
@@ -151,6 +186,7 @@ def describe(
     budget: int,
     frames: int,
     gazing_ratio: float,
+    allowed_scales: tuple[int, ...],
     batch: tuple[int, int],
     pixels: str,
     input_size: tuple[int, int],
@@ -176,5 +212,5 @@ def describe(
         rescale_factor=preprocessor.rescale_factor,
         offset=preprocessor.offset,
         resample=preprocessor.resample,
-        format=2 if kind == "frame" and config.residual_map else 1,
+        allowed_scales=allowed_scales,
     )

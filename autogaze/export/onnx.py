@@ -15,6 +15,7 @@ try:
 except ImportError as error:
     raise explain(error, "exporting") from error
 
+from autogaze.core.grid import PatchGrid
 from autogaze.export.forms import PRECISIONS, output_specs, write_graph
 from autogaze.export.metadata import Metadata, describe
 from autogaze.export.nodes import ELEMENT_TYPES
@@ -34,11 +35,10 @@ class ExportOptions:
     clip: bool = False  # whole clips instead of one frame a call
     precision: str = "fp32"  # of weights and memory: fp32, fp16 or bf16
     gazing_ratio: float | None = None  # largest share of a frame's patches; None: the checkpoint's
+    scales: tuple[int, ...] | None = None  # pixels: only ids of these are chosen; None: of all
     batch: tuple[int, int] = (1, 16)  # smallest and largest
     frames: int | None = None  # frames a clip; None: as many as the model remembers
-    input_size: tuple[int, int] | None = (
-        None  # (height, width) of uint8 frames, preprocessed inside; None: float frames
-    )
+    input_size: tuple[int, int] | None = None  # (height, width) of uint8 frames, preprocessed inside; None: float
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -59,14 +59,17 @@ class ExportOptions:
             raise ValueError(
                 f"a clip has 1 to {config.max_num_frames} frames, which is what the model remembers, got {frames}"
             )
+        allowed = allowed_scales(model.grid, self.scales)
+        choice = sum(n for n, s in zip(model.grid.patches_per_scale, model.grid.scales, strict=True) if s in allowed)
         return describe(
             config,
             model.preprocessor,
             kind="clip" if self.clip else "frame",
             precision=self.precision,
-            budget=model.grid.budget(ratio),
+            budget=min(model.grid.budget(ratio), choice),
             frames=frames,
             gazing_ratio=ratio,
+            allowed_scales=allowed,
             batch=self.batch,
             pixels="float32" if self.input_size is None else "uint8",
             input_size=self.input_size or (side, side),
@@ -101,6 +104,18 @@ def export_onnx(model: AutoGaze, path: str | Path, options: ExportOptions | None
     with atomic_path(path) as temporary:
         onnx.save(graph, str(temporary))
     return OnnxReport(str(path), len(graph.graph.node), graph.opset_import[0].version, metadata, parity)
+
+
+def allowed_scales(grid: PatchGrid, scales: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The scales whose ids a file may choose, ascending.
+
+    Raises:
+        ValueError: if one is not of the grid, or none is given.
+    """
+    asked = set(grid.scales if scales is None else scales)
+    if not asked or not asked <= set(grid.scales):
+        raise ValueError(f"scales must be some of the model's {grid.scales} (pixels), got {scales}")
+    return tuple(scale for scale in grid.scales if scale in asked)
 
 
 def check_target(path: str | Path, suffixes: tuple[str, ...]) -> Path:

@@ -62,12 +62,13 @@ def compare(model: AutoGaze, engine: Engine, clips: Tensor) -> Parity:
     batch, limit = len(clips), (metadata.budget + 0.5) / model.grid.patches_per_frame
     ratio = torch.tensor([min(1.0, limit) / (1 + i % 2) for i in range(batch)], dtype=torch.float64)[:, None]
     ratio = ratio.clamp(min=1 / model.grid.patches_per_frame).expand(batch, clips.shape[1])
-    free = model.generate(video.to(model.device), ratio)
+    scales = {} if metadata.allowed_scales == metadata.scales else {"scales": metadata.allowed_scales}
+    free = model.generate(video.to(model.device), ratio, **scales)
     assert free.task_loss is not None
     losses = free.task_loss[free.chosen]
     requirement = torch.full((batch, clips.shape[1]), float("-inf"))
     requirement[1::2] = losses.float().quantile(0.2).cpu()
-    expected = model.generate(video.to(model.device), ratio, requirement).to("cpu")
+    expected = model.generate(video.to(model.device), ratio, requirement, **scales).to("cpu")
     pixels = clips if metadata.pixels == "uint8" else video
     got = engine.generate(pixels, ratio, requirement).to("cpu")
     threshold = model.config.threshold(requirement)

@@ -1,9 +1,9 @@
 """What is still wrong with the picture of a frame, in an exported graph (`autogaze.network.residual`).
 
-Once a frame: the errors of its places, and from them a table of what a look at scale k takes away of a place that was
-looked at at level l, and of what it adds to the predicted loss. Errors are divided by the number of places, so that the
+Once a frame: the errors of its cells, and from them a table of what a look at scale k takes away of a cell that was
+looked at at level l, and of what it adds to the predicted loss. Errors are divided by the number of cells, so that the
 mean of a frame is a sum. What the finest look takes away is all that is left, because nothing is wrong after it: that
-part of a row of the table is the gains of the finest patches, which are single places.
+part of a row of the table is the gains of the finest patches, which are single cells.
 
 Before every id of the unrolled budget: a row of the table by the levels so far, one product for the patches of all
 coarser scales, a logarithm. With scales 32, 64, 112 and 224 and 16-pixel patches a row has 5 * 196 numbers, of which
@@ -44,7 +44,7 @@ class ResidualState:
 
         Args:
             canvas: before it; None at a clip's first frame.
-            level: (B, N) float32, the finest level at which each place was looked at, 0 where none was.
+            level: (B, N) float32, the finest level at which each cell was looked at, 0 where none was.
         """
         weights, size = self.weights, self.weights.side * self.weights.cell_px
         wide = level.reshape(0, 1, weights.side, 1, weights.side, 1)
@@ -69,21 +69,21 @@ class ResidualState:
         return self.nodes.op("AveragePool", x, kernel_shape=[height, width], strides=[stride, stride])
 
     def _errors(self, differences: Value) -> Value:
-        """(B, R, N) of the differences (B, R, S, S) from R pictures; over the number of places.
+        """(B, R, N) of the differences (B, R, S, S) from R pictures; over the number of cells.
 
-        A window of steps is one short of a place, so that none between two places is in it.
+        A window of steps is one short of a cell, so that none between two cells is in it.
         """
-        px, places = self.weights.cell_px, self.weights.side**2
+        px, cells = self.weights.cell_px, self.weights.side**2
         steps_down = (differences.cut(2, 1) - differences.cut(2, 0, -1)).abs()
         steps_right = (differences.cut(3, 1) - differences.cut(3, 0, -1)).abs()
         steps = self._means(steps_down, px - 1, px, px) + self._means(steps_right, px, px - 1, px)
-        absolute, of_steps = (weight / places for weight in self.weights.weight)
+        absolute, of_steps = (weight / cells for weight in self.weights.weight)
         errors = self._means(differences.abs(), px, px, px) * absolute + steps * of_steps
-        return errors.reshape(0, -1, places)
+        return errors.reshape(0, -1, cells)
 
     def _table(self, errors: Value) -> Value:
-        """(B, scales + 1, (scales + 1) * N): what a look at scale k takes away of a place at level l, nothing if k < l;
-        and last what a place at level l adds to the predicted loss."""
+        """(B, scales + 1, (scales + 1) * N): what a look at scale k takes away of a cell at level l, nothing if k < l;
+        and last what a cell at level l adds to the predicted loss."""
         scales = len(self.weights.blocks)
         errors = self.nodes.op("Pad", errors, torch.tensor([0, 0, 0, 0, 1, 0]))  # and zero after the finest look
         at = torch.tensor([0, *(self._row(block) for block in self.weights.blocks)])
@@ -116,8 +116,8 @@ class FrameResiduals:
 
     def scores(self) -> Value:
         """(B, P), added to the logits of the next id."""
-        nodes, pool, places = self.nodes, self.weights.pool, self.weights.side**2
-        sizes = [size for size in (len(pool), places, places) if size]
+        nodes, pool, cells = self.nodes, self.weights.pool, self.weights.side**2
+        sizes = [size for size in (len(pool), cells, cells) if size]
         *coarser, finest, told = self._row().reshape(0, -1).split(sizes, axis=1)
         self._left.append(told)
         gains = nodes.concat([*(part @ pool for part in coarser), finest], axis=1)
@@ -143,10 +143,10 @@ class FrameResiduals:
 
 
 def looked(nodes: Nodes, patch_at: Tensor, patches: int, ids: Value, chosen: Value) -> Value:
-    """(B, N) float32: the finest level at which a gaze covers each place, 0 where it does not.
+    """(B, N) float32: the finest level at which a gaze covers each cell, 0 where it does not.
 
     Args:
-        patch_at: (scales, N) int64, the patch of each scale at each place.
+        patch_at: (scales, N) int64, the patch of each scale at each cell.
         patches: ids a frame.
         ids, chosen: (B, budget), the gaze.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from autogaze.core.grid import PatchGrid
 from autogaze.decoding.request import PerFrame, Request, make_request
 from autogaze.export.engine_file import ENGINE_SUFFIXES
 from autogaze.export.metadata import FormatError, Metadata
-from autogaze.export.tensors import CALL, GAZE, TensorSpec, state_of
+from autogaze.export.tensors import CALL, FORMER, GAZE, TensorSpec, check_specs, state_of
 
 
 class Session(Protocol):
@@ -103,14 +104,17 @@ class Engine:
         if path.suffix == ".onnx":
             from autogaze.export.ort_session import OrtSession
 
-            return cls(OrtSession(path, device, stream, cuda_graph, threads))
-        if path.suffix in ENGINE_SUFFIXES:
+            session: Session = OrtSession(path, device, stream, cuda_graph, threads)
+        elif path.suffix in ENGINE_SUFFIXES:
             from autogaze.export.trt_session import TrtSession
 
-            return cls(TrtSession(path, device, stream))
-        raise FormatError(
-            f"{path}: expected .onnx, {', '.join(ENGINE_SUFFIXES)}; AutoGaze.from_pretrained loads checkpoints"
-        )
+            session = TrtSession(path, device, stream)
+        else:
+            raise FormatError(
+                f"{path}: expected .onnx, {', '.join(ENGINE_SUFFIXES)}; AutoGaze.from_pretrained loads checkpoints"
+            )
+        check_specs(session.metadata, session.inputs, session.outputs, str(path))
+        return cls(session)
 
     def generate(self, video: Any, gazing_ratio: PerFrame = None, task_loss_requirement: PerFrame = None) -> Gaze:
         """Choose patches in every frame of a batch of clips; see `AutoGaze.generate`.
@@ -193,7 +197,10 @@ class Engine:
                     _grow(values[spec.name].to(self.device, spec.dtype), padded), frames, dim=1
                 ).contiguous()
                 for spec in self.session.inputs
+                if spec.name in values
             }
+            rest = tuple(spec for spec in self.session.inputs if spec.name in FORMER)
+            tensors |= allocate(self.session, rest, padded)
             outputs = allocate(self.session, self.session.outputs, padded)
             self.session.bind(tensors, outputs)()
             return {name: outputs[name][:batch, :count] for name in GAZE}
@@ -208,6 +215,7 @@ class Engine:
             self._own_ratio() if ratio is None else ratio,
             never if requirement is None else requirement,
         )
+        request = replace(request, budget=request.budget.clamp(max=int(self.metadata.allowed.sum())))
         if int(request.budget.max()) > limit:
             raise ValueError(
                 f"this file spends at most {limit} of {self.grid.patches_per_frame} ids a frame "
@@ -229,7 +237,7 @@ class EngineStream:
     def __init__(self, session: Session, asked: dict[str, Tensor], batch: int) -> None:
         self.session, self.metadata, self.batch = session, session.metadata, batch
         self._pixels_name = session.inputs[0].name
-        self._inputs = allocate(session, tuple(spec for spec in session.inputs if spec.name in CALL), batch)
+        self._inputs = allocate(session, tuple(spec for spec in session.inputs if spec.name in CALL + FORMER), batch)
         state = state_of(session.inputs)
         self._memory = [allocate(session, state, batch), allocate(session, state, batch)]  # read one, write the other
         gaze = tuple(spec for spec in session.outputs if spec.name in GAZE)
@@ -320,9 +328,7 @@ def _pixels(metadata: Metadata, pixels: Any, ndim: int) -> Tensor:
 def _asked(request: Request, part: slice) -> dict[str, Tensor]:
     """A request of some clips as the inputs of a file, each (B, T)."""
     assert request.requirement is not None
-    in_step = torch.tensor([request.frames(t, t + 1).in_step for t in range(request.budget.shape[1])])
-    budget, requirement = request.budget[part].int(), request.requirement[part]
-    return {"budget": budget, "requirement": requirement, "in_step": in_step.expand(len(budget), -1)}
+    return {"budget": request.budget[part].int(), "requirement": request.requirement[part]}
 
 
 def as_tensor(value: Any) -> Tensor:

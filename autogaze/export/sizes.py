@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from autogaze.export.nodes import Value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GraphSizes:
     """The fixed sizes of a graph."""
 
@@ -16,6 +18,7 @@ class GraphSizes:
     budget: int  # ids a frame may spend
     group: int  # K, ids a step
     window: int  # frames remembered
+    allowed: Tensor  # (patches,) bool, ids that may be chosen
 
     @property
     def steps(self) -> int:
@@ -45,8 +48,8 @@ class Past:
     frames: int  # frames remembered, f
     keys: tuple[Value, ...]  # a layer: (B, heads, f * block - K, head_dim), with rotary positions
     values: tuple[Value, ...]
-    places: Value  # (B, f * block) float32, positions of the tokens, and last those of `last_ids`; -1: nothing there
-    last_ids: Value  # (B, K) int64, the newest frame's last group; `eos` where padding stands in it (see `in_step`)
+    positions: Value  # (B, f * block) float32, positions of the tokens, and last those of `last_ids`; -1: nothing there
+    last_ids: Value  # (B, K) int64, the newest frame's last group
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,6 @@ class Asked:
 
     budget: Value  # (B,) int32, ids it may spend
     requirement: Value  # (B,) float32, threshold on the predicted loss; -inf never stops
-    in_step: Value  # (B,) bool, decoded in step with the others that say so, as published models decode a batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +65,6 @@ class LastGroup:
     """The group with which a frame ended."""
 
     kept: Value  # (B, K) float32, 1 where the id was chosen
-    decoded: Value  # (B, K) float32, 1 where the slot was decoded
     ids: Value  # (B, K) int64
 
 
@@ -75,7 +76,7 @@ class FrameValues:
     chosen: Value  # (B, budget) bool
     task_loss: Value  # (B, budget) float32, loss predicted before each id was taken; NaN: slot not decoded
     count: Value  # (B,) int32
-    places: Value  # (B, block) float32
+    positions: Value  # (B, block) float32
     last_ids: Value  # (B, K) int64
     keys: list[Value]  # (B, heads, block, head_dim), in the order of the memory; before rotation in a frame graph
     values: list[Value]

@@ -31,10 +31,8 @@ def stop_rule(
     alive = begun.to(torch.float32)
     is_last = (alive - alive @ torch.diag(torch.ones(steps - 1), -1)).unsqueeze(2)  # 1 at the frame's last group
     kept = chosen.to(torch.float32)
-    last_kept, last_decoded, last_ids = (
-        (value.to(torch.float32).reshape(0, steps, group) * is_last).sum(1) for value in (kept, decoded, ids)
-    )
-    last = LastGroup(last_kept, last_decoded, last_ids.to(torch.int64))
+    last_kept, last_ids = ((value.to(torch.float32).reshape(0, steps, group) * is_last).sum(1) for value in (kept, ids))
+    last = LastGroup(last_kept, last_ids.to(torch.int64))
     gaze = [nodes.where(chosen, ids, 0), chosen, nodes.where(decoded, losses, float("nan"))]
     if sizes.budget < steps * group:
         gaze = [value.cut(1, 0, sizes.budget) for value in gaze]

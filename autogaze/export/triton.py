@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from autogaze.export.engine_file import ENGINE_SUFFIXES, read_engine
-from autogaze.export.metadata import Metadata
+from autogaze.export.metadata import FORMAT, FormatError, Metadata
 from autogaze.export.tensors import CALL, GAZE, TensorSpec, state_of
 
 NAME = "autogaze"
@@ -42,6 +42,8 @@ def write_repository(path: Path, folder: Path, name: str = NAME) -> Path:
         The model's folder.
     """
     metadata, inputs, outputs = _describe(path)
+    if metadata.format < FORMAT:
+        raise FormatError(f"{path}: of format {metadata.format}; export it again to serve it")
     target = folder / name
     folder.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))

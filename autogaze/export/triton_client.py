@@ -21,7 +21,6 @@ _TRITON = {
     np.dtype(np.float32): "FP32",
     np.dtype(np.uint8): "UINT8",
     np.dtype(np.int32): "INT32",
-    np.dtype(bool): "BOOL",
 }
 
 
@@ -79,7 +78,6 @@ class TritonStream:
         self._asked = {
             "budget": np.full((1, 1), budget, np.int32),
             "requirement": np.full((1, 1), requirement, np.float32),
-            "in_step": np.zeros((1, 1), bool),  # decoded as if alone, whatever shares the batch
         }
         self._last: np.ndarray | None = None
 

@@ -53,15 +53,15 @@ class EncoderWeights:
 
 @dataclass(frozen=True, eq=False)
 class ResidualWeights:
-    """How errors of places are made of pixels, and scores of patches of them. N = side * side places, P patches."""
+    """How errors of cells are made of pixels, and scores of patches of them. N = side * side cells, P patches."""
 
     weight: tuple[float, float]  # of absolute differences and of steps
     strength: float  # of the scores
     blocks: tuple[int, ...]  # a scale: pixels of the side of a block that a look leaves as one colour
-    side: int  # places a row
+    side: int  # cells a row
     cell_px: int
-    cover: Tensor  # (P, N) int32: the level of a patch at the places in it, else 0
-    pool: Tensor  # ((scales - 1) * N, P - N) float32: 1 where a place is in a patch; a patch of the finest is a place
+    cover: Tensor  # (P, N) int32: the level of a patch at the cells in it, else 0
+    pool: Tensor  # ((scales - 1) * N, P - N) float32: 1 where a cell is in a patch; a patch of the finest is a cell
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class GraphWeights:
     head: Tensor  # (width, K * patches + K): logits without eos head by head, then predicted losses if heads predict
     embeddings: Tensor  # (patches + 1, width) float32, `eos` last
     frequencies: Tensor  # (head_dim / 2,) float32 angles per position
-    patch_at: Tensor  # (scales, side * side) int64: the patch of each scale at each place
+    patch_at: Tensor  # (scales, side * side) int64: the patch of each scale in each cell
     residual_map: ResidualWeights | None  # None: only the heads score patches and predict losses
 
 

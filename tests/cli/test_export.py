@@ -40,6 +40,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--frames", "4"], "frames is a clip's length; a frame file takes clips of any length"),
         (["--clip", "--frames", "0"], "a clip has 1 to 16 frames, which is what the model remembers, got 0"),
         (["--clip", "--frames", "17"], "a clip has 1 to 16 frames, which is what the model remembers, got 17"),
+        (["--scales", "100"], "scales must be some of the model's (32, 64, 112, 224) (pixels), got (100,)"),
         (["--workspace-mib", "64"], "--version-compatible and --hardware go with --trt"),
     ],
 )  # fmt: skip

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -15,7 +16,8 @@ import pytest
 
 from autogaze.model import AutoGaze, AutoGazeConfig
 
-SOURCE = Path(__file__).resolve().parents[2] / "autogaze" / "export" / "cpp"
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "autogaze" / "export" / "cpp"
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,16 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert "autogaze_trt backends:" in done.stdout
             assert "TensorRT backend skipped: needs" in done.stdout or "backends: TensorRT" in done.stdout
     return folder
+
+
+def test_python_and_cpp_know_the_same_formats() -> None:
+    from autogaze.export.metadata import FORMAT, LARGEST, MOST_PATCHES
+
+    header = (SOURCE / "src" / "metadata.hpp").read_text()
+    values = dict(re.findall(r"constexpr int (k\w+) = ([^;]+);", header))
+    assert (int(values["kFormat"]), values["kLargest"], values["kMostPatches"]) == (FORMAT, "1 << 15", "1 << 20")
+    assert (LARGEST, MOST_PATCHES) == (1 << 15, 1 << 20)
+    assert f"Format version **{FORMAT}**" in (ROOT / "docs" / "formats.md").read_text()
 
 
 def test_the_unit_tests_pass(build: Path) -> None:
@@ -58,7 +70,7 @@ def test_cpp_reads_the_engine_files_that_python_writes(canvas: bool, build: Path
         [str(build / "autogaze_tests")], env=os.environ | {"AUTOGAZE_ENGINE_FILE": str(path)}, cwd=tmp_path,
         capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    tensors = 9 + canvas
+    tensors = 8 + canvas
     facts = f"265 patches, budget 26, batch 1 to 3, uint8 90 x 131, {tensors} inputs, {tensors} outputs"
     assert f"gaze.engine: plan 768, {facts}" in done.stdout
 

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <limits>
 #include <sstream>
+#include <stdexcept>
+#include <tuple>
 
 #include "failure.hpp"
 
@@ -48,10 +51,35 @@ int integer(const std::string& text) {
   return static_cast<int>(value);
 }
 
+int size(const std::string& text) {
+  const int value = integer(text);
+  if (value < 1 || value > kLargest) throw std::invalid_argument(text + ": a size is 1 to " + std::to_string(kLargest));
+  return value;
+}
+
 std::pair<int, int> pair(const std::string& text) {
   const auto parts = split(text, ',');
   if (parts.size() != 2) throw std::invalid_argument(text);
-  return {integer(parts[0]), integer(parts[1])};
+  return {size(parts[0]), size(parts[1])};
+}
+
+// Numbers that are used as they stand, together.
+void check(const Metadata& metadata) {
+  if (metadata.format < 1) throw std::invalid_argument("a format is at least 1");
+  if (metadata.scales.empty()) throw std::invalid_argument("no scales");
+  int64_t patches = 0;
+  int before = 0;
+  for (const int scale : metadata.scales) {
+    if (scale < metadata.patch_size) throw std::invalid_argument("a scale is smaller than a patch");
+    if (scale <= before) throw std::invalid_argument("scales do not ascend");
+    const int64_t side = (before = scale) / metadata.patch_size;
+    patches += side * side;
+  }
+  if (patches > kMostPatches) throw std::invalid_argument("more than 2^20 patches a frame");
+  if (metadata.budget > patches) throw std::invalid_argument("a budget of more ids than a frame has");
+  if (metadata.largest_batch < metadata.smallest_batch) throw std::invalid_argument("a largest batch below the smallest");
+  if (!(metadata.gazing_ratio > 0 && metadata.gazing_ratio <= 1)) throw std::invalid_argument("gazing_ratio not in (0, 1]");
+  if (std::isnan(metadata.task_loss_requirement)) throw std::invalid_argument("a requirement that is no number");
 }
 
 const std::string& word(const std::string& text, const std::vector<std::string>& known) {
@@ -94,9 +122,14 @@ std::size_t size_of(Type type) {
 }
 
 std::size_t TensorSpec::bytes(int batch) const {
-  std::size_t count = static_cast<std::size_t>(batch);
-  for (const int64_t side : shape) count *= static_cast<std::size_t>(side);
-  return count * size_of(type);
+  std::size_t count = size_of(type) * static_cast<std::size_t>(batch);
+  for (const int64_t side : shape) {
+    if (side < 1 || static_cast<std::size_t>(side) > kMostBytes / count) {
+      bad(name, "a side of " + std::to_string(side) + " makes no tensor of at most 2^40 bytes; export the file again");
+    }
+    count *= static_cast<std::size_t>(side);
+  }
+  return count;
 }
 
 bool TensorSpec::operator==(const TensorSpec& other) const {
@@ -122,30 +155,25 @@ Metadata read_metadata(const Properties& properties, const std::string& file) {
     bad(file, "not an autogaze export (it has no autogaze.format); make one with `autogaze export`");
   }
   try {
-    const int format = integer(get("format"));
-    if (format > kFormat) {
-      bad(file, "written in format " + std::to_string(format) + ", this library reads up to " +
+    Metadata metadata;
+    metadata.format = integer(get("format"));
+    if (metadata.format > kFormat) {
+      bad(file, "written in format " + std::to_string(metadata.format) + ", this library reads up to " +
                     std::to_string(kFormat) + "; update it");
     }
-    Metadata metadata;
     metadata.kind = word(get("kind"), {"frame", "clip"});
     metadata.precision = get("precision");
-    for (const auto& scale : split(get("scales"), '+')) metadata.scales.push_back(integer(scale));
-    metadata.patch_size = integer(get("patch_size"));
-    metadata.group = integer(get("group"));
-    metadata.budget = integer(get("budget"));
+    for (const auto& scale : split(get("scales"), '+')) metadata.scales.push_back(size(scale));
+    metadata.patch_size = size(get("patch_size"));
+    metadata.group = size(get("group"));
+    metadata.budget = size(get("budget"));
+    metadata.frames = size(get("frames"));
     std::tie(metadata.smallest_batch, metadata.largest_batch) = pair(get("batch"));
     std::tie(metadata.input_height, metadata.input_width) = pair(get("input_size"));
     metadata.uint8 = word(get("pixels"), {"uint8", "float32"}) == "uint8";
     metadata.gazing_ratio = static_cast<float>(number(get("gazing_ratio")));
     metadata.task_loss_requirement = static_cast<float>(number(get("task_loss_requirement")));
-    for (const int scale : metadata.scales) {
-      if (scale < metadata.patch_size) throw std::invalid_argument("a scale is smaller than a patch");
-    }
-    if (metadata.scales.empty() || metadata.patch_size < 1 || metadata.budget < 1 || metadata.smallest_batch < 1 ||
-        metadata.largest_batch < metadata.smallest_batch || metadata.input_height < 1 || metadata.input_width < 1) {
-      throw std::invalid_argument("a size is not positive");
-    }
+    check(metadata);
     return metadata;
   } catch (const std::invalid_argument& error) {
     bad(file, std::string("damaged metadata (") + error.what() + "); export it again");
@@ -163,6 +191,7 @@ std::vector<TensorSpec> parse_specs(const std::string& text, const std::string& 
     try {
       if (fields.size() > 2) {
         for (const auto& side : split(fields[2], 'x')) spec.shape.push_back(integer(side));
+        spec.bytes(1);
       }
     } catch (const std::invalid_argument&) {
       bad(file, "damaged list of tensors; export it again");
@@ -177,7 +206,10 @@ EngineFile read_engine_file(const std::string& path) {
   if (std::filesystem::is_directory(path, unknown)) bad(path, "a folder, not a file");
   std::ifstream stream(path, std::ios::binary);
   if (!stream) bad(path, "no such file");
-  std::vector<char> data((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  return read_engine({std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()}, path);
+}
+
+EngineFile read_engine(std::vector<char> data, const std::string& path) {
   if (data.size() < kFooter || std::memcmp(data.data() + data.size() - kMagicSize, kMagic, kMagicSize) != 0) {
     bad(path, "cut short, or not an engine that `autogaze export --trt` wrote");
   }

@@ -8,37 +8,9 @@
 namespace autogaze::detail {
 namespace {
 
-const std::vector<std::string> kCall = {"frame", "budget", "requirement", "in_step"};  // every other input is memory
 const std::vector<std::string> kResults = {"ids", "chosen", "task_loss", "count"};
 
-const TensorSpec& find(const std::vector<TensorSpec>& specs, const std::string& name) {
-  const auto found =
-      std::find_if(specs.begin(), specs.end(), [&](const TensorSpec& spec) { return spec.name == name; });
-  if (found == specs.end()) throw Failure(AUTOGAZE_BAD_FILE, "the file has no tensor " + name + "; export it again");
-  return *found;
-}
-
 }  // namespace
-
-Model::Model(std::unique_ptr<Runtime> opened, const std::string& file)
-    : runtime(std::move(opened)),
-      metadata(read_metadata(runtime->properties, file)),
-      grid(metadata.scales, metadata.patch_size) {
-  if (metadata.kind != "frame") {
-    throw Failure(AUTOGAZE_BAD_FILE, file + ": a " + metadata.kind + " file; streams need one exported without --clip");
-  }
-  for (const auto& spec : runtime->inputs) {
-    if (std::find(kCall.begin(), kCall.end(), spec.name) != kCall.end()) continue;
-    const TensorSpec& next = output("next_" + spec.name);  // the two change places with every frame
-    if (next.type != spec.type || next.shape != spec.shape) {
-      throw Failure(AUTOGAZE_BAD_FILE, file + ": " + next.name + " is not what " + spec.name + " takes; export it again");
-    }
-    state.push_back(spec.name);
-  }
-}
-
-const TensorSpec& Model::input(const std::string& name) const { return find(runtime->inputs, name); }
-const TensorSpec& Model::output(const std::string& name) const { return find(runtime->outputs, name); }
 
 Buffer::Buffer(Runtime& runtime, std::size_t bytes)
     : runtime_(runtime), bytes_(bytes), memory_(runtime.allocate(std::max<std::size_t>(bytes, 1))) {}
@@ -55,14 +27,15 @@ FrameStream::FrameStream(Model& model, int batch, void* cuda_stream)
   gazes_.resize(batch);
   Runtime& runtime = *model.runtime;
   session_ = runtime.session();
-  for (const auto& name : kCall) {
+  for (const auto& name : model.call) {
     inputs_[name] = std::make_unique<Buffer>(runtime, model.input(name).bytes(batch));
   }
   for (const auto& name : model.state) {
     for (auto& memory : memory_) memory[name] = std::make_unique<Buffer>(runtime, model.input(name).bytes(batch));
   }
   for (const auto& name : kResults) results_[name] = std::make_unique<Buffer>(runtime, model.output(name).bytes(batch));
-  runtime.fill_zero(input("in_step").get(), input("in_step").bytes(), cuda_stream_);  // every stream as if alone
+  // `in_step` of older formats stays false: every sample as if it were alone
+  for (auto& [name, buffer] : inputs_) runtime.fill_zero(buffer->get(), buffer->bytes(), cuda_stream_);
   reset();
 }
 

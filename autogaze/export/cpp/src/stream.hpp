@@ -8,24 +8,10 @@
 
 #include "autogaze_trt.h"
 #include "grid.hpp"
-#include "metadata.hpp"
+#include "model.hpp"
 #include "runtime.hpp"
 
 namespace autogaze::detail {
-
-// An opened frame file with what is derived from it.
-class Model {
- public:
-  Model(std::unique_ptr<Runtime> runtime, const std::string& file);
-
-  const TensorSpec& input(const std::string& name) const;
-  const TensorSpec& output(const std::string& name) const;
-
-  std::unique_ptr<Runtime> runtime;
-  Metadata metadata;
-  Grid grid;
-  std::vector<std::string> state;  // tensors that a stream hands on: X goes in, next_X comes out
-};
 
 // Device memory that frees itself.
 class Buffer {

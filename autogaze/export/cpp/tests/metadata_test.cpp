@@ -44,14 +44,18 @@ TEST(newer_foreign_and_damaged_metadata_is_refused) {
   properties["autogaze.budget"] = "many";
   THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, "damaged metadata (many)");
   properties["autogaze.budget"] = "0";
-  THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, "not positive");
+  THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, "a size is 1 to");
   properties["autogaze.budget"] = "1e300";
   THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, "damaged metadata (1e300)");
   properties.erase("autogaze.budget");
   THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, "lacks budget");
   for (const auto& [key, value, words] : std::vector<std::array<const char*, 3>>{
-           {"scales", "8+224", "smaller than a patch"}, {"scales", "", "not positive"}, {"kind", "film", "(film)"},
-           {"pixels", "int8", "(int8)"}, {"batch", "4,1", "not positive"}, {"batch", "4", "(4)"}}) {
+           {"scales", "8+224", "smaller than a patch"}, {"scales", "", "no scales"}, {"kind", "film", "(film)"},
+           {"pixels", "int8", "(int8)"}, {"batch", "4,1", "below the smallest"},
+           {"batch", "0,1", "a size is 1 to"}, {"scales", "64+32", "do not ascend"}, {"scales", "16+30000", "2^20 patches"},
+           {"scales", "32+2147483647", "a size is 1 to"}, {"budget", "266", "more ids than a frame has"},
+           {"gazing_ratio", "2", "not in (0, 1]"}, {"gazing_ratio", "nan", "(nan)"}, {"format", "0", "at least 1"},
+           {"input_size", "-1,320", "a size is 1 to"}, {"batch", "4", "(4)"}}) {
     properties = parse_properties(samples::text());
     properties[std::string("autogaze.") + key] = value;
     THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, words);
@@ -65,6 +69,10 @@ TEST(specs_are_parsed) {
   EQUAL(specs[1].shape.size(), 0u);
   EQUAL(specs[1].bytes(3), 12u);
   THROWS(parse_specs("frame:complex:3", "x"), AUTOGAZE_BAD_FILE, "unknown element type complex");
+  for (const char* shape : {"0", "-3", "3x2147483647x2147483647x2147483647", "2147483648", "3x"}) {
+    const auto text = std::string("frame:float32:") + shape;
+    if (text.back() != 'x') THROWS(parse_specs(text, "x"), AUTOGAZE_BAD_FILE, "export");
+  }
   THROWS(parse_specs("frame", "x"), AUTOGAZE_BAD_FILE, "damaged list of tensors");
 }
 

@@ -24,7 +24,7 @@ inline std::string text() {
          "autogaze.task_loss_requirement=-inf\nautogaze.calibration=\nautogaze.batch=1,4\nautogaze.pixels=uint8\n"
          "autogaze.input_size=240,320\nautogaze.mean=0.0,0.0,0.0\nautogaze.std=1.0,1.0,1.0\n"
          "autogaze.rescale_factor=0.00784313725490196\nautogaze.offset=1\nautogaze.resample=bilinear\n"
-         "autogaze.format=1\n";
+         "autogaze.format=3\nautogaze.allowed_scales=32+64+112+224\n";
 }
 
 inline std::string little_endian(uint64_t value, int bytes) {
@@ -52,12 +52,12 @@ class FakeRuntime : public Runtime {
   explicit FakeRuntime(const std::vector<TensorSpec>& more = {}) : more_(more) {
     properties = autogaze::detail::parse_properties(text());
     inputs = {{"frame", Type::kUint8, {240, 320, 3}}, {"budget", Type::kInt32, {}}, {"requirement", Type::kFloat32, {}},
-              {"in_step", Type::kBool, {}},           {"conv", Type::kFloat16, {4}}, {"keys", Type::kFloat16, {4}},
-              {"values", Type::kFloat16, {4}},        {"places", Type::kInt32, {1}}, {"last_ids", Type::kInt64, {10}}};
+              {"conv", Type::kFloat16, {4}},          {"keys", Type::kFloat16, {4}}, {"values", Type::kFloat16, {4}},
+              {"positions", Type::kInt32, {1}},       {"last_ids", Type::kInt64, {10}}};
     inputs.insert(inputs.end(), more.begin(), more.end());
     outputs = {{"ids", Type::kInt64, {26}}, {"chosen", Type::kBool, {26}}, {"task_loss", Type::kFloat32, {26}},
                {"count", Type::kInt32, {}}};
-    for (auto spec = inputs.begin() + 4; spec != inputs.end(); ++spec) {
+    for (auto spec = inputs.begin() + 3; spec != inputs.end(); ++spec) {
       outputs.push_back({"next_" + spec->name, spec->type, spec->shape});
     }
   }
@@ -82,10 +82,10 @@ class FakeRuntime : public Runtime {
     void run(const std::map<std::string, void*>& at, int batch, void*) override {
       const auto* frame = static_cast<const uint8_t*>(at.at("frame"));
       const auto* budget = static_cast<const int32_t*>(at.at("budget"));
-      const auto* places = static_cast<const int32_t*>(at.at("places"));
+      const auto* positions = static_cast<const int32_t*>(at.at("positions"));
       for (int b = 0; b < batch; ++b) {
-        static_cast<int32_t*>(at.at("next_places"))[b] = places[b] + 1;
-        int first = places[b];
+        static_cast<int32_t*>(at.at("next_positions"))[b] = positions[b] + 1;
+        int first = positions[b];
         for (const auto& spec : more_) {
           const std::size_t last = spec.bytes(b + 1) / sizeof(float) - 1;  // of the sample's: all of it must be there
           const float told = static_cast<const float*>(at.at(spec.name))[last];

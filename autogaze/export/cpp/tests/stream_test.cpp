@@ -1,6 +1,10 @@
 #include "stream.hpp"
 
+#include <array>
 #include <limits>
+#include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
@@ -102,6 +106,33 @@ TEST(batches_outside_the_file_are_refused_and_all_memory_is_given_back) {
     TRUE(samples::FakeRuntime::living > 0);
   }
   EQUAL(samples::FakeRuntime::living, 0);
+}
+
+TEST(tensors_that_are_not_what_the_metadata_says_are_refused) {
+  for (const auto& [key, value, words] : std::vector<std::array<std::string, 3>>{
+           {"budget", "27", "ids is not what"}, {"budget", "1", "ids is not what"}, {"input_size", "241,320", "frame is not"},
+           {"pixels", "float32", "frame is not"}, {"format", "2", "no tensor in_step"}}) {
+    auto runtime = std::make_unique<samples::FakeRuntime>();
+    runtime->properties["autogaze." + key] = value;
+    THROWS(Model(std::move(runtime), "fake"), AUTOGAZE_BAD_FILE, words);
+  }
+  auto runtime = std::make_unique<samples::FakeRuntime>();
+  runtime->inputs.push_back(runtime->inputs.back());
+  THROWS(Model(std::move(runtime), "fake"), AUTOGAZE_BAD_FILE, "two tensors are called last_ids");
+  runtime = std::make_unique<samples::FakeRuntime>();
+  runtime->outputs.push_back({"more", Type::kInt64, {1}});
+  THROWS(Model(std::move(runtime), "fake"), AUTOGAZE_BAD_FILE, "outputs that nothing takes");
+}
+
+TEST(files_of_formats_before_3_are_streamed_with_in_step_false) {
+  auto runtime = std::make_unique<samples::FakeRuntime>();
+  runtime->properties["autogaze.format"] = "2";
+  runtime->inputs.push_back({"in_step", Type::kBool, {}});
+  Model model(std::move(runtime), "fake");
+  EQUAL(model.state.size(), 5u);
+  FrameStream stream(model, 2, nullptr);
+  stream.push(frames({30, 255}).data(), false, nullptr);
+  EQUAL(stream.gaze(0).count, 3);
 }
 
 TEST(a_clip_file_is_no_stream) {
