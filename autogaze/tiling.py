@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from autogaze.decoding.stream import GazeStream
     from autogaze.model import AutoGaze
 
-TILES_AT_ONCE = {"cuda": 256, "cpu": 64}  # tiles decoded together where that cannot change a result
+TILES_AT_ONCE = {"cuda": 256, "cpu": 64}  # tiles decoded together
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,7 @@ def generate_tiled(
 ) -> Gaze:
     """`AutoGaze.generate` at another resolution: ids in increasing order, on the frame's own grid.
 
-    Tiles are decoded as one batch, as published, if every clip was asked the same; else every clip's tiles by
-    themselves, so that a clip gets what it would get alone. Ratio and requirement hold in each tile.
+    Ratio and requirement hold in each tile, which is decoded as if it were a clip alone.
     """
     tiling = make_tiling(model.grid, (video.shape[-2], video.shape[-1]), target_scales, target_patch_size, gaze_stride)
     request = make_request(
@@ -179,15 +178,7 @@ def generate_tiled(
     )
     if tiling.whole == model.grid:
         return model.decode(video, request)
-    if request.in_step and request.requirement is not None:
-        masks = _decode_tiles(model, video, request, tiling, tiling.count * len(video))
-    elif request.requirement is not None:
-        alone = (replace(request.clip(i), in_step=True) for i in range(len(video)))
-        masks = torch.cat(
-            [_decode_tiles(model, video[i : i + 1], own, tiling, tiling.count) for i, own in enumerate(alone)]
-        )
-    else:
-        masks = _decode_tiles(model, video, request, tiling, tiles_at_once(model, request, tiling.count))
+    masks = _decode_tiles(model, video, request, tiling, tiles_at_once(model, request, tiling.count))
     return Gaze.from_patch_mask(tiling.join(masks), tiling.whole)
 
 

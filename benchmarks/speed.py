@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from autogaze import AutoGaze
-from autogaze.decoding.engine import chosen_way
+from autogaze.decoding.backends import chosen_backend
 from autogaze.model import AutoGazeConfig
 from benchmarks.timing import machine, measure
 
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     dtypes = [DTYPES[name] for name in args.dtypes]
     result = {
         "machine": machine(),
-        "way": chosen_way(AutoGaze(AutoGazeConfig.base()).to(device)),
+        "way": chosen_backend(AutoGaze(AutoGazeConfig.base()).to(device)),
         "clips": clips(device, [1, 8, 64, 256], [0.1, 0.4, 0.75], dtypes),
         "streams": [stream(device, 1, args.frames), stream(device, 64, 300)],
         "tiles_1080p": stream(device, 45, 300),

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from autogaze import AutoGaze
-from autogaze.decoding.engine import chosen_way
+from autogaze.decoding.backends import chosen_backend
 from autogaze.files import write_json
 from autogaze.model import AutoGazeConfig
 from benchmarks.published_loop import generate_published
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         "machine": {**machine(), "cpu": processor(), "cpus": os.cpu_count()},
         "load_average": {"before": load_before, "after": load_average()},
         "command": "python -m benchmarks.speed_cpu",
-        "decoding": ": ".join(chosen_way(model)),
+        "decoding": ": ".join(chosen_backend(model)),
         "clips": rows,
     }
     if args.out:

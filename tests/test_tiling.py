@@ -91,7 +91,7 @@ def test_scales_that_do_not_fit_are_refused(size: tuple[int, int], scales: list[
         small_model().generate(torch.zeros(1, 1, 3, *size), 0.5, target_scales=scales)
 
 
-@pytest.mark.parametrize("way", ["plain", "cached"])
+@pytest.mark.parametrize("way", ["reference", "auto"])
 def test_every_tile_is_gazed_at_as_if_it_were_a_clip(way: str) -> None:
     model, video = small_model(), random_video(2, 3, side=128)
     model.decoding = way

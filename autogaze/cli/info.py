@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autogaze import checkpoint
-from autogaze.decoding.engine import chosen_way
+from autogaze.decoding.backends import chosen_backend
 from autogaze.export.engine_file import ENGINE_SUFFIXES, read_engine
 from autogaze.extras import explain
 from autogaze.model import AutoGaze
@@ -63,7 +63,7 @@ def _checkpoint(what: str) -> dict[str, Any]:
     model = AutoGaze.from_pretrained(what, "cpu")
     config = asdict(model.config)
     rope = config.pop("rope")
-    way, reason = chosen_way(model)
+    way, reason = chosen_backend(model)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "patches_per_frame": model.grid.patches_per_frame,

@@ -58,7 +58,8 @@ class VideoGaze:
         first = int(self.counts[:start].sum())
         part = slice(first, first + int(counts.sum()))
         chosen = torch.from_numpy(np.arange(int(counts.max(initial=0)))[None] < counts[:, None])
-        ids, loss = torch.zeros(chosen.shape, dtype=torch.int64), torch.zeros(chosen.shape)
+        ids = torch.zeros(chosen.shape, dtype=torch.int64)
+        loss = torch.zeros(chosen.shape, dtype=torch.float32)
         ids[chosen] = torch.from_numpy(self.ids[part].astype(np.int64))
         loss[chosen] = torch.from_numpy(self.task_loss[part].copy())
         return Gaze(ids[None], chosen[None], self.grid, loss[None])
@@ -94,7 +95,9 @@ class GazeFileWriter:
         counts = gaze.counts[0].cpu()
         chosen = gaze.chosen[0].cpu()
         ids = gaze.ids[0].cpu()[chosen]
-        loss = torch.full(chosen.shape, torch.nan) if gaze.task_loss is None else gaze.task_loss[0].float().cpu()
+        loss = torch.full(chosen.shape, torch.nan, dtype=torch.float32)
+        if gaze.task_loss is not None:
+            loss = gaze.task_loss[0].float().cpu()
         self._append(counts=counts, ids=ids, task_loss=loss[chosen], times_s=times_s)
         self.frames += len(counts)
         self.patches += len(ids)

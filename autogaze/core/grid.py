@@ -128,9 +128,9 @@ class PatchGrid:
         """(patches_per_frame, finest rows, finest columns) bool: the finest cells whose centre a patch covers."""
         rows, columns = self.sides[-1]
         cell = self.tile_px / self._tile_side(-1)
-        x = (torch.arange(columns) + 0.5) * cell
-        y = (torch.arange(rows) + 0.5) * cell
-        left, top, right, bottom = torch.tensor(self._uncut_boxes).unbind(-1)
+        x = (torch.arange(columns, dtype=torch.float32) + 0.5) * cell
+        y = (torch.arange(rows, dtype=torch.float32) + 0.5) * cell
+        left, top, right, bottom = torch.tensor(self._uncut_boxes, dtype=torch.float32).unbind(-1)
         in_x = (x >= left[:, None]) & (x < right[:, None])
         in_y = (y >= top[:, None]) & (y < bottom[:, None])
         return in_y[:, :, None] & in_x[:, None, :]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from autogaze.network.residual import FrameResidual
 
-Column = tuple[Tensor, Tensor, Tensor]  # ids int64, chosen bool, predicted loss float32: slots last
+Slots = tuple[Tensor, Tensor, Tensor]  # ids int64, chosen bool, predicted loss float32: slots last
 
 
 def choose_group(
@@ -84,12 +84,15 @@ def keep_group(task_loss: Tensor, room: Tensor, requirement: Tensor | None, firs
     return within & ~met, done | (met & within).any(-1)
 
 
-def pad_columns(columns: Sequence[Column], join: Callable[[list[Tensor]], Tensor]) -> Column:
-    """Join columns of different length; slots that were not decoded have id 0, are not chosen and have loss NaN."""
-    width = max(ids.shape[-1] for ids, _, _ in columns)
+def join_slots(parts: Sequence[Slots], join: Callable[[list[Tensor]], Tensor]) -> Slots:
+    """Join slots of frames or clips that have different numbers of them.
+
+    Slots that were not decoded have id 0, are not chosen and have loss NaN.
+    """
+    width = max(ids.shape[-1] for ids, _, _ in parts)
     fills = (0, False, torch.nan)
     ids, chosen, loss = (
-        join([F.pad(part, (0, width - part.shape[-1]), value=fill) for part in parts])
-        for parts, fill in zip(zip(*columns, strict=True), fills, strict=True)
+        join([F.pad(part, (0, width - part.shape[-1]), value=fill) for part in same])
+        for same, fill in zip(zip(*parts, strict=True), fills, strict=True)
     )
     return ids, chosen, loss

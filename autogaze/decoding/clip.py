@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from autogaze.core.gaze import Gaze
-from autogaze.decoding import clip_graph
-from autogaze.decoding.choice import Column, pad_columns
-from autogaze.decoding.engine import begin
-from autogaze.decoding.fused import FusedDecoding
+from autogaze.decoding.backends import begin
+from autogaze.decoding.choice import Slots, join_slots
 from autogaze.decoding.request import Request
 
 if TYPE_CHECKING:
@@ -38,21 +36,15 @@ def decode_chunks(model: AutoGaze, chunks: Iterable[Tensor], request: Request) -
     """`decode_clip` of a video (B, T, 3, H, W) that comes in stretches of frames, so that it need not exist at once."""
     if request.requirement is not None:
         request = replace(request, requirement=model.config.threshold(request.requirement))
-    engine = begin(model, request, request.budget.shape[1])
-    cache, columns, start = None, [], 0
+    decoding = begin(model, request, request.budget.shape[1])
+    slots, start = [], 0
     for chunk in chunks:
-        if chunk.shape[1] == request.budget.shape[1] and isinstance(engine, FusedDecoding):
-            whole = clip_graph.decode(model, engine, request, chunk)
-            if whole is not None:
-                return join_frames([whole], model)
-        room = engine.space.room(model, chunk.shape[1]) if isinstance(engine, FusedDecoding) else None
-        tokens, cache = model.embed(chunk.to(model.device), cache, room)
-        columns.append(engine.frames(tokens, request.frames(start, start + chunk.shape[1])))
+        slots.append(decoding.decode(chunk, request.frames(start, start + chunk.shape[1])))
         start += chunk.shape[1]
-    return join_frames(columns, model)
+    return join_frames(slots, model)
 
 
-def join_frames(columns: list[Column], model: AutoGaze) -> Gaze:
+def join_frames(slots: list[Slots], model: AutoGaze) -> Gaze:
     """One gaze of stretches of frames: ids, chosen and predicted losses, padded to the longest frame."""
-    ids, chosen, loss = pad_columns(columns, partial(torch.cat, dim=1))
+    ids, chosen, loss = join_slots(slots, partial(torch.cat, dim=1))
     return Gaze(ids.where(chosen, 0), chosen, model.grid, loss)

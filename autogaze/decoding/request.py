@@ -1,7 +1,9 @@
-"""What a caller asks of decoding: a budget and a requirement for every frame of every clip.
+"""What a caller asks of decoding: a budget and a requirement for every frame of every clip, and which ids are allowed.
 
-A batch whose clips are all asked the same is decoded in step, as published models do; once a clip has a request of its
-own, every clip is decoded as if it were alone.
+A clip is decoded as if it were alone, always: what is chosen in it depends neither on the clips beside it nor on
+what is asked of them. This is what a batch of one gives. Published models decode a batch in step: there a clip
+that ends a frame early goes on with padding while the others do, which its later frames see. That is left out here
+on purpose; published results are met clip by clip (`tests/compat`).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class Request:
     requirement: Tensor | None = None  # (B, T) float32, stop once the predicted loss is at most this
     temperature: float | None = None  # None: arg-max; a number: sample
     generator: torch.Generator | None = None
-    in_step: bool = True  # a batch is decoded in step, as published models do; else every clip as if it were alone
+    allowed: Tensor | None = None  # (P,) bool, ids that may be chosen; None: all
 
     @property
     def uniform(self) -> bool:
@@ -60,7 +62,10 @@ def spread(value: PerFrame, batch: int, frames: int, name: str) -> Tensor | None
     """
     if value is None:
         return None
-    tensor = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    if isinstance(value, Tensor):
+        tensor = value.detach().to("cpu", torch.float64)
+    else:
+        tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu")
     if tensor.ndim == 1:
         order = ((batch, 1), (1, frames)) if isinstance(value, Tensor) else ((1, frames), (batch, 1))
         shape = next((shape for shape in order if len(tensor) == shape[0] * shape[1]), None)
@@ -88,12 +93,17 @@ def make_request(
     task_loss_requirement: PerFrame = None,
     temperature: float | None = None,
     generator: torch.Generator | None = None,
+    scales: Sequence[int] | None = None,
 ) -> Request:
     """Check and spread what a caller asked for.
 
+    Args:
+        scales: sizes in pixels of the scales whose ids may be chosen; None: all. The budget stays a share of all ids of
+            the grid, up to as many as there are to choose from.
+
     Raises:
         ValueError: on a ratio outside [0, 1] (0: look at nothing), a shape that fits neither frames nor clips,
-            or a temperature that is not positive.
+            a temperature that is not positive, or a scale that the grid does not have.
     """
     if temperature is not None and not temperature > 0:
         raise ValueError(f"temperature must be positive (None chooses the best id), got {temperature}")
@@ -106,5 +116,22 @@ def make_request(
     budget = ((ratio + slack) * grid.patches_per_frame).long().clamp(1, grid.patches_per_frame) * (ratio > 0)
     requirement = spread(task_loss_requirement, batch, frames, "task_loss_requirement")
     requirement = None if requirement is None else requirement.float()
-    same = all(bool((asked == asked[:1]).all()) for asked in (budget, requirement) if asked is not None)
-    return Request(budget, requirement, temperature, generator, in_step=same)
+    allowed = allowed_ids(grid, scales)
+    if allowed is not None:
+        budget = budget.clamp(max=int(allowed.sum()))
+    return Request(budget, requirement, temperature, generator, allowed)
+
+
+def allowed_ids(grid: PatchGrid, scales: Sequence[int] | None) -> Tensor | None:
+    """(P,) bool: the ids of some scales, given in pixels; None where that is all of them.
+
+    Raises:
+        ValueError: if there is no such scale, or none is given.
+    """
+    if scales is None:
+        return None
+    asked = {scales} if isinstance(scales, int) else set(scales)
+    if not asked or not asked <= set(grid.scales):
+        raise ValueError(f"scales must be some of the grid's {grid.scales} (pixels), got {scales}")
+    kept = torch.tensor([scale in asked for scale in grid.scales], device="cpu")
+    return None if bool(kept.all()) else kept.repeat_interleave(torch.tensor(grid.patches_per_scale, device="cpu"))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autogaze.core.gaze import Gaze
+from autogaze.decoding.sequence import positions_of_ids, predicted_from
 from autogaze.network.decoder import GazeDecoder
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def score_all(model: AutoGaze, video: Tensor, gaze: Gaze, as_decoded: bool) -> t
     tokens, _ = model.embed(video)
     hidden, visual_at, gaze_at = _hidden_states(model, tokens.visual, gaze, as_decoded)
     slot = torch.arange(gaze.ids.shape[-1], device=gaze.device)
-    logits, predicted = _heads_at(decoder, hidden, _sources(visual_at, gaze_at, group))
+    logits, predicted = _heads_at(decoder, hidden, predicted_from(visual_at, gaze_at, group))
     if model.residual_map is not None and tokens.grey is not None:
         scores, predicted = model.residual_map.along(tokens.grey, gaze.ids, gaze.chosen)
         # The best at 0: what is never chosen, `eos`, has no score, and takes no part in the policy either way.
@@ -67,15 +68,8 @@ def loss_states(model: AutoGaze, video: Tensor, gaze: Gaze) -> tuple[Tensor, Ten
     hidden, visual_at, gaze_at = _hidden_states(model, tokens.visual, gaze, as_decoded=True)
     group, slot = model.gaze_decoder.group, torch.arange(gaze.ids.shape[-1], device=gaze.device)
     end = slot % group == group - 1
-    states = _gather(hidden, torch.where(end, gaze_at, _sources(visual_at, gaze_at, group)))
+    states = _gather(hidden, torch.where(end, gaze_at, predicted_from(visual_at, gaze_at, group)))
     return states, torch.where(end, 0, slot % group + 1)
-
-
-def _sources(visual_at: Tensor, gaze_at: Tensor, group: int) -> Tensor:
-    """Where in the sequence stands what each token (B, T, K) was predicted from: just before its group, the frame's
-    last visual token or the last token of the group before."""
-    before = (torch.arange(gaze_at.shape[-1], device=gaze_at.device) // group) * group - 1
-    return torch.where(before >= 0, gaze_at[..., before.clamp(min=0)], visual_at[..., None])
 
 
 def _check(model: AutoGaze, video: Tensor, gaze: Gaze) -> None:
@@ -105,7 +99,8 @@ def _hidden_states(model: AutoGaze, visual: Tensor, gaze: Gaze, as_decoded: bool
     visual_at, gaze_at = place[..., visual.shape[2] - 1], place[..., visual.shape[2] :]
     positions = torch.arange(packed.shape[1], device=packed.device).expand(batch, -1)
     if as_decoded:
-        moved = torch.cat([place[..., : visual.shape[2]], _decoded_positions(model, gaze, visual_at, gaze_at)], dim=2)
+        ids_at = positions_of_ids(gaze.chosen, visual_at, gaze_at, model.gaze_decoder.group)
+        moved = torch.cat([place[..., : visual.shape[2]], ids_at], dim=2)
         positions = moved.flatten(1).gather(1, order)
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -113,15 +108,6 @@ def _hidden_states(model: AutoGaze, visual: Tensor, gaze: Gaze, as_decoded: bool
 
     hidden = model.gaze_decoder.model(packed, positions, attend)
     return hidden, visual_at, gaze_at
-
-
-def _decoded_positions(model: AutoGaze, gaze: Gaze, visual_at: Tensor, gaze_at: Tensor) -> Tensor:
-    """Rotary positions (B, T, K) that gaze tokens have while `generate` runs; see `autogaze.decoding.plain`."""
-    group = model.gaze_decoder.group
-    slot = torch.arange(gaze.ids.shape[-1], device=gaze.device)
-    last_group = (slot * gaze.chosen).amax(-1, keepdim=True) // group if len(slot) else slot
-    frozen = visual_at[..., None] + 1 - group + slot % group
-    return torch.where(slot // group < last_group, frozen, gaze_at)
 
 
 def _gather(hidden: Tensor, at: Tensor) -> Tensor:

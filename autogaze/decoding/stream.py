@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from autogaze.core.gaze import Gaze
+from autogaze.decoding.backends import begin
 from autogaze.decoding.clip import join_frames
-from autogaze.decoding.engine import begin
-from autogaze.decoding.frame_graph import FrameGraph, capture
 from autogaze.decoding.request import make_request
 
 if TYPE_CHECKING:
@@ -40,9 +39,7 @@ class GazeStream:
     def reset(self) -> None:
         """Forget everything: the next frame opens a new clip."""
         self.frame = 0
-        self._engine = begin(self.model, self.request, self.model.config.max_num_frames + 1)
-        self._cache: tuple[Tensor, ...] | None = None
-        self._graph: FrameGraph | None = None
+        self._decoding = begin(self.model, self.request, self.model.config.max_num_frames + 1, stream=True)
 
     @torch.no_grad()
     def step(self, frame: Tensor) -> Gaze:
@@ -56,13 +53,5 @@ class GazeStream:
         """
         if frame.ndim != 4 or frame.shape[:2] != (self.batch, 3) or not frame.is_floating_point():
             raise ValueError(f"frame must be ({self.batch}, 3, H, W) float, got {frame.dtype} {tuple(frame.shape)}")
-        if self.frame == 1 and self._cache is not None:  # the first frame has compiled what the second records
-            self._graph = capture(self.model, self._engine, self.request, frame, self._cache)
         self.frame += 1
-        if self._graph is not None and self._graph.takes(frame):
-            return join_frames([self._graph.step(frame)], self.model)
-        past = self._cache if self._graph is None else self._graph.memory
-        tokens, self._cache = self.model.embed(frame[:, None].to(self.model.device), past)
-        if self._graph is not None:
-            self._graph.remember(self._cache)
-        return join_frames([self._engine.frames(tokens, self.request)], self.model)
+        return join_frames([self._decoding.decode(frame[:, None], self.request)], self.model)

@@ -35,7 +35,7 @@ class FrameDecoder:
         """Tokens in the window (B, 1), and positions (B, visual + fed) of this frame's tokens.
 
         A group that is fed while its frame is decoded takes the positions of the frame's last K visual tokens, as
-        published models are trained (see `autogaze.decoding.plain`).
+        published models are trained (see `autogaze.decoding.sequence`).
         """
         sizes = self.sizes
         groups = sizes.visual - sizes.group + torch.arange(sizes.fed) % sizes.group

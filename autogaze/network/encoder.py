@@ -155,5 +155,7 @@ def resize_by_products(frames: Tensor, side: int) -> Tensor:
 def _bicubic(length: int, side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(length, side): what each pixel of a line adds to those of the resized one."""
     with torch.inference_mode(False), torch.no_grad():
-        lines = torch.eye(length, device=device)[None, :, None]  # (1, length, 1, length): one line a channel
+        lines = torch.eye(length, dtype=torch.float32, device=device)[
+            None, :, None
+        ]  # (1, length, 1, length): one line a channel
         return F.interpolate(lines, size=(1, side), mode="bicubic", align_corners=False)[0, :, 0].to(dtype)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "T"])
 def embed_patches(
     video,
     out,

@@ -200,11 +200,11 @@ def blurred(frame: Tensor, block: int) -> Tensor:
     return parts.mean((-3, -1), keepdim=True).expand_as(parts).flatten(-2).flatten(-3, -2)
 
 
-def patch_at(grid: PatchGrid, side: int) -> Tensor:
+def patch_at(grid: PatchGrid, side: int, device: torch.device | str | None = None) -> Tensor:
     """(scales, side * side) int64: the patch of each scale in which the centre of each place lies."""
     tables = []
     for offset, (rows, columns) in zip(grid.offsets, grid.sides, strict=True):
-        twice = 2 * torch.arange(side) + 1
+        twice = 2 * torch.arange(side, device=device) + 1
         row, column = twice * rows // (2 * side), twice * columns // (2 * side)
         tables.append(offset + (row[:, None] * columns + column).flatten())
     return torch.stack(tables)

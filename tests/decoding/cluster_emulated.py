@@ -1,8 +1,8 @@
-"""Run by test_decoding_cluster.py in a process of its own: frames whose ids are decoded by the cluster kernel.
+"""Run by test_cluster.py in a process of its own: frames whose ids are decoded by the cluster kernel.
 
 Everything runs on the CPU: prefills under Triton's interpreter, all that follows their logits through the libraries
 given as arguments (`cuda_emulator.cpp`, for models without paste error and with it). Prints one JSON object a case: how
-what the cluster chose differs from what the plain loop chose.
+what the cluster chose differs from what the reference chose.
 """
 
 import copy
@@ -10,13 +10,15 @@ import ctypes
 import json
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import torch
 
 import tests.decoding.interpreter  # noqa: F401, I001 - before Triton and what imports it
 from autogaze import AutoGaze
-from autogaze.decoding import cluster, kernels, workspace
+from autogaze.decoding.cuda import cluster, kernels
+from autogaze.decoding.cuda.buffers import Buffers
+from autogaze.decoding.request import make_request
+from autogaze.decoding.weights import fold
 from autogaze.model import AutoGazeConfig
 
 
@@ -28,33 +30,33 @@ class Emulated:
     def __init__(self, path: str) -> None:
         self.library = ctypes.CDLL(path)
 
-    def launch(self, arguments: cluster.Arguments, clips: int, table: int) -> None:
+    def __call__(self, arguments: cluster.Arguments, clips: int, table: int) -> None:
         Emulated.launches += 1
         self.library.launch(ctypes.byref(arguments), clips)
 
 
-class Steps:
-    """The cluster's steps on a float32 workspace, since the interpreter knows no bfloat16."""
-
-    def __init__(self, space: workspace.Workspace, chunk: int) -> None:
-        self.space, self.chunk = space, chunk
-        kept = ("embedding", "wt", "frequencies", "strength")
-        weights = {name: space.weights.tensors[name] for name in kept if name in space.weights.tensors}
-        weights |= {name: weights[name].bfloat16() for name in ("embedding", "wt")}
-        self.weights = weights | cluster.pack_rows(space.weights.decoder)
-
-    def launch(self) -> None:
-        space = self.space
-        half = copy.copy(space)
-        half.keys, half.values = space.keys.bfloat16(), space.values.bfloat16()
-        half.weights = SimpleNamespace(tensors=self.weights)
-        ClusterSteps(half, self.chunk).launch()
-        space.keys.copy_(half.keys)
-        space.values.copy_(half.values)
+decoders: list[AutoGaze] = []  # the model that is compared now
 
 
-ClusterSteps = cluster.ClusterSteps
-cluster.ClusterSteps = Steps
+def steps_of(buffers: Buffers) -> tuple[str, object]:
+    """The cluster's steps on float32 buffers, since the interpreter knows no bfloat16."""
+    kept = ("embedding", "wt", "frequencies", "strength")
+    weights = {name: buffers.weights[name] for name in kept}
+    weights |= {name: weights[name].bfloat16() for name in ("embedding", "wt")}
+    weights |= cluster.output_major(fold(decoders[-1].gaze_decoder), buffers.heads)
+
+    def launch() -> None:
+        half = copy.copy(buffers)
+        half.keys, half.values, half.weights = buffers.keys.bfloat16(), buffers.values.bfloat16(), weights
+        real_steps_of(half)  # launches the kernel once, to see whether a device takes it
+        buffers.keys.copy_(half.keys)
+        buffers.values.copy_(half.values)
+
+    return "", launch
+
+
+real_steps_of = cluster.steps_of
+cluster.steps_of = steps_of
 
 
 def model(window: int = 16, **parts: bool) -> AutoGaze:
@@ -80,10 +82,12 @@ def model(window: int = 16, **parts: bool) -> AutoGaze:
 
 
 def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) -> torch.Tensor:
-    gazer.decoding = "plain"
-    plain = gazer.generate(video, **request)
-    gazer.decoding = "fused"
-    fast = gazer.generate(video, **request)
+    decoders.append(gazer)
+    asked = make_request(gazer.grid, *video.shape[:2], **request)
+    gazer.decoding = "reference"
+    plain = gazer.decode(video, asked)
+    gazer.decoding = "cuda"
+    fast = gazer.decode(video, asked)
     width = plain.ids.shape[-1]
     ids, chosen, loss = fast.ids[..., :width], fast.chosen[..., :width], fast.task_loss[..., :width]
     same = (plain.ids == ids)[plain.chosen].float()
@@ -117,7 +121,7 @@ def main(without: str, knowing: str) -> None:
     kernels.choose = None  # Triton's choice is not asked
     emulated = {False: Emulated(without), True: Emulated(knowing)}
     cluster.load_kernel = lambda device, shape: emulated[shape.PLACES > 0]
-    cluster.why_not = lambda space: ""
+    cluster.why_not = lambda buffers: ""
     gazer, video = model(), torch.randn(2, 3, 3, 64, 64)
     losses = compare("ratio", gazer, video, gazing_ratio=0.9)
     stop = float(losses[~losses.isnan()].quantile(0.3))
@@ -130,6 +134,7 @@ def main(without: str, knowing: str) -> None:
     )
     compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
     compare_first(gazer, video, "heads: ")
+    compare("scales", gazer, video, gazing_ratio=0.9, scales=(64,))
     compare("window", model(window=2), torch.randn(1, 5, 3, 64, 64), gazing_ratio=0.6)
     gazer = model(residual_map=True)
     losses = compare("paste error", gazer, video, gazing_ratio=0.6)
@@ -138,6 +143,7 @@ def main(without: str, knowing: str) -> None:
         "paste error, stop", gazer, video[:, :2], gazing_ratio=1.0, task_loss_requirement=torch.tensor([stop, stop / 2])
     )
     compare_first(gazer, video, "paste error: ")
+    compare("paste error, scales", gazer, video, gazing_ratio=0.9, scales=(64,))
     compare("paste error, window", model(window=2, residual_map=True), torch.randn(1, 4, 3, 64, 64), gazing_ratio=0.4)
 
 

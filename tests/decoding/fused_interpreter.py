@@ -1,4 +1,4 @@
-"""Run by test_decoding_fused.py in a process of its own: the kernels under Triton's interpreter, on the CPU.
+"""Run by test_fused.py in a process of its own: the kernels under Triton's interpreter, on the CPU.
 
 Prints one JSON object a case: share of equal ids, whether `chosen` is equal, largest difference of predicted losses.
 """
@@ -12,7 +12,9 @@ import torch
 
 import tests.decoding.interpreter  # noqa: F401, I001 - before Triton and what imports it
 from autogaze import AutoGaze, Gaze
-from autogaze.decoding import clip, clip_graph, frame_graph, tuning, workspace
+from autogaze.decoding import clip
+from autogaze.decoding.cuda import backend, buffers, recording, tuning
+from autogaze.decoding.request import make_request
 from autogaze.model import AutoGazeConfig
 
 
@@ -37,10 +39,11 @@ def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2, resid
 
 
 def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) -> Gaze:
-    gazer.decoding = "plain"
-    plain = gazer.generate(video, **request)
-    gazer.decoding = "fused"
-    fast = gazer.generate(video, **request)
+    asked = make_request(gazer.grid, *video.shape[:2], **request)
+    gazer.decoding = "reference"
+    plain = gazer.decode(video, asked)
+    gazer.decoding = "cuda"
+    fast = gazer.decode(video, asked)
     width = plain.ids.shape[-1]
     rest = fast.chosen[..., width:]
     difference = (plain.task_loss - fast.task_loss[..., :width]).nan_to_num().abs().max()
@@ -57,13 +60,26 @@ def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) 
     return plain
 
 
+def compare_company(gazer: AutoGaze, video: torch.Tensor) -> None:
+    """A clip is decoded as if alone: in a batch that is asked one thing, or beside clips that are asked others."""
+    loss = gazer.generate(video, gazing_ratio=1.0).task_loss
+    asked = float(loss[~loss.isnan()].quantile(0.3))
+    plain = compare("company", gazer, video, gazing_ratio=1.0, task_loss_requirement=asked)
+    assert plain.counts.unique().numel() > 1
+    for beside in (-9.0, 1e9):
+        requirements = torch.tensor([asked, beside, asked])
+        gaze = gazer.generate(video, gazing_ratio=1.0, task_loss_requirement=requirements)
+        for i in (0, 2):
+            assert torch.equal(gaze[i : i + 1].packed().ids, plain[i : i + 1].packed().ids)
+
+
 def compare_samples(gazer: AutoGaze, video: torch.Tensor) -> None:
-    """Samples are gazes that the plain loop could take, with the losses that scoring predicts after their ids."""
-    gazer.decoding = "fused"
+    """Samples are gazes that the reference could take, with the losses that scoring predicts after their ids."""
+    gazer.decoding = "cuda"
     gaze = gazer.generate(video, gazing_ratio=0.8, temperature=3.0, generator=torch.Generator().manual_seed(0))
     again = gazer.generate(video, gazing_ratio=0.8, temperature=3.0, generator=torch.Generator().manual_seed(1))
     cold = gazer.generate(video, gazing_ratio=0.8, temperature=1e-3, generator=torch.Generator().manual_seed(0))
-    gazer.decoding = "plain"
+    gazer.decoding = "reference"
     plain = gazer.generate(video, gazing_ratio=0.8)
     assert not torch.equal(gaze.ids, again.ids)
     assert all(len(set(ids.tolist())) == len(ids) for ids in gaze.ids.flatten(0, 1))
@@ -82,17 +98,18 @@ def compare_samples(gazer: AutoGaze, video: torch.Tensor) -> None:
 
 def compare_streams(gazer: AutoGaze, video: torch.Tensor) -> None:
     """Frames that are recorded once and replayed, with one of another size among them."""
-    frame_graph.can_record = lambda engine: True
-    frame_graph.record = lambda enqueue: enqueue
+    backend.can_record = lambda space: True
+    recording.record = lambda enqueue: enqueue
     steps, gazes = [], []
-    step = frame_graph.FrameGraph.step
-    frame_graph.FrameGraph.step = lambda self, frame: steps.append(1) or step(self, frame)
-    for way in ("plain", "fused"):
+    decode = recording.Recording.decode
+    recording.Recording.decode = lambda self, video: steps.append(1) or decode(self, video)
+    for way in ("reference", "cuda"):
         gazer.decoding = way
         stream = gazer.stream(gazing_ratio=0.6, batch=len(video))
         frames = [video[:, t] for t in range(video.shape[1])]
         frames[3] = torch.nn.functional.interpolate(frames[3], scale_factor=2.0)
         gazes.append(Gaze.join([stream.step(frame) for frame in frames]))
+    recording.Recording.decode = decode
     plain, fast = gazes
     width = plain.ids.shape[-1]
     print(
@@ -110,12 +127,12 @@ def compare_streams(gazer: AutoGaze, video: torch.Tensor) -> None:
 
 def refused(gazer: AutoGaze, video: torch.Tensor) -> list[Gaze]:
     """The gazes of clips that cannot be recorded, and that warn of it once."""
-    record, frame_graph.record = frame_graph.record, raise_out_of_memory
+    record, recording.record = recording.record, raise_out_of_memory
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         gazes = [gazer.generate(video, gazing_ratio=0.6) for _ in range(4)]
-    frame_graph.record = record
-    assert len(caught) == (gazer.decoding == "fused"), caught
+    recording.record = record
+    assert len(caught) == (gazer.decoding == "cuda"), caught
     return gazes
 
 
@@ -126,9 +143,9 @@ def raise_out_of_memory(enqueue: object) -> None:
 def compare_clips(gazer: AutoGaze, video: torch.Tensor) -> None:
     """Clips of a form that comes again are recorded; others, and a model whose weights moved, are not replayed."""
     replayed, ids = [], []
-    decode = clip_graph.ClipGraph.decode
-    clip_graph.ClipGraph.decode = lambda self, clips: replayed.append(1) or decode(self, clips)
-    for way in ("plain", "fused"):
+    decode = recording.Recording.decode
+    recording.Recording.decode = lambda self, clips: replayed.append(1) or decode(self, clips)
+    for way in ("reference", "cuda"):
         gazer.decoding = way
         with torch.inference_mode():  # a buffer made in here is found again outside
             gazes = [gazer.generate(video, gazing_ratio=0.6) for _ in range(2)]
@@ -159,8 +176,8 @@ def compare_clips(gazer: AutoGaze, video: torch.Tensor) -> None:
 def main(kind: str) -> None:
     if kind == "fused layers":
         small = tuning.Tuning(wide=False, pairs=16, hidden=16, keys=16, tail=16)
-        workspace.Workspace.tuning = lambda self, prefill: small
-        workspace.Workspace._frames_per_split = lambda self, prefill: self.plan.ring  # as in large batches
+        buffers.Buffers.tuning = lambda self, prefill: small
+        buffers.Buffers._frames_per_split = lambda self, prefill: self.plan.ring  # as in large batches
     video = torch.randn(2, 3, 3, 32, 32)
     compare("published", model(window=16, residual_map=False), video, gazing_ratio=0.8)
     gazer = model(window=16)
@@ -179,17 +196,14 @@ def compare_the_rest(gazer: AutoGaze, video: torch.Tensor, stop: float) -> None:
     """Sampling, the stop rule, the window, chunks, streams and recorded clips."""
     compare_samples(gazer, video[:, :2])
     compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
-    # In step: clips that end early have their last group fed with padding inside while the others go on.
-    gazer, clips = model(window=16, group=4), torch.randn(3, 4, 3, 32, 32)
-    loss = gazer.generate(clips, gazing_ratio=1.0).task_loss
-    for share in (0.2, 0.5):
-        asked = {"gazing_ratio": 1.0, "task_loss_requirement": float(loss[~loss.isnan()].quantile(share))}
-        compare("in step", gazer, clips, **asked)
+    compare_company(model(window=16, group=4), torch.randn(3, 4, 3, 32, 32))
+    compare("scales", gazer, video, gazing_ratio=0.9, scales=(32,))
+    compare("scales", model(window=16, residual_map=False), video[:1], gazing_ratio=0.9, scales=(16,))
     compare("nothing", model(window=16), video, gazing_ratio=torch.tensor([[0.0, 0.5, 0.0], [0.5, 0.0, 0.5]]))
     compare("window", model(window=2), torch.randn(1, 5, 3, 32, 32), gazing_ratio=0.6)
-    workspace.CHUNK = clip.FRAMES_AT_ONCE = 2
-    compare("chunks", model(window=2), torch.randn(1, 5, 3, 32, 32), gazing_ratio=0.6)
-    workspace.CHUNK = clip.FRAMES_AT_ONCE = 16
+    buffers.CHUNK, clip.FRAMES_AT_ONCE = 2, 3  # chunks of a clip that are longer than those on the device
+    compare("chunks", model(window=2), torch.randn(2, 5, 3, 32, 32), gazing_ratio=0.6)
+    buffers.CHUNK = clip.FRAMES_AT_ONCE = 16
     compare_streams(model(window=2), torch.randn(2, 6, 3, 32, 32))
     compare_clips(model(window=16), torch.randn(2, 3, 3, 32, 32))
 

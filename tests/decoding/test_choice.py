@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autogaze.core.grid import PatchGrid
-from autogaze.decoding.choice import choose_group, keep_group, pad_columns
+from autogaze.decoding.choice import choose_group, join_slots, keep_group
 from autogaze.network.residual import FrameResidual, ResidualMap
 from benchmarks.published_loop import generate_published
 from tests.gaze_models import random_video, small_model, typical_loss
@@ -76,7 +76,7 @@ def test_a_pick_takes_its_error_away_from_what_is_left_and_from_what_others_gain
 
 def test_the_published_loop_chooses_the_same_ids_with_residual_map() -> None:
     model, video = small_model(residual_map=True), random_video(3, 5)
-    model.decoding = "plain"
+    model.decoding = "reference"
     for ratio, asked in ((0.5, None), (0.9, typical_loss(model, video, 0.4))):
         ours, theirs = model.generate(video, ratio, asked), generate_published(model, video, ratio, asked)
         assert torch.equal(ours.chosen, theirs.chosen)
@@ -118,6 +118,6 @@ def test_columns_are_padded_with_what_says_not_decoded() -> None:
         (torch.tensor([[5]]), torch.tensor([[True]]), torch.tensor([[0.5]])),
         (torch.tensor([[1, 2]]), torch.tensor([[True, True]]), torch.tensor([[0.1, 0.2]])),
     ]
-    ids, chosen, loss = pad_columns(columns, torch.cat)
+    ids, chosen, loss = join_slots(columns, torch.cat)
     assert ids.tolist() == [[5, 0], [1, 2]] and chosen.tolist() == [[True, False], [True, True]]
     assert loss[0, 1].isnan() and not loss[1].isnan().any()

@@ -1,4 +1,4 @@
-"""The cluster kernel: compiled for the CPU it chooses what the plain loop chooses, and NVRTC takes it."""
+"""The cluster kernel: compiled for the CPU it chooses what the reference chooses, and NVRTC takes it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from autogaze.decoding import cluster
-from autogaze.decoding.packed_weights import PackedWeights
-from autogaze.decoding.workspace import Plan, Workspace
+from autogaze.decoding.cuda import cluster
+from autogaze.decoding.cuda.buffers import Buffers, Plan
+from autogaze.decoding.cuda.weights import lay_out
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.network.residual import patch_at
 
@@ -27,7 +27,7 @@ BASE_KNOWING, SMALL_KNOWING = replace(BASE, PLACES=196, SCALES=4), replace(SMALL
 
 
 FIRST = ("stop at once", "few", "none", "one stops")  # cases in which frames end with their first group
-HEADS = ("ratio", "per clip", "stop", *(f"heads: {case}" for case in FIRST), "window")  # which predict losses
+HEADS = ("ratio", "per clip", "stop", *(f"heads: {case}" for case in FIRST), "scales", "window")  # which predict losses
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[cluster.Shape
 
     def build(shape: cluster.Shape) -> Path:
         library = folder / f"{shape.C}-{shape.PLACES}.so"
-        defines = [f"-D{name}={value}" for name, value in asdict(shape).items()]
+        defines = [f"-D{name}={value}" for name, value in cluster.defines(shape).items()]
         subprocess.run(
             [
                 compiler,
@@ -51,7 +51,7 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[cluster.Shape
                 "-I",
                 str(cluster.SOURCES),
                 "-I",
-                "tests",
+                "tests/decoding",
                 *defines,
                 "tests/decoding/cuda_emulator.cpp",
                 "-o",
@@ -65,7 +65,7 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[cluster.Shape
     return build
 
 
-def test_emulated_clusters_choose_what_the_plain_loop_chooses(emulate: Callable[[cluster.Shape], Path]) -> None:
+def test_emulated_clusters_choose_what_the_reference_chooses(emulate: Callable[[cluster.Shape], Path]) -> None:
     pytest.importorskip("triton", reason="Triton comes with CUDA builds of PyTorch only")
     libraries = [str(emulate(shape)) for shape in (SMALL, SMALL_KNOWING)]
     run = subprocess.run(
@@ -82,6 +82,7 @@ def test_emulated_clusters_choose_what_the_plain_loop_chooses(emulate: Callable[
         "paste error",
         "paste error, stop",
         *(f"paste error: {case}" for case in FIRST),
+        "paste error, scales",
         "paste error, window",
     ]
     for before, case in zip([{"launches": 0}, *cases], cases, strict=False):
@@ -173,15 +174,15 @@ def test_shapes_are_refused_before_they_are_compiled(change: dict[str, int], fit
 
 
 def test_a_device_that_takes_no_cluster_decodes_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Refuses:
-        def launch(self, arguments: cluster.Arguments, clips: int, table: int) -> None:
-            raise RuntimeError("CUDA_ERROR_CLUSTER_OUT_OF_RESOURCES")
+    def refuses(arguments: cluster.Arguments, clips: int, table: int) -> None:
+        raise RuntimeError("CUDA_ERROR_CLUSTER_OUT_OF_RESOURCES")
 
-    monkeypatch.setattr(cluster, "load_kernel", lambda device, shape: Refuses())
+    monkeypatch.setattr(cluster, "load_kernel", lambda device, shape: refuses)
     model = AutoGaze(AutoGazeConfig()).eval()
     plan = Plan(batch=1, ring=2, slots=10, dtype=torch.bfloat16, stops=False, samples=False)
-    space = Workspace(model, PackedWeights(model.gaze_decoder, torch.bfloat16), plan)
-    assert space.cluster is None and "CLUSTER_OUT_OF_RESOURCES" in space.without_cluster
+    buffers = Buffers(model, lay_out(model.gaze_decoder, torch.bfloat16, None), plan)
+    reason, launch = cluster.steps_of(buffers)
+    assert launch is None and "CLUSTER_OUT_OF_RESOURCES" in reason
 
 
 @pytest.mark.parametrize("config", [AutoGazeConfig.base(), AutoGazeConfig(scales=(48, 96, 192), residual_map=True)])

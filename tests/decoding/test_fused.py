@@ -1,4 +1,4 @@
-"""The fused kernels: equal to the plain loop, on the CPU by Triton's interpreter and on a GPU for real."""
+"""The Triton kernels: equal to the reference, on the CPU by Triton's interpreter and on a GPU for real."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from autogaze import AutoGaze, Gaze
-from autogaze.decoding import frame_graph
-from autogaze.decoding.engine import chosen_way
-from autogaze.decoding.fused import why_not
-from autogaze.decoding.packed_weights import PackedWeights
+from autogaze.decoding.backends import chosen_backend
+from autogaze.decoding.cuda import backend
+from autogaze.decoding.cuda.backend import Pool, why_not
 from autogaze.media.scenes import render_scene
 from autogaze.model import AutoGazeConfig
 
@@ -23,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("tuning", ["spread columns", "fused layers"])
-def test_kernels_choose_what_the_plain_loop_chooses(tuning: str) -> None:
+def test_kernels_choose_what_the_reference_chooses(tuning: str) -> None:
     pytest.importorskip("triton", reason="Triton comes with CUDA builds of PyTorch only")
     run = subprocess.run(
         [sys.executable, "-m", "tests.decoding.fused_interpreter", tuning],
@@ -36,7 +35,7 @@ def test_kernels_choose_what_the_plain_loop_chooses(tuning: str) -> None:
     cases = [json.loads(line) for line in run.stdout.splitlines()]
     names = ["published", "ratio", "per clip", "blocks"]
     if tuning == "spread columns":
-        names += ["samples", "stop", "in step", "nothing", "window", "chunks", "stream", "clips"]
+        names += ["samples", "stop", "company", "scales", "nothing", "window", "chunks", "stream", "clips"]
     assert list(dict.fromkeys(case["case"] for case in cases)) == names
     for case in cases:
         assert case["equal_ids"] == 1 and case["equal_chosen"] and case["loss_difference"] < 1e-4, case
@@ -49,35 +48,33 @@ def test_kernels_choose_what_the_plain_loop_chooses(tuning: str) -> None:
 
 def test_cpu_model_says_why_the_kernels_are_not_used() -> None:
     model = AutoGaze(AutoGazeConfig.tiny())
-    assert "CUDA device" in why_not(model)
-    assert chosen_way(model)[0] in ("native", "cached")
-    model.decoding = "fused"
-    with pytest.raises(ValueError, match="fused kernels cannot be used: the model is on cpu"):
+    assert "CUDA device" in why_not(model, True)
+    assert chosen_backend(model)[0] in ("cpu", "reference")
+    model.decoding = "cuda"
+    with pytest.raises(ValueError, match='decoding="cuda" cannot be used: the model is on cpu'):
         model.generate(torch.zeros(1, 1, 3, 224, 224))
 
 
-def test_packed_weights_follow_residual_map_in_place() -> None:
-    model = AutoGaze(replace(AutoGazeConfig.tiny(), residual_map=True))
-    packed = PackedWeights(model.gaze_decoder, torch.bfloat16, model.residual_map)
+def test_weights_on_the_device_follow_the_residual_map_in_place() -> None:
+    model, pool = AutoGaze(replace(AutoGazeConfig.tiny(), residual_map=True)), Pool()
+    weights = pool.weights_of(model, torch.bfloat16)
     assert model.residual_map is not None
     with torch.no_grad():
         model.residual_map.weight.copy_(torch.tensor([2.0, -1.0]))
         model.residual_map.strength.fill_(3.0)
-    packed.refresh()
-    assert packed.tensors["error_weight"].tolist() == [2.0, 0.0]  # float32, and not negative
-    assert packed.tensors["strength"].tolist() == [3.0]
+    pool.weights_of(model, torch.bfloat16)
+    assert weights["error_weight"].tolist() == [2.0, 0.0]  # float32, and not negative
+    assert weights["strength"].tolist() == [3.0]
 
 
-def test_packed_weights_follow_training_in_place() -> None:
-    decoder = AutoGaze(AutoGazeConfig.tiny()).gaze_decoder
-    packed = PackedWeights(decoder, torch.float32)
-    packed.refresh()
-    address, before = packed.tensors["wo0"].data_ptr(), packed.tensors["wo0"].clone()
+def test_weights_on_the_device_follow_training_in_place() -> None:
+    model, pool = AutoGaze(AutoGazeConfig.tiny()), Pool()
+    weights = pool.weights_of(model, torch.float32)
+    address, before = weights["wo0"].data_ptr(), weights["wo0"].clone()
     with torch.no_grad():
-        decoder.model.layers[0].self_attn.o_proj.weight.add_(1.0)
-    packed.refresh()
-    assert packed.tensors["wo0"].data_ptr() == address
-    torch.testing.assert_close(packed.tensors["wo0"], before + 1.0)
+        model.gaze_decoder.model.layers[0].self_attn.o_proj.weight.add_(1.0)
+    assert pool.weights_of(model, torch.float32)["wo0"].data_ptr() == address
+    torch.testing.assert_close(weights["wo0"], before + 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -120,20 +117,20 @@ def assert_equal_but_for_ties(model: AutoGaze, video: torch.Tensor, plain: Gaze,
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch", [1, 3, 24])
-def test_gpu_ids_equal_the_plain_loop_in_float32(models: tuple[AutoGaze, AutoGaze], batch: int) -> None:
+def test_gpu_ids_equal_the_reference_in_float32(models: tuple[AutoGaze, AutoGaze], batch: int) -> None:
     model, _ = models
     video = torch.randn(batch, 4, 3, 224, 224, device="cuda")
     for request in ({"gazing_ratio": 0.1}, {"gazing_ratio": torch.linspace(0.02, 0.3, batch)}):
-        model.decoding = "plain"
+        model.decoding = "reference"
         plain = model.generate(video, **request)
-        model.decoding = "fused"
+        model.decoding = "cuda"
         assert_equal_but_for_ties(model, video, plain, model.generate(video, **request))
 
 
 @pytest.mark.gpu
 def test_gpu_stream_equals_the_clip_and_slides(models: tuple[AutoGaze, AutoGaze]) -> None:
     model, _ = models
-    model.decoding = "fused"
+    model.decoding = "cuda"
     video = torch.randn(2, 20, 3, 224, 224, device="cuda")
     stream = model.stream(gazing_ratio=0.05, batch=2)
     stepped = Gaze.join([stream.step(video[:, t]) for t in range(20)])
@@ -164,10 +161,10 @@ def test_gpu_recorded_frames_equal_frames_decoded_kernel_by_kernel(streams: int,
     for recorded in (True, False):
         with pytest.MonkeyPatch.context() as patch:
             if not recorded:
-                patch.setattr(frame_graph, "can_record", lambda engine: False)
+                patch.setattr(backend, "can_record", lambda space: False)
             stream = model.stream(0.1, requirement, batch=streams)
             gazes.append(Gaze.join([stream.step(video[:, t]) for t in range(video.shape[1])]))
-            assert (stream._graph is not None) == (recorded and (streams == 1 or requirement is None))
+            assert (stream._decoding.frame is not None) == (recorded and (streams == 1 or requirement is None))
     assert torch.equal(gazes[0].ids, gazes[1].ids) and torch.equal(gazes[0].chosen, gazes[1].chosen)
 
 
@@ -180,7 +177,7 @@ def test_gpu_recorded_clips_equal_clips_decoded_frame_by_frame(clips: int, requi
         first = [model.generate(videos[0], 0.1, requirement), model.generate(videos[0], 0.1, requirement)]
     gazes = [model.generate(video, 0.1, requirement) for video in videos]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frame_graph, "can_record", lambda engine: False)
+        patch.setattr(backend, "can_record", lambda space: False)
         expected = [model.generate(video, 0.1, requirement) for video in videos]
     for gaze, one in zip([*first, *gazes], [expected[0], expected[0], *expected], strict=True):
         assert torch.equal(gaze.ids, one.ids) and torch.equal(gaze.chosen, one.chosen)
@@ -189,7 +186,7 @@ def test_gpu_recorded_clips_equal_clips_decoded_frame_by_frame(clips: int, requi
 @pytest.mark.gpu
 def test_gpu_sampling_follows_the_scores(models: tuple[AutoGaze, AutoGaze]) -> None:
     model, _ = models
-    model.decoding = "fused"
+    model.decoding = "cuda"
     video = torch.randn(1, 1, 3, 224, 224, device="cuda").expand(2048, -1, -1, -1, -1)
     gaze = model.generate(video, gazing_ratio=0.004, temperature=1.0, generator=torch.Generator().manual_seed(1))
     seen = torch.bincount(gaze.ids[:, 0, 0], minlength=265).float() / 2048

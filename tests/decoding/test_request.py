@@ -76,11 +76,19 @@ def test_a_temperature_is_positive(temperature: float) -> None:
         make_request(GRID, 1, 1, temperature=temperature)
 
 
-def test_a_batch_is_in_step_while_every_clip_is_asked_the_same() -> None:
-    assert make_request(GRID, 2, 2, 0.5, 0.7).in_step and make_request(GRID, 2, 2, [0.5, 0.1]).in_step
-    assert not make_request(GRID, 2, 2, torch.tensor([0.5, 0.1])).in_step
-    one_frame_differs = make_request(GRID, 2, 2, 0.5, torch.tensor([[0.7, 0.7], [0.7, 0.6]]))
-    assert not one_frame_differs.in_step and not one_frame_differs.frames(0, 1).in_step
+def test_scales_allow_only_their_ids_and_bound_the_budget() -> None:
+    assert make_request(GRID, 1, 1).allowed is None and make_request(GRID, 1, 1, scales=(64, 16, 32)).allowed is None
+    request = make_request(GRID, 1, 3, [0.5, 1.0, 0.0], scales=(32,))
+    assert request.allowed is not None and request.allowed.nonzero().flatten().tolist() == [1, 2, 3, 4]
+    assert request.budget.tolist() == [[4, 4, 0]]
+    assert make_request(GRID, 1, 1, 0.5, scales=(16, 64)).budget.item() == 10  # a share of all ids of the grid
+    assert request.clip(0).frames(0, 1).allowed is request.allowed
+
+
+@pytest.mark.parametrize("scales", [(), (48,), (32, 48), [0]])
+def test_scales_that_the_grid_does_not_have_are_refused(scales: Any) -> None:
+    with pytest.raises(ValueError, match=r"scales must be some of the grid's \(16, 32, 64\) \(pixels\), got"):
+        make_request(GRID, 1, 1, scales=scales)
 
 
 def test_uniform_means_that_the_same_is_spent() -> None:

@@ -17,7 +17,7 @@ def streamed(model: AutoGaze, video: torch.Tensor, *arguments: Any) -> Gaze:
     return Gaze.join([stream.step(video[:, t]) for t in range(video.shape[1])])
 
 
-@pytest.mark.parametrize("way", ["plain", "cached"])
+@pytest.mark.parametrize("way", ["reference", "auto"])
 @pytest.mark.parametrize("window", [16, 3])
 @pytest.mark.parametrize("quantile", [None, 0.2])
 def test_a_stream_equals_the_whole_clip(way: str, window: int, quantile: float | None) -> None:
@@ -63,7 +63,7 @@ def held_bytes(stream: GazeStream) -> int:
     return sum(seen.values())
 
 
-@pytest.mark.parametrize("way", ["plain", "cached"])
+@pytest.mark.parametrize("way", ["reference", "auto"])
 def test_memory_does_not_grow(way: str) -> None:
     model, video = small_model(max_num_frames=2), random_video(1, 12)
     model.decoding = way

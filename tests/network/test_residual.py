@@ -82,7 +82,7 @@ def test_a_coarse_look_after_a_fine_one_changes_nothing_there() -> None:
         one.take(torch.tensor([ids]))
     for ids in (0, 100):
         other.take(torch.tensor([ids]))
-    assert torch.equal(one.level, other.level) and torch.equal(one.left(), other.left())
+    assert torch.equal(one.level, other.level) and torch.equal(one.predicted_loss(), other.predicted_loss())
 
 
 def test_the_canvas_holds_blocks_of_the_last_look() -> None:
@@ -119,7 +119,7 @@ def test_scores_decide_and_the_predicted_loss_is_what_is_left() -> None:
 def test_ways_and_streams_agree(config: dict[str, object]) -> None:
     model, video = with_error(**config), random_video(2, 5)
     gazes = []
-    for way in ("plain", "cached"):
+    for way in ("reference", "auto"):
         model.decoding = way
         gazes.append(model.generate(video, gazing_ratio=0.4, task_loss_requirement=0.8))
     stream = model.stream(gazing_ratio=0.4, task_loss_requirement=0.8, batch=2)

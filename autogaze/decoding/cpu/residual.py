@@ -1,0 +1,94 @@
+"""What is wrong with the picture of a frame, in C++ (`picture.h`): `ResidualMap` of frames decoded on a CPU.
+
+In PyTorch a frame of 224 pixels costs some 7 ms on one thread, a third of what all else does; here a few tenths of one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from autogaze.core.grid import PatchGrid
+from autogaze.decoding.cpu.build import library
+from autogaze.network.residual import LEAST_GAIN, NEVER, STALE_CAP, STALE_FLOOR, FrameResidual, ResidualMap, patch_at
+
+PLACES_PX = (4, 8, 16, 32)  # of `with_pixels` in picture.h
+
+
+class Grid(ctypes.Structure):
+    """`Grid` of picture.h: a grid, and the weights of its `ResidualMap` as they are now."""
+
+    held: tuple[Tensor, ...]  # the tensors whose addresses these are
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("side", "cell_px", "scales", "patches")),
+        *((name, ctypes.c_void_p) for name in ("blocks", "patch_at")),
+        *((name, ctypes.c_double) for name in ("l1", "steps", "strength", "least_gain", "stale_floor", "stale_cap")),
+    )
+
+
+def make_grid(rule: ResidualMap, grid: PatchGrid) -> Grid:
+    """What the library is given of a grid and a rule."""
+    blocks = torch.tensor(rule.blocks, dtype=torch.int64, device="cpu")
+    patches = patch_at(grid, rule.side, "cpu").int()
+    l1, steps = rule.weight.detach().float().clamp(min=0).tolist()
+    made = Grid(
+        side=rule.side,
+        cell_px=rule.cell_px,
+        scales=len(rule.blocks),
+        patches=grid.patches_per_frame,
+        blocks=blocks.data_ptr(),
+        patch_at=patches.data_ptr(),
+        l1=l1,
+        steps=steps,
+        strength=float(rule.strength.detach()),
+        least_gain=LEAST_GAIN,
+        stale_floor=STALE_FLOOR,
+        stale_cap=STALE_CAP,
+    )
+    made.held = (blocks, patches)
+    return made
+
+
+class NativeResidualMap:
+    """`ResidualMap` while decoding, of its weights as they are now."""
+
+    def __init__(self, rule: ResidualMap, grid: PatchGrid) -> None:
+        found = library()
+        assert not isinstance(found, str), found
+        self.native, self.rule, self.grid = found, rule, make_grid(rule, grid)
+
+    def open(self, frame: Tensor) -> Tensor:
+        """See `ResidualMap.open`."""
+        return torch.zeros(frame.shape, dtype=torch.float32, device="cpu")
+
+    def begin(self, frame: Tensor, canvas: Tensor) -> FrameResidual:
+        """See `ResidualMap.begin`."""
+        frame, grid = frame.float().contiguous(), self.grid
+        errors = torch.empty(len(frame), grid.side**2, grid.scales + 1, dtype=torch.float32, device="cpu")
+        self.native.autogaze_errors(
+            ctypes.addressof(self.grid), len(frame), frame.data_ptr(), canvas.data_ptr(), errors.data_ptr()
+        )
+        level = torch.full(errors.shape[:2], NEVER, dtype=torch.uint8, device="cpu")
+        return FrameResidual(self.rule, errors, level)
+
+    def look(self, canvas: Tensor, frame: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
+        """See `ResidualMap.look`; the canvas is changed in place."""
+        frame, ids, chosen = frame.float().contiguous(), ids.contiguous(), chosen.contiguous()
+        self.native.autogaze_look(
+            ctypes.addressof(self.grid),
+            len(frame),
+            frame.data_ptr(),
+            ids.data_ptr(),
+            chosen.data_ptr(),
+            ids.shape[1],
+            canvas.data_ptr(),
+        )
+        return canvas
+
+
+def residual_map(rule: ResidualMap, grid: PatchGrid) -> ResidualMap | NativeResidualMap:
+    """The native one if there is code for the model's patch size."""
+    return NativeResidualMap(rule, grid) if rule.cell_px in PLACES_PX else rule
