@@ -1,11 +1,15 @@
-"""Edit MP4 files that OpenCV wrote (moov last), for cases that OpenCV cannot write itself."""
+"""Edit MP4 files, for cases that are hard to write."""
 
 from __future__ import annotations
 
 import struct
+from fractions import Fraction
 from pathlib import Path
 
-PARENTS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
+import av
+import numpy as np
+
+from autogaze.media.video import read_video
 
 
 def rotate_clockwise(path: Path) -> None:
@@ -16,22 +20,23 @@ def rotate_clockwise(path: Path) -> None:
     path.write_bytes(data)
 
 
-def vary_frame_rate(path: Path, durations: list[tuple[int, int]]) -> None:
-    """Replace the frame durations by runs of (frames, ticks)."""
-    data = bytearray(path.read_bytes().replace(b"edts", b"free"))  # the edit list would cut at the old length
-    start = data.index(b"stts") - 4
-    old = struct.unpack(">I", data[start : start + 4])[0]
-    body = struct.pack(">II", 0, len(durations)) + b"".join(struct.pack(">II", *run) for run in durations)
-    box = struct.pack(">I", 8 + len(body)) + b"stts" + body
-    data[start : start + old] = box
-    for name in PARENTS:
-        place = data.index(name) - 4
-        size = struct.unpack(">I", data[place : place + 4])[0] + len(box) - old
-        data[place : place + 4] = struct.pack(">I", size)
-    path.write_bytes(data)
+def vary_frame_rate(path: Path, durations: list[tuple[int, float]]) -> None:
+    """Show the frames for runs of (frames, seconds each)."""
+    seconds = [each for count, each in durations for _ in range(count)]
+    frames = read_video(path).frames
+    assert len(frames) == len(seconds)
+    with av.open(str(path), "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=10, options={"crf": "10"})
+        stream.width, stream.height, stream.time_base = frames.shape[2], frames.shape[1], Fraction(1, 1000)
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for frame, start in zip(frames, np.cumsum([0, *seconds]), strict=False):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = round(start * 1000), Fraction(1, 1000)
+            file.mux(stream.encode(picture))
+        file.mux(stream.encode(None))
 
 
 def forget_codec(path: Path) -> None:
     """Name a codec that nobody has."""
     head, moov, tail = path.read_bytes().rpartition(b"moov")
-    path.write_bytes(head + moov + tail.replace(b"mp4v", b"zzzz").replace(b"esds", b"free"))
+    path.write_bytes(head + moov + tail.replace(b"avc1", b"zzzz").replace(b"avcC", b"free"))

@@ -1,88 +1,199 @@
-"""What a video file says about its own length, so that a truncated copy is refused instead of read as a shorter clip.
+"""What a container says about itself, so that a damaged or half-present file is refused instead of read as another clip.
 
-Decoders stop quietly at the end of a truncated file. MP4/MOV boxes, the Matroska/WebM segment and AVI's RIFF chunks
-declare their sizes: a declared end beyond the end of the file means that a part is missing.
+Decoders stop quietly at the end of a truncated file, and demuxers pass over a hole and go on behind it. MP4/MOV boxes,
+the Matroska/WebM segment, AVI's RIFF chunks, FLV's tags and GIF's blocks declare their sizes and so form a chain: it is
+walked here from header to header. A declared end beyond the end of the file means that a part is missing; a link that
+is none means that something in the middle was overwritten. What lies inside a frame is the decoder's to notice.
 """
 
 from __future__ import annotations
 
-import os
+import mmap
 from pathlib import Path
-from typing import BinaryIO
 
 _BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"moof", b"mfra", b"sidx", b"styp", b"pdin"}
-_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
+_CLUSTER, _GROUP = 0x1F43B675, 0xA0
+_ELEMENTS = {
+    *(0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367),  # of a segment
+    *(0xE7, 0xA3, 0xAF, 0xA7, 0xAB, 0x5854, _GROUP),  # of a cluster
+    *(0xEC, 0xBF, _EBML, _SEGMENT, _CLUSTER),  # void and checksum; a file may hold several segments
+}
+_CHUNKS = (b"dc", b"db", b"wb", b"pc", b"tx", b"sb")  # AVI: "00dc" is compressed video of stream 0
+_LISTS = {b"JUNK", b"idx1", b"LIST", b"ISFT", b"vprp", b"strd", b"strn", b"indx"}
+_TS_PACKETS = ((188, 0), (192, 4))  # bytes, and where the byte 0x47 stands
+
+_TRUNCATED = "truncated: {} bytes are missing at its end"
+_DAMAGED = "damaged at byte {} of {}"
 
 
 def looks_like_text(path: Path) -> bool:
     """Whether the file begins as text: FFmpeg would render it as a picture of its letters, or follow a playlist."""
     with path.open("rb") as file:
         head = file.read(512)
-    if not head or head.startswith(b"YUV4MPEG2"):
+    if not head or head.startswith((b"YUV4MPEG2", b"GIF8", b"FLV\x01")):
         return False
     return all(byte >= 32 or byte in b"\t\r\n\f\x1b" for byte in head) and _is_utf8(head)
 
 
-def missing_bytes(path: Path) -> int:
-    """How many bytes the container declares beyond the end of the file: 0 if whole, or if it does not say."""
-    length = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(12)
-        file.seek(0)
+def what_is_broken(path: Path) -> str | None:
+    """In words, "truncated: 20 bytes are missing at its end" or "damaged at byte 20 of 30"; None if nothing is seen."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        head = data[:12]
         if head[4:8] in _BOXES:
-            end = _end_of_boxes(file, length)
-        elif head[:4] == b"RIFF":
-            end = _end_of_riff(file, length)
-        elif head[:4] == _EBML:
-            end = _end_of_segment(file)
+            return _boxes(data)
+        if head[:4] == b"RIFF":
+            return _riff(data)
+        if head[:4] == _EBML.to_bytes(4, "big"):
+            return _matroska(data)
+        if head[:4] == b"FLV\x01":
+            return _flv(data)
+        if head[:4] == b"GIF8":
+            return _gif(data)
+        return _packets(data)
+
+
+def _missing(end: int, length: int) -> str | None:
+    return _TRUNCATED.format(end - length) if end > length else None
+
+
+def _boxes(data: mmap.mmap) -> str | None:
+    """MP4 and MOV: boxes at the top level."""
+    at, length, indexed = 0, len(data), False
+    while at + 8 <= length:
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        size = int.from_bytes(data[at + 8 : at + 16], "big") if size == 1 else size
+        if size == 0 and kind in _BOXES:  # to the end of the file
+            return None
+        if size < 8 or not (kind in _BOXES or kind.isalnum()):  # behind the index it may be padding
+            return None if indexed else _DAMAGED.format(at, length)
+        indexed |= kind in (b"moov", b"moof")
+        at += size
+    return _missing(at, length)
+
+
+def _riff(data: mmap.mmap) -> str | None:
+    """AVI, chunk by chunk; other RIFF files (WebP) by their size."""
+    at, length = 0, len(data)
+    while at + 8 <= length:  # files over 1 GiB hold several
+        if data[at : at + 4] != b"RIFF":
+            return None
+        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        if end > length:
+            return _missing(end, length)
+        if data[at + 8 : at + 12] in (b"AVI ", b"AVIX"):
+            broken = _avi_chunks(data, at + 12, end)
+            if broken is not None:
+                return _DAMAGED.format(broken, length)
+        at = end + end % 2
+    return None
+
+
+def _avi_chunks(data: mmap.mmap, at: int, end: int) -> int | None:
+    """Where the chain of chunks is broken."""
+    while at + 8 <= end:
+        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        known = kind in _LISTS or kind[2:] in _CHUNKS or kind[:2] == b"ix"
+        if not known and at + 12 < end and not kind.isalnum():
+            return at
+        if kind == b"LIST" and data[at + 8 : at + 12] in (b"movi", b"rec "):
+            at += 12  # step in: their content is chunks too
+            continue
+        at += 8 + size + size % 2
+    return None
+
+
+def _matroska(data: mmap.mmap) -> str | None:
+    """Elements of segments and clusters; both may be of unknown length in live recordings."""
+    at, length, end = 0, len(data), 0
+    while at < length and (not end or at < end):
+        identity, start = _number(data, at, keep_marker=True)
+        size, start = _number(data, start)
+        if identity not in _ELEMENTS or start > length:
+            return _missing(end, length) if end > length else _DAMAGED.format(at, length)
+        if identity == _SEGMENT:
+            end = 0 if size is None else start + size
+            if end > length:
+                return _missing(end, length)
+            at = start
+        elif identity == _CLUSTER or size is None:
+            at = start
         else:
-            end = 0
-    return max(0, end - length)
+            at = start + size
+    return _missing(at, length)
 
 
-def _end_of_boxes(file: BinaryIO, length: int) -> int:
-    end = 0
-    while end + 8 <= length:
-        file.seek(end)
-        head = file.read(16)
-        size = int.from_bytes(head[:4], "big")
-        if head[4:8] not in _BOXES or size == 0:  # 0: to the end of the file; unknown: bytes that are no box
-            return end
-        end += int.from_bytes(head[8:16], "big") if size == 1 else size
-    return end
+def _number(data: mmap.mmap, at: int, keep_marker: bool = False) -> tuple[int | None, int]:
+    """EBML's number of variable length at a byte, and where it ends; None for "unknown" or none."""
+    first = data[at] if at < len(data) else 0
+    if not first:
+        return None, at + 1
+    width = 9 - first.bit_length()
+    value, most = int.from_bytes(data[at : at + width], "big"), (1 << 7 * width) - 1
+    if keep_marker:
+        return value, at + width
+    return (None if value & most == most else value & most), at + width
 
 
-def _end_of_riff(file: BinaryIO, length: int) -> int:
-    end = 0
-    while end + 8 <= length:  # files over 1 GiB hold several
-        file.seek(end)
+def _flv(data: mmap.mmap) -> str | None:
+    """Tags, each followed by its length."""
+    at, length = int.from_bytes(data[5:9], "big") + 4, len(data)
+    while at + 11 <= length:
+        size = int.from_bytes(data[at + 1 : at + 4], "big")
+        after = at + 11 + size
+        if data[at] & 0x1F not in (8, 9, 18):
+            return _DAMAGED.format(at, length)
+        if after + 4 > length:
+            return _missing(after + 4, length)
+        if int.from_bytes(data[after : after + 4], "big") not in (11 + size, 0, size):
+            return _DAMAGED.format(after, length)
+        at = after + 4
+    return None if at == length else _missing(at + 11, length)
+
+
+def _gif(data: mmap.mmap) -> str | None:
+    """Blocks up to the trailer, which some writers leave out."""
+    length = len(data)
+    at = 13 + _table(data[10] if length > 10 else 0)
+    while at < length:
+        kind = data[at]
+        if kind == 0x3B:
+            return None
+        if kind == 0x2C and at + 11 <= length:
+            at += 11 + _table(data[at + 9])
+        elif kind == 0x21:
+            at += 2
+        else:
+            return _DAMAGED.format(at, length)
+        while at < length and data[at]:  # sub-blocks
+            at += 1 + data[at]
+        at += 1
+    return _missing(at, length)
+
+
+def _table(flags: int) -> int:
+    """Bytes of a GIF's table of colours."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _packets(data: mmap.mmap) -> str | None:
+    """MPEG transport streams: packets of one size, each with its first byte."""
+    length = len(data)
+    for packet, first in _TS_PACKETS:
+        if length > 2 * packet and all(data[first + k * packet] == 0x47 for k in range(min(5, length // packet))):
+            return _TRUNCATED.format(packet - length % packet) if length % packet else None
+    return None
+
+
+def begins_in_the_middle(path: Path, form: str) -> bool:
+    """Whether a stream without a header, of the form that FFmpeg calls so, begins within a packet: its start is gone."""
+    with path.open("rb") as file:
         head = file.read(8)
-        if head[:4] != b"RIFF":
-            return end
-        end += 8 + int.from_bytes(head[4:], "little")
-    return end
-
-
-def _end_of_segment(file: BinaryIO) -> int:
-    file.seek(4)
-    size = _read_size(file)
-    if size is None:
-        return 0
-    file.seek(size, os.SEEK_CUR)
-    if file.read(4) != _SEGMENT:
-        return 0
-    size = _read_size(file)
-    return 0 if size is None else file.tell() + size  # None: recorded live, of unknown length
-
-
-def _read_size(file: BinaryIO) -> int | None:
-    """EBML's number of variable length; None for "unknown"."""
-    first = file.read(1)
-    if not first or first[0] == 0:
-        return None
-    width = 9 - first[0].bit_length()
-    value = int.from_bytes(first + file.read(width - 1), "big") & ((1 << 7 * width) - 1)
-    return None if value == (1 << 7 * width) - 1 else value
+    if form == "mpegts":
+        return 0x47 not in (head[0], head[4:5][0] if len(head) > 4 else 0)
+    if form in ("mjpeg", "mpjpeg"):
+        return head[:2] != b"\xff\xd8"
+    return form in ("h264", "hevc", "m4v", "mpegvideo", "mpeg") and head[:3] not in (b"\0\0\1", b"\0\0\0")
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -92,19 +92,11 @@ def test_rotation_turns_clockwise(tmp_path: Path) -> None:
 
 
 def test_a_variable_frame_rate_keeps_its_times(clip: Path) -> None:
-    tick = cv2_ticks(clip)
-    vary_frame_rate(clip, [(10, tick), (20, 3 * tick)])
+    vary_frame_rate(clip, [(10, 0.1), (20, 0.3)])
     read = read_video(clip)
     assert indices(read.frames) == list(range(30))
     assert np.allclose(np.diff(read.times_s), [0.1] * 10 + [0.3] * 19, atol=1e-3)
     assert indices(read_video(clip, 2, start_s=4.0).frames) == [20, 21]
-
-
-def cv2_ticks(path: Path) -> int:
-    """Ticks of one frame in the file's own clock."""
-    data = path.read_bytes()
-    start = data.index(b"stts") + 12
-    return int.from_bytes(data[start + 4 : start + 8], "big")
 
 
 @pytest.mark.parametrize("suffix, codec", [(".avi", "MJPG"), (".webm", "VP80"), (".mkv", "mp4v"), (".mov", "mp4v")])

@@ -1,0 +1,128 @@
+"""Which files are clips: the one list of suffixes, the one search of folders, and the check of a name before it is opened.
+
+A suffix only says which files of a folder are taken. What a file is, its first bytes say: a photo is a photo under any
+name (see `autogaze.media.photo`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from autogaze.media.container import looks_like_text, what_is_broken
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob"),
+    *(".wmv", ".asf", ".3gp", ".ogv", ".mxf", ".mjpeg", ".mjpg", ".h264", ".264", ".h265", ".265", ".y4m"),
+    *(".gif", ".apng"),
+)
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+CLIP_SUFFIXES = VIDEO_SUFFIXES + PHOTO_SUFFIXES
+OVERLAY, ARRAYS, SUMMARY, REPORT = "overlay.mp4", "gaze.npz", "gaze.json", "report.html"  # what `autogaze gaze` writes
+SHEET = "contact-sheet.png"  # what `autogaze gallery` writes beside its pictures
+
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
+
+
+class VideoError(ValueError):
+    """A file that cannot be read as the video or photo it should be."""
+
+
+def is_url(source: str | os.PathLike[str]) -> bool:
+    """Whether a name is an address such as `rtsp://camera/stream` and not a file."""
+    return isinstance(source, str) and _URL.match(source) is not None
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A name as text that can be printed in one line and written as UTF-8, whatever its bytes are."""
+    text = os.fspath(path)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in _utf8(text))
+
+
+def find_clips(folder: str | os.PathLike[str], suffixes: tuple[str, ...] = CLIP_SUFFIXES) -> list[Path]:
+    """Every video and photo below a folder, sorted by name.
+
+    Links to folders are followed, once each. Names that start with a dot are passed over, and so is what this project
+    wrote: the overlay in a folder with a `gaze.json`, the gallery's contact sheet.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {shown(folder)}")
+    return sorted(_walk(folder, suffixes), key=lambda path: path.relative_to(folder).as_posix())
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """The path of a clip that can be opened; `~` is expanded.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        VideoError: if it is a folder, a pipe or a device, empty, text, or its container is damaged or cut short.
+    """
+    if is_url(source):
+        raise VideoError(f"{source} is an address, expected a file")
+    path = Path(source)
+    if not os.path.lexists(path):
+        path = path.expanduser()
+    name = shown(path)
+    if not path.exists():
+        if path.is_symlink():
+            raise FileNotFoundError(f"no such video: {name} is a link to {shown(os.readlink(path))}, which is not there")
+        raise FileNotFoundError(f"no such video: {name}")
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise VideoError(f"{name} is a directory, expected a video file")
+    if not stat.S_ISREG(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise VideoError(f"{name} is {kind}, which cannot be read as a file; save the video to a file first")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{name} is empty")
+    if looks_like_text(path):
+        raise VideoError(f"{name} is not a video: it is text")
+    broken = what_is_broken(path)
+    if broken:
+        raise VideoError(f"{name} is {broken}; copy or download it again")
+    return path
+
+
+def why_no_clip_name(path: Path) -> str | None:
+    """Why a file cannot be part of a data set, whose tables keep names as UTF-8; None if it can."""
+    try:
+        path.as_posix().encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8; rename it"
+    return None
+
+
+def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    seen = {folder.resolve()}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        here = Path(root)
+        folders[:] = [name for name in folders if not name.startswith(".") and _is_new(here / name, seen)]
+        ours = {SHEET, OVERLAY} if SUMMARY in names else {SHEET}
+        for name in names:
+            path = here / name
+            if path.suffix.lower() in suffixes and not name.startswith(".") and name not in ours and path.is_file():
+                yield path
+
+
+def _is_new(folder: Path, seen: set[Path]) -> bool:
+    if not folder.is_symlink():
+        return True
+    try:
+        real = folder.resolve()
+    except (OSError, RuntimeError):  # a loop of links
+        return False
+    if real in seen or any(real in known.parents for known in seen):  # the link leads back up
+        return False
+    seen.add(real)
+    return True
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

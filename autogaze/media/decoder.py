@@ -1,0 +1,239 @@
+"""FFmpeg's decoder, through PyAV: every frame of a file with its time, or an error that names the file.
+
+Why not OpenCV, which is a dependency all the same (it draws, resizes and opens cameras): its `grab()` says False both
+at the end and at damage, so that a hole in a file reads as a shorter clip; it does not pass on that a packet or a frame
+is corrupt; its frame count is duration x rate where a container has no count, its times start at the stream's and not
+at the first frame's, it ignores the BT.2020 matrix, and a name that is not UTF-8 ends the process. On files without
+these it gives the same pixels: both wheels carry FFmpeg, and colours are converted here with the same filter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from autogaze.media.clip_files import VideoError, is_url, locate, shown
+from autogaze.media.container import begins_in_the_middle
+
+URL_SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt", "hls", "mms")
+SECONDS_TO_ANSWER = 15.0  # that a server has to open a stream, and then to send the next packet
+MOST_FPS = 1000.0
+ENTERED_ANYWHERE = {"mpegts", "mpeg", "h264", "hevc", "m4v", "mpegvideo", "mpegtsraw", "rtsp", "rtp", "hls", "sdp"}
+STRICT_CODECS = {"mjpeg"}  # whose decoder paints over damage and tells only when it is asked to give up
+_TO_CONVERT = "try converting it to H.264 in MP4"
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file holds, as far as its header and its first frame tell."""
+
+    path: Path | str  # a string for an address
+    width: int  # pixels, upright
+    height: int
+    fps: float  # frames a second, the average where it varies
+    frames: int | None  # as the container says, which may be wrong; None if it does not. See `count_frames`
+    codec: str
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self.frames is None else self.frames / self.fps
+
+    @property
+    def name(self) -> str:
+        """The file's name, printable."""
+        return shown(str(self.path).rstrip("/").rsplit("/", 1)[-1] if isinstance(self.path, str) else self.path.name)
+
+
+class Decoder:
+    """An open file or address. Iterate over `frames`; use it as a context.
+
+    Args:
+        source: a file, or an address that begins with one of URL_SCHEMES.
+        threads: that decode; None: as many as there are cores.
+
+    Raises:
+        FileNotFoundError, VideoError: as `locate`; also a VideoError if it is no video, or in an unknown codec.
+    """
+
+    def __init__(self, source: str | os.PathLike[str], threads: int | None = None) -> None:
+        self.source = _address(source) if is_url(source) else locate(source)
+        self.name = shown(self.source)
+        self.container = _open(self.source, self.name)
+        try:
+            self.stream = self._pick_stream()
+            context = self.stream.codec_context
+            context.thread_type = "AUTO"
+            context.thread_count = threads or 0
+            if self.codec in STRICT_CODECS:
+                context.options = {"err_detect": "explode"}
+        except BaseException:
+            self.container.close()
+            raise
+        self.form = self.container.format.name
+        self.may_begin_late = self.form.split(",")[0] in ENTERED_ANYWHERE or isinstance(self.source, str)
+        if isinstance(self.source, Path) and begins_in_the_middle(self.source, self.form):
+            self.container.close()
+            raise VideoError(f"{self.name} is damaged: its beginning is missing; copy or download it again")
+        self._reformatter = VideoReformatter()
+        self._size: tuple[int, int] | None = None
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.container.close()
+
+    @property
+    def codec(self) -> str:
+        return str(self.stream.codec_context.codec.name)
+
+    @property
+    def fps(self) -> float:
+        """Frames a second, 25 where the file says nothing that can be."""
+        rates = (self.stream.average_rate, self.stream.guessed_rate, self.stream.base_rate)
+        return next((float(rate) for rate in rates if rate and 0 < rate <= MOST_FPS), 25.0)
+
+    @property
+    def listed(self) -> int | None:
+        """How many frames the container says that it holds, by a count or by its duration."""
+        if self.stream.frames > 0:
+            return int(self.stream.frames)
+        if self.stream.duration and self.stream.time_base:
+            return max(1, round(float(self.stream.duration * self.stream.time_base) * self.fps))
+        return max(1, round(self.container.duration / av.time_base * self.fps)) if self.container.duration else None
+
+    def packets(self) -> Iterator[av.Packet]:
+        """The stream's packets that hold something, in the order of the file."""
+        try:
+            for packet in self.container.demux(self.stream):
+                if packet.size:
+                    yield packet
+        except av.FFmpegError as error:
+            raise self.damaged(error) from error
+
+    def frames(self, entered: bool = False) -> Iterator[av.VideoFrame]:
+        """Decoded frames in the order they are shown.
+
+        Args:
+            entered: after `seek`: what cannot be decoded at the start is passed over, as it is in a stream that can be
+                entered anywhere.
+
+        Raises:
+            VideoError: at damage.
+        """
+        begun, late = False, entered or self.may_begin_late
+        try:
+            for packet in self.container.demux(self.stream):
+                try:
+                    decoded = packet.decode()
+                except av.FFmpegError as error:
+                    if begun or not late:
+                        raise self.damaged(error) from error
+                    continue
+                if packet.is_corrupt and begun:
+                    raise self.damaged()
+                for frame in decoded:
+                    if frame.is_corrupt:
+                        if begun or not late:
+                            raise self.damaged()
+                        continue
+                    begun = True
+                    yield frame
+        except av.FFmpegError as error:
+            raise self.damaged(error) from error
+        if not begun:
+            raise VideoError(
+                f"{self.name}: no frame can be decoded (codec {self.codec!r}): a damaged file, or a codec that is not "
+                f"there; {_TO_CONVERT}"
+            )
+
+    def seek(self, seconds: Fraction | float) -> None:
+        """Go to a frame that can be decoded alone, at or before a time of the stream's own clock, if the file allows."""
+        try:
+            self.container.seek(int(seconds / self.stream.time_base), stream=self.stream)
+        except av.FFmpegError as error:
+            raise self.damaged(error) from error
+
+    def rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, upright: a read-only view of the converted frame.
+
+        Raises:
+            VideoError: if its size differs from that of the frames before.
+        """
+        converted = self._reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC")
+        plane = converted.planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width * 3]
+        picture = _upright(rows.reshape(frame.height, frame.width, 3), frame)
+        self._size = self._size or picture.shape[:2]
+        if picture.shape[:2] != self._size:
+            raise VideoError(
+                f"{self.name}: the picture changes from {self._size[1]} x {self._size[0]} to "
+                f"{picture.shape[1]} x {picture.shape[0]} pixels; cut the video there"
+            )
+        return picture
+
+    def damaged(self, error: Exception | None = None) -> VideoError:
+        reason = f" ({error.strerror or error})" if isinstance(error, OSError) else ""
+        if isinstance(self.source, str):
+            return VideoError(f"{self.name}: the stream broke off{reason}")
+        return VideoError(f"{self.name} is damaged: not every frame can be decoded{reason}; copy or download it again")
+
+    def _pick_stream(self) -> av.VideoStream:
+        streams = [s for s in self.container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not streams:
+            raise VideoError(f"{self.name} is not a video: it holds no moving pictures")
+        best = self.container.streams.best("video")
+        stream = best if best in streams else streams[0]
+        if stream.codec_context is None:
+            raise VideoError(f"{self.name}: there is no decoder for its codec; {_TO_CONVERT}")
+        return stream
+
+
+def time_of(frame: av.VideoFrame) -> Fraction | None:
+    """Seconds on the stream's own clock; None where the stream carries no times."""
+    return None if frame.pts is None else frame.pts * frame.time_base
+
+
+def _address(source: str | os.PathLike[str]) -> str:
+    address = os.fspath(source)
+    scheme = address.split("://")[0].lower()
+    if scheme not in URL_SCHEMES:
+        raise VideoError(f"{address}: addresses of kind {scheme}:// cannot be opened; known are {', '.join(URL_SCHEMES)}")
+    return address
+
+
+def _open(source: Path | str, name: str) -> av.container.InputContainer:
+    file = source if isinstance(source, str) else os.path.abspath(source)  # no name is taken for a protocol
+    timeout = SECONDS_TO_ANSWER if isinstance(source, str) else None
+    try:
+        return av.open(file, metadata_errors="replace", timeout=timeout)
+    except av.FFmpegError as error:
+        if isinstance(source, str):
+            raise VideoError(f"{name} cannot be opened: {error.strerror}") from error
+        if isinstance(error, PermissionError):
+            raise
+        raise VideoError(
+            f"{name} is not a video that can be opened: a damaged file, another format, or a codec that is not there; "
+            f"{_TO_CONVERT}"
+        ) from error
+
+
+def _upright(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Turned as the file asks for: a phone's rotation, in steps of 90 degrees, and mirror images."""
+    matrix = frame.side_data.get("DISPLAYMATRIX") if frame.side_data else None
+    if matrix is None:
+        return picture
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(np.int64)  # x' = a x + c y, y' = b x + d y
+    if abs(b) + abs(c) > abs(a) + abs(d):  # the picture's rows become columns
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
