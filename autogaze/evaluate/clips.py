@@ -8,7 +8,7 @@ are resampled together when confidence is bootstrapped.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
+from autogaze.media.clip_files import VIDEO_SUFFIXES, find_clips, shown, why_no_clip_name
 from autogaze.media.preprocess import Preprocessor, resize
-from autogaze.media.video import read_video
+from autogaze.media.video import count_frames, read_frames
 from autogaze.training.data.manifest import clip_facts
 
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
-THREADS = 8  # OpenCV decodes outside the interpreter's lock
+THREADS = 8  # FFmpeg decodes outside the interpreter's lock
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,25 +70,25 @@ def load_clips(
         FileNotFoundError: if the folder does not exist.
         ValueError: if no clip in it can be read and is long enough.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     if frames < 1 or (stride is not None and stride < 1) or (limit is not None and limit < 1):
         raise ValueError(f"frames, stride and limit must be positive, got {frames}, {stride} and {limit}")
     preprocessor = preprocessor or Preprocessor()
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = find_clips(folder, VIDEO_SUFFIXES)
     if limit is not None and limit < len(paths):
         paths = [paths[i] for i in np.linspace(0, len(paths) - 1, limit).round().astype(int)]
     with ThreadPoolExecutor(THREADS) as pool:
         read = list(pool.map(lambda path: _read(path, grid, preprocessor.resample, frames, stride), paths))
     skipped = [(path.name, clip) for path, clip in zip(paths, read, strict=True) if isinstance(clip, str)]
     for name, reason in skipped:
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+        print(f"skipped {shown(name)}: {reason}", file=sys.stderr)
     kept = [(path, clip) for path, clip in zip(paths, read, strict=True) if isinstance(clip, Tensor)]
     if not kept:
         raise ValueError(
             f"{folder} holds no readable clip of {frames} frames ({len(paths)} videos found, "
-            f"suffixes {' '.join(SUFFIXES)})"
+            f"suffixes {' '.join(VIDEO_SUFFIXES)})"
         )
     facts = [clip_facts(folder, path) for path, _ in kept]
     return ClipSet(
@@ -110,11 +110,20 @@ def pick_frames(count: int, frames: int, stride: int | None) -> list[int]:
 
 def _read(path: Path, grid: PatchGrid, resample: str, frames: int, stride: int | None) -> Tensor | str:
     """(T, H, W, 3) uint8 at the grid's size, or why there is none."""
+    unfit = why_no_clip_name(path)
+    if unfit:
+        return unfit
     try:
-        clip = read_video(path, threads=1).frames  # many files are read side by side
-    except ValueError as error:
+        count = count_frames(path)
+        picked = pick_frames(count, frames, stride)
+        if len(picked) < frames:
+            return f"{count} frames, {frames} are needed" + (f" at stride {stride}" if stride else "")
+        return torch.from_numpy(read_frames(path, picked, each=_resized(grid, resample)).frames)
+    except (ValueError, OSError) as error:
         return str(error)
-    picked = pick_frames(len(clip), frames, stride)
-    if len(picked) < frames:
-        return f"{len(clip)} frames, {frames} are needed" + (f" at stride {stride}" if stride else "")
-    return resize(torch.from_numpy(clip[picked]), (grid.height_px, grid.width_px), resample)
+
+
+def _resized(grid: PatchGrid, resample: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Brings one frame to the size of a grid: full-size frames of many clips would not fit."""
+    size = (grid.height_px, grid.width_px)
+    return lambda frame: resize(torch.from_numpy(np.array(frame))[None], size, resample)[0].numpy()

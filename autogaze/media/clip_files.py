@@ -1,4 +1,4 @@
-"""Which files are clips: the one list of suffixes, the one search of folders, and the check of a name before it is opened.
+"""Which files are clips: the one list of suffixes, the one search of folders, the one check before a file is opened.
 
 A suffix only says which files of a folder are taken. What a file is, its first bytes say: a photo is a photo under any
 name (see `autogaze.media.photo`).
@@ -39,7 +39,9 @@ def is_url(source: str | os.PathLike[str]) -> bool:
 def shown(path: str | os.PathLike[str]) -> str:
     """A name as text that can be printed in one line and written as UTF-8, whatever its bytes are."""
     text = os.fspath(path)
-    return "".join(char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in _utf8(text))
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in _utf8(text)
+    )
 
 
 def find_clips(folder: str | os.PathLike[str], suffixes: tuple[str, ...] = CLIP_SUFFIXES) -> list[Path]:
@@ -72,12 +74,16 @@ def locate(source: str | os.PathLike[str]) -> Path:
     name = shown(path)
     if not path.exists():
         if path.is_symlink():
-            raise FileNotFoundError(f"no such video: {name} is a link to {shown(os.readlink(path))}, which is not there")
+            raise FileNotFoundError(
+                f"no such video: {name} is a link to {shown(os.readlink(path))}, which is not there"
+            )
         raise FileNotFoundError(f"no such video: {name}")
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise VideoError(f"{name} is a directory, expected a video file")
     if not stat.S_ISREG(mode):
+        if stat.S_ISFIFO(mode):  # whoever waits for a reader of a named pipe goes on
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
         raise VideoError(f"{name} is {kind}, which cannot be read as a file; save the video to a file first")
     if path.stat().st_size == 0:

@@ -1,4 +1,4 @@
-"""What a container says about itself, so that a damaged or half-present file is refused instead of read as another clip.
+"""What a container says about itself: a damaged or half-present file is refused instead of read as another clip.
 
 Decoders stop quietly at the end of a truncated file, and demuxers pass over a hole and go on behind it. MP4/MOV boxes,
 the Matroska/WebM segment, AVI's RIFF chunks, FLV's tags and GIF's blocks declare their sizes and so form a chain: it is
@@ -186,7 +186,7 @@ def _packets(data: mmap.mmap) -> str | None:
 
 
 def begins_in_the_middle(path: Path, form: str) -> bool:
-    """Whether a stream without a header, of the form that FFmpeg calls so, begins within a packet: its start is gone."""
+    """Whether a stream without a header (its form in FFmpeg's words) begins within a packet: its start is gone."""
     with path.open("rb") as file:
         head = file.read(8)
     if form == "mpegts":

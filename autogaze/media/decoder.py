@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import av
 import numpy as np
@@ -158,7 +159,7 @@ class Decoder:
             )
 
     def seek(self, seconds: Fraction | float) -> None:
-        """Go to a frame that can be decoded alone, at or before a time of the stream's own clock, if the file allows."""
+        """Go to a frame that can be decoded alone, at or before a time on the stream's clock, if the file allows."""
         try:
             self.container.seek(int(seconds / self.stream.time_base), stream=self.stream)
         except av.FFmpegError as error:
@@ -172,7 +173,9 @@ class Decoder:
         """
         converted = self._reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC")
         plane = converted.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width * 3]
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
+            : frame.height, : frame.width * 3
+        ]
         picture = _upright(rows.reshape(frame.height, frame.width, 3), frame)
         self._size = self._size or picture.shape[:2]
         if picture.shape[:2] != self._size:
@@ -201,14 +204,16 @@ class Decoder:
 
 def time_of(frame: av.VideoFrame) -> Fraction | None:
     """Seconds on the stream's own clock; None where the stream carries no times."""
-    return None if frame.pts is None else frame.pts * frame.time_base
+    return None if frame.pts is None else Fraction(frame.pts * frame.time_base)
 
 
 def _address(source: str | os.PathLike[str]) -> str:
     address = os.fspath(source)
     scheme = address.split("://")[0].lower()
     if scheme not in URL_SCHEMES:
-        raise VideoError(f"{address}: addresses of kind {scheme}:// cannot be opened; known are {', '.join(URL_SCHEMES)}")
+        raise VideoError(
+            f"{address}: addresses of kind {scheme}:// cannot be opened; known are {', '.join(URL_SCHEMES)}"
+        )
     return address
 
 
@@ -230,7 +235,7 @@ def _open(source: Path | str, name: str) -> av.container.InputContainer:
 
 def _upright(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     """Turned as the file asks for: a phone's rotation, in steps of 90 degrees, and mirror images."""
-    matrix = frame.side_data.get("DISPLAYMATRIX") if frame.side_data else None
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX") if frame.side_data else None
     if matrix is None:
         return picture
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(np.int64)  # x' = a x + c y, y' = b x + d y

@@ -57,7 +57,14 @@ def read_photo(path: Path) -> np.ndarray:
         raise VideoError(f"{name} is not a photo that can be read: damaged, or of an unknown kind") from error
     except Image.DecompressionBombError as error:
         raise VideoError(f"{name} is too large a photo: {error}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:  # Pillow's many kinds of damage
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        TypeError,
+    ) as error:  # Pillow's many kinds of damage
         raise VideoError(f"{name} is a damaged photo: {error}") from error
 
 

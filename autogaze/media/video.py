@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -22,12 +22,7 @@ import numpy as np
 from autogaze.media.clip_files import VideoError, is_url, locate, shown
 from autogaze.media.decoder import Decoder, VideoInfo, time_of
 from autogaze.media.photo import is_photo, photo_format, read_photo
-from autogaze.media.writer import VideoWriter, open_writer, write_video
-
-__all__ = [
-    *("FrameChunk", "VideoError", "VideoInfo", "VideoWriter", "count_frames", "open_writer", "probe", "read_chunks"),
-    *("read_frames", "read_video", "write_video"),
-]
+from autogaze.media.writer import VideoWriter, open_writer, write_video  # noqa: F401 (one import for both)
 
 FRAMES_AT_ONCE = 16
 BYTES_AT_ONCE = 128 << 20  # of decoded frames: 16 frames of 1080p, 5 of 4K
@@ -89,7 +84,8 @@ def read_chunks(
     """
     if stride < 1 or (size is not None and size < 1) or start_s < 0:
         raise ValueError(f"stride and size must be positive and start_s not negative, got {stride}, {size}, {start_s}")
-    read, times = 0, []
+    read = 0
+    times: list[float] = []
     frames = np.empty((0, 0, 0, 3), np.uint8)
     for picture, time_s in _pictures(path, start_s, stride, threads):
         if not times:
@@ -142,17 +138,22 @@ def count_frames(path: str | os.PathLike[str], threads: int | None = 1) -> int:
         return sum(1 for _ in decoder.frames())
 
 
-def read_frames(path: str | os.PathLike[str], indices: Sequence[int], threads: int | None = 1) -> FrameChunk:
+def read_frames(
+    path: str | os.PathLike[str],
+    indices: Sequence[int],
+    threads: int | None = 1,
+    each: Callable[[np.ndarray], np.ndarray] = np.array,
+) -> FrameChunk:
     """Some frames of a video by number, in memory for them alone.
 
     Args:
         path: a video or photo.
         indices: numbers of frames, from 0, ascending (repeats allowed).
         threads: that decode.
+        each: what to keep of a frame (H, W, 3) uint8 as soon as it is decoded: a smaller one; all of it by default.
 
     Raises:
-        IndexError: if the video has no such frame.
-        FileNotFoundError, VideoError: as `read_chunks`.
+        FileNotFoundError, VideoError: as `read_chunks`; also a VideoError if the video has no such frame.
     """
     wanted = list(indices)
     if not wanted or wanted != sorted(wanted) or wanted[0] < 0:
@@ -161,11 +162,11 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int], threads: i
     times: list[float] = []
     for number, picture, time_s in _numbered(locate(path), wanted[0], threads):
         repeats = wanted.count(number)
-        pictures += [np.array(picture)] * repeats if repeats else []
+        pictures += [each(picture)] * repeats if repeats else []
         times += [time_s] * repeats
         if number == wanted[-1]:
             return FrameChunk(np.stack(pictures), np.array(times), wanted[0])
-    raise IndexError(f"{shown(path)} has no frame {wanted[-1]}")
+    raise VideoError(f"{shown(path)} has fewer than {wanted[-1] + 1} frames")
 
 
 def _describe(decoder: Decoder, shape: tuple[int, ...]) -> VideoInfo:
@@ -237,12 +238,12 @@ def _numbered(path: Path, first: int, threads: int | None) -> Iterator[tuple[int
             decoder.seek(ticks[first] * base - Fraction(_preroll(decoder)))
             landed = False
             for frame in decoder.frames(entered=True):
-                number = number_of.get(frame.pts, len(ticks))
+                number = len(ticks) if frame.pts is None else number_of.get(frame.pts, len(ticks))
                 if not landed and number > first:
                     break  # it cannot be entered in the middle
                 landed = True
-                if number >= first:
-                    yield number, decoder.rgb(frame), float((frame.pts - ticks[0]) * base)
+                if first <= number < len(ticks):
+                    yield number, decoder.rgb(frame), float((ticks[number] - ticks[0]) * base)
             if landed:
                 return
     with Decoder(path, threads) as decoder:

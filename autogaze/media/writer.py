@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -20,7 +21,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from autogaze.files import atomic_path
 from autogaze.media.clip_files import VideoError
 
-MOST_FPS = 1000.0
+LEAST_FPS, MOST_FPS = 0.001, 1000.0
 _ENCODERS = {  # suffix: container, codec, its options
     ".mp4": ("mp4", "libx264", {"preset": "veryfast", "crf": "20"}),
     ".mov": ("mov", "libx264", {"preset": "veryfast", "crf": "20"}),
@@ -40,7 +41,7 @@ class VideoWriter:
             raise ValueError(f"fps must be positive, got {fps}")
         if path.suffix.lower() not in _ENCODERS:
             raise VideoError(f"cannot write {path.suffix or 'a name without a suffix'}: use {', '.join(_ENCODERS)}")
-        self.path, self.fps = path, min(fps, MOST_FPS)
+        self.path, self.fps = path, max(LEAST_FPS, min(fps, MOST_FPS))
         self.frames = 0  # written so far
         self._size: tuple[int, int] | None = None
         self._container: av.container.OutputContainer | None = None
@@ -92,7 +93,9 @@ class VideoWriter:
         with self._failing():
             flags = {"movflags": "+faststart"} if form in ("mp4", "mov") else {}
             self._container = av.open(os.path.abspath(self.path), "w", format=form, options=flags)
-            stream = self._container.add_stream(codec, rate=Fraction(self.fps).limit_denominator(1001), options=options)
+            stream: Any = self._container.add_stream(
+                codec, rate=Fraction(self.fps).limit_denominator(1001), options=options
+            )
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.codec_context.color_range, stream.codec_context.colorspace = 1, 6  # limited, BT.601
         self._stream = stream

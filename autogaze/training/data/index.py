@@ -4,7 +4,8 @@ A file under a folder named train, val or test belongs to that split. Any other 
 train, 5 % val, 5 % test), so that copies of a file never fall into two splits. A file that cannot be read is left out
 by name, with the reason, and never replaced by another.
 
-`clips.parquet` keeps the index: a file whose name, size and time of change are known is not opened again.
+Frames are counted, not believed: a container's own count may be duration x rate, and a longer sound track makes it
+wrong. `clips.parquet` keeps the index: a file whose name, size and time of change are known is not opened again.
 """
 
 from __future__ import annotations
@@ -19,15 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autogaze.files import atomic_path
-from autogaze.media.video import probe, read_chunks
+from autogaze.media.clip_files import CLIP_SUFFIXES, find_clips, locate, shown, why_no_clip_name
+from autogaze.media.photo import is_photo
+from autogaze.media.video import count_frames, probe
 
-import cv2  # isort: skip  (after autogaze.media.video, which sets OpenCV's log level)
-
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SPLITS = ("train", "val", "test")
 HASHED_BYTES = 1 << 20  # from the start and from the end of a file
-THREADS = 16  # OpenCV decodes outside the interpreter's lock
+THREADS = 16  # FFmpeg decodes outside the interpreter's lock
+VERSION = b"2"  # of the table: those before it hold counts that nobody counted
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class ClipIndex:
 
 
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
-_SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(ClipFile)])
+_SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(ClipFile)], {b"autogaze_index": VERSION})
 
 
 def index_folder(folder: str | Path, path: str | Path | None = None) -> ClipIndex:
@@ -83,11 +83,11 @@ def index_folder(folder: str | Path, path: str | Path | None = None) -> ClipInde
         FileNotFoundError: if the folder does not exist.
         ValueError: if it holds no readable video or photo.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"no data folder {folder}")
     known = {file.name: file for file in read_index(path)} if path is not None and Path(path).is_file() else {}
-    names = sorted(found.relative_to(folder).as_posix() for found in folder.rglob("*") if _is_clip(found, folder))
+    names = [found.relative_to(folder).as_posix() for found in find_clips(folder)]
     with ThreadPoolExecutor(THREADS) as pool:
         results = list(pool.map(lambda name: _known(folder, name, known) or _describe(folder, name), names))
     index = ClipIndex(
@@ -99,7 +99,7 @@ def index_folder(folder: str | Path, path: str | Path | None = None) -> ClipInde
     if not index.files:
         raise ValueError(
             f"{folder} holds no readable video or photo ({len(index.skipped)} unreadable); "
-            f"known suffixes are {' '.join(VIDEO_SUFFIXES + PHOTO_SUFFIXES)}"
+            f"known suffixes are {' '.join(CLIP_SUFFIXES)}"
         )
     if path is not None:
         index.save(path)
@@ -107,13 +107,14 @@ def index_folder(folder: str | Path, path: str | Path | None = None) -> ClipInde
 
 
 def read_index(path: str | Path) -> list[ClipFile]:
-    """The rows of a `clips.parquet`.
+    """The rows of a `clips.parquet`; none of one that an earlier version wrote, which is made anew.
 
     Raises:
         ValueError: if it is not such a file.
     """
     try:
-        rows = pq.read_table(path, schema=_SCHEMA).to_pylist()
+        version = (pq.read_schema(path).metadata or {}).get(b"autogaze_index")
+        rows = pq.read_table(path, schema=_SCHEMA).to_pylist() if version == VERSION else []
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise ValueError(f"{path} is not an index of clips: {error}; delete it to make a new one") from error
     return [ClipFile(**row) for row in rows]
@@ -122,14 +123,9 @@ def read_index(path: str | Path) -> list[ClipFile]:
 def report_skipped(skipped: tuple[tuple[str, str], ...]) -> None:
     """Say which files were left out, each by name."""
     for name, reason in skipped:
-        log.warning("skipped %s: %s", name, reason)
+        log.warning("skipped %s: %s", shown(name), reason)
     if skipped:
         log.warning("%d files cannot be read and were left out", len(skipped))
-
-
-def _is_clip(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return not hidden and path.suffix.lower() in VIDEO_SUFFIXES + PHOTO_SUFFIXES and path.is_file()
 
 
 def _known(folder: Path, name: str, known: dict[str, ClipFile]) -> ClipFile | None:
@@ -140,8 +136,11 @@ def _known(folder: Path, name: str, known: dict[str, ClipFile]) -> ClipFile | No
 def _describe(folder: Path, name: str) -> ClipFile | tuple[str, str]:
     path = folder / name
     try:
-        photo = path.suffix.lower() in PHOTO_SUFFIXES
-        frames, fps, height, width = _photo(path) if photo else _video(path)
+        unfit = why_no_clip_name(Path(name))
+        if unfit:
+            raise ValueError(unfit)
+        info, photo = probe(path), is_photo(locate(path))
+        frames = 1 if photo else count_frames(path)
         stat, digest = path.stat(), content_hash(path)
     except (ValueError, OSError) as error:
         return name, str(error)
@@ -150,27 +149,14 @@ def _describe(folder: Path, name: str) -> ClipFile | tuple[str, str]:
         "photo" if photo else "video",
         split_of(name, digest),
         frames,
-        fps,
-        frames / fps if fps else 0.0,
-        width,
-        height,
+        0.0 if photo else info.fps,
+        0.0 if photo else frames / info.fps,
+        info.width,
+        info.height,
         stat.st_size,
         stat.st_mtime_ns,
         digest,
     )
-
-
-def _photo(path: Path) -> tuple[int, float, int, int]:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(f"{path} is not a photo that OpenCV can read")
-    return 1, 0.0, image.shape[0], image.shape[1]
-
-
-def _video(path: Path) -> tuple[int, float, int, int]:
-    info = probe(path)
-    frames = info.frames or sum(len(chunk) for chunk in read_chunks(path, threads=1))
-    return frames, info.fps, info.height, info.width
 
 
 def content_hash(path: Path) -> str:

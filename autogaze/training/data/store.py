@@ -1,8 +1,9 @@
 """Where decoded frames come from: the files themselves (`Disk`), or every file decoded once (`CachedClips`).
 
-`Disk` seeks to the clip instead of decoding from the start, and can keep what it decoded: one uint8 .npy a video,
-read through a memory map, until a bound is reached. `CachedClips` holds all frames on the device that trains: the
-GPU then cuts and colours its own clips and never waits. Frames are kept with at most 256 pixels on the short side.
+Both give the same frames, by number. `Disk` seeks to the clip instead of decoding from the start, and can keep what it
+decoded: one uint8 .npy a video, read through a memory map, until a bound is reached. `CachedClips` holds all frames on
+the device that trains: the GPU then cuts and colours its own clips and never waits. Frames are kept with at most 256
+pixels on the short side.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from autogaze.files import atomic_path
-from autogaze.media.video import VideoError, read_chunks, read_video
+from autogaze.media.clip_files import VideoError, locate
+from autogaze.media.photo import read_photo
+from autogaze.media.video import read_chunks, read_frames
 from autogaze.training.data.augment import crop, frame_indices, pick_frames
 from autogaze.training.data.clip import ClipRecipe
 from autogaze.training.data.index import THREADS, ClipFile, ClipIndex, report_skipped
 from autogaze.training.data.pans import render_pan
-
-import cv2  # isort: skip  (after autogaze.media.video, which sets OpenCV's log level)
 
 SHORT_SIDE = 256  # pixels kept of a decoded frame
 PHOTO_SIDE = 512  # pixels kept of a photo: a pan looks at a part of it
@@ -56,18 +58,12 @@ class Disk:
         if kept is not None:
             return torch.from_numpy(kept[frame_indices(recipe, len(kept))])
         wanted = frame_indices(recipe, file.frames)
-        first, last = min(wanted), max(wanted)
-        read = read_video(
-            self.folder / file.name, (last - first) // recipe.stride + 1, first / file.fps, recipe.stride, threads=1
-        )
-        frames = torch.from_numpy(shrink(read.frames, SHORT_SIDE))
-        return frames[[min((i - first) // recipe.stride, len(frames) - 1) for i in wanted]]
+        numbers = sorted(set(wanted))
+        read = read_frames(self.folder / file.name, numbers, each=lambda frame: shrink(frame[None], SHORT_SIDE)[0])
+        return torch.from_numpy(read.frames)[[numbers.index(number) for number in wanted]]
 
     def photo(self, name: str) -> Tensor:
-        image = cv2.imread(str(self.folder / name), cv2.IMREAD_COLOR)
-        if image is None:
-            raise VideoError(f"{self.folder / name} is not a photo that OpenCV can read")
-        return torch.from_numpy(shrink(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)[None], PHOTO_SIDE)[0])
+        return torch.from_numpy(np.array(shrink(read_photo(locate(self.folder / name))[None], PHOTO_SIDE)[0]))
 
     def whole(self, file: ClipFile) -> np.ndarray:
         """(T, H, W, 3) uint8: every frame of a video, shrunk; kept on disk where there is a cache with room."""
