@@ -7,5 +7,6 @@ tokens.pool(), tokens.dense()
 from autogaze.vit.features import PackedFeatures
 from autogaze.vit.gazed import GazedViT
 from autogaze.vit.graphs import GraphedViT
+from autogaze.vit.stream import ViTStream
 
-__all__ = ["GazedViT", "GraphedViT", "PackedFeatures"]
+__all__ = ["GazedViT", "GraphedViT", "PackedFeatures", "ViTStream"]

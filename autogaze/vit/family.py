@@ -7,25 +7,53 @@ is known by its exact class: a subclass may do anything differently, and would g
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from autogaze.core.grid import PatchGrid
 from autogaze.vit.features import PoolInput
+from autogaze.vit.wrapped import Part, check_part, inner, plain_class
 
 Attend = Callable[..., Tensor]  # (q, k, v, scale=None), each (M, heads, head size) -> the same shape
 
 
 class Tower(ABC):
-    """A ViT in parts: embed patches, add positions, run the blocks on packed rows, pool."""
+    """A ViT in parts: embed patches, add positions, run the blocks on packed rows, pool.
 
+    Parts are looked up when they are used, so that a layer which is swapped later takes part.
+    """
+
+    root: nn.Module  # the ViT itself, which may stand inside the user's model
+    library: str  # "timm" or "transformers"
     patch_size: int  # pixels
     prefix_tokens: int  # R, class and register tokens in front of a run
     native_side: tuple[int, int]  # rows and columns of the grid that the position embedding was trained on
     attention_dropout: float  # packed attention has none, so training refuses it
     run_block: Callable[..., Tensor]  # (block, rows, attend, rotary) -> rows; may be replaced by its compiled form
+
+    @abstractmethod
+    def parts(self) -> Iterator[Part]:
+        """Every module that is run by a formula of this tower instead of its own `forward`."""
+
+    def check(self) -> None:
+        """Refuse what a user put on, or in the place of, a part that a formula runs.
+
+        Raises:
+            ValueError: naming the part.
+        """
+        for part in self.parts():
+            check_part(part, self.library)
+
+    @property
+    def class_tokens(self) -> int:
+        """Prefix tokens that say what a picture shows; the others are registers."""
+        return min(1, self.prefix_tokens)
+
+    def start(self, build: Callable[[Tensor], Tensor], patches: Tensor) -> Tensor:
+        """Rows that go into the blocks, built from pixels (N, 3, patch_size, patch_size)."""
+        return build(patches)
 
     @abstractmethod
     def embed(self, patches: Tensor) -> Tensor:
@@ -41,7 +69,7 @@ class Tower(ABC):
 
     @abstractmethod
     def encode(self, rows: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
-        """Everything from the first norm to the last on packed rows (M, D).
+        """Everything from the first norm to the last on packed rows (M, D), or on images of rows (S, L, D).
 
         Args:
             attend: attention within the bounds of the layout.
@@ -131,8 +159,8 @@ REFUSALS = (
         _CROP,
     ),
     Refusal(
-        "DeiT with a distillation token, CaiT",
-        ("VisionTransformerDistilled", "Cait", "DeiTModel"),
+        "timm's DeiT with a distillation token, CaiT",
+        ("VisionTransformerDistilled", "Cait"),
         "it has two heads or class attention that this package does not know",
         _CROP,
     ),
@@ -140,12 +168,14 @@ REFUSALS = (
 
 
 def tower_of(model: nn.Module) -> Tower:
-    """The tower of a model.
+    """The tower of a model, which may be compiled, data parallel, adapted by PEFT, or carry its tower inside.
 
     Raises:
         ValueError: if the model's family is not known, or is one from which patches cannot be left out; says why.
     """
-    name, module = type(model).__name__, type(model).__module__
+    model = inner(model)
+    kind = plain_class(model)
+    name, module = kind.__name__, kind.__module__
     for refusal in REFUSALS:
         if name in refusal.classes:
             raise ValueError(
@@ -163,5 +193,5 @@ def tower_of(model: nn.Module) -> Tower:
             return tower
     raise ValueError(
         f"GazedViT does not know {module}.{name}; it knows timm's VisionTransformer, Eva and NaFlexVit and "
-        "transformers' SigLIP, SigLIP2, CLIP, DINOv2 and ViT-MAE vision models; see docs/vit-support.md"
+        "transformers' ViT, DeiT, DINOv2, DINOv3, SigLIP, SigLIP2, CLIP and ViT-MAE models; see docs/vit-support.md"
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
+from autogaze.vit.memory import each_once, row_of_patch, shown_in_frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,8 @@ class PackedFeatures:
     joint: bool  # whether frames were attended, and are pooled, together
     longest: int = field(repr=False)  # at least the patches of the fullest frame
     head: Callable[[PoolInput], Tensor] = field(repr=False)
+    shown: Tensor | None = None  # (B * T, cells) with memory: row of [kept, features] that shows each cell, or -1
+    kept: Tensor | None = field(repr=False, default=None)  # (slots, D) features from before this call of a stream
 
     @property
     def frames(self) -> int:
@@ -39,8 +41,9 @@ class PackedFeatures:
         """The ViT's own pooling head (attention pooling, class token, average ...) over the chosen patches.
 
         Returns:
-            (B, T, D'), or (B, D') with joint attention: what the dense model puts before its classifier.
-            A frame (clip) in which nothing was chosen and that has no class token pools to zeros.
+            (B, T, D'), or (B, D') with joint attention: what the dense model puts before its classifier. With memory
+            a frame pools over the newest patch of every cell. A frame (clip) in which nothing was chosen and that has
+            no class token pools to zeros.
 
         Raises:
             ValueError: if this ViT has no pooling that works on some of the patches.
@@ -50,6 +53,8 @@ class PackedFeatures:
         tokens = PoolInput(
             self.features, self.prefix.flatten(0, 1), self.offsets[::step].contiguous(), self.longest * step
         )
+        if self.shown is not None:
+            tokens = self._of_whole_picture(self.shown)
         with torch.inference_mode(self.features.is_inference()):  # so that it may be called outside that block
             pooled = self.head(tokens)
             return pooled if self.joint else pooled.unflatten(0, (clips, units))
@@ -57,31 +62,33 @@ class PackedFeatures:
     def dense(self, fill: float = 0.0) -> Tensor:
         """Features as a map, for detection and segmentation heads.
 
-        A cell of the finest scale takes the feature of the finest chosen patch that covers its centre.
+        A cell of the finest scale takes the feature of the finest chosen patch that covers its centre; with memory,
+        of the newest one, from this frame or an earlier one.
 
         Args:
-            fill: where no chosen patch covers a cell.
+            fill: where no chosen patch covers, or with memory has ever covered, a cell.
 
         Returns:
             (B, T, D, rows, columns) of the finest scale.
         """
-        table = self._row_of_patch()
-        rows = table.new_full((len(table), *self.grid.sides[-1]), -1)
-        for start, cells in zip(self.grid.offsets, _cells_to_patches(self.grid, table.device), strict=True):
-            found = table[:, start + cells]
-            rows = torch.where(found >= 0, found, rows)
-        features = torch.cat([self.features, self.features.new_full((1, self.features.shape[-1]), fill)])
-        maps = features[rows]  # row -1 is the filling
-        return maps.permute(0, 3, 1, 2).unflatten(0, (self.prefix.shape[0], self.frames))
+        shown = self.shown
+        if shown is None:
+            patches = self.grid.patches_per_frame
+            table = row_of_patch(self.ids, self.clip, self.frame, self.offsets, self.frames, patches)
+            shown = shown_in_frame(table, self.grid)
+        parts = [self.features, self.features.new_full((1, self.features.shape[-1]), fill)]
+        maps = torch.cat(parts if self.kept is None else [self.kept, *parts])[shown]  # row -1 is the filling
+        maps = maps.unflatten(1, self.grid.sides[-1]).permute(0, 3, 1, 2)
+        return maps.unflatten(0, (self.prefix.shape[0], self.frames))
 
-    def _row_of_patch(self) -> Tensor:
-        """(B * T, patches_per_frame) int64: the packed row of every patch, -1 where it was not chosen."""
-        count, size = len(self.offsets) - 1, self.grid.patches_per_frame
-        row = torch.arange(len(self.ids), device=self.ids.device)
-        place = (self.clip * self.frames + self.frame) * size + self.ids
-        place = place.where(row < self.offsets[-1], count * size)  # filler
-        table = torch.full((count * size + 1,), -1, device=row.device)
-        return table.scatter_(0, place, row)[:-1].view(count, size)
+    def _of_whole_picture(self, shown: Tensor) -> PoolInput:
+        """What a pooling head sees with memory: of every frame the newest patch of every cell."""
+        rows, counts = each_once(shown, len(self.grid.scales))
+        real = torch.arange(rows.shape[1], device=rows.device) < counts[:, None]
+        features = self.features if self.kept is None else torch.cat([self.kept, self.features])
+        ends = counts.cumsum(0)
+        offsets = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
+        return PoolInput(features[rows[real]], self.prefix.flatten(0, 1), offsets, rows.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,18 +99,3 @@ class PoolInput:
     prefix: Tensor  # (S, R, D)
     offsets: Tensor  # (S + 1,) int32
     longest: int  # at least the longest stretch
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
-def _cells_to_patches(grid: PatchGrid, device: torch.device) -> list[Tensor]:
-    """For every scale (rows, columns): the patch, counted in the scale, that covers each finest cell's centre."""
-    result = []
-    rows, columns = grid.sides[-1]
-    finest = grid.scales[-1] // grid.patch_size
-    for k, (height, width) in enumerate(grid.sides):
-        share = (grid.scales[k] // grid.patch_size) / finest
-        row = ((torch.arange(rows) + 0.5) * share).long().clamp(max=height - 1)
-        column = ((torch.arange(columns) + 0.5) * share).long().clamp(max=width - 1)
-        result.append((row[:, None] * width + column).to(device))
-    return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -10,11 +12,13 @@ from torch import Tensor, nn
 
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
-from autogaze.vit.family import tower_of
+from autogaze.vit.family import Tower, tower_of
 from autogaze.vit.features import PackedFeatures
+from autogaze.vit.memory import Memory, Recall, newest, row_of_patch, shown_in_frame
 from autogaze.vit.packing import ATTENTION, Layout, PackedIds, packed_attention
 from autogaze.vit.patches import Taps, cut_patches
 from autogaze.vit.rotary import unrotated
+from autogaze.vit.wrapped import distributed_wrapper, run, watched
 
 
 class GazedViT(nn.Module):
@@ -24,11 +28,14 @@ class GazedViT(nn.Module):
     scale chosen and `attention="frame"` the features equal the dense model's.
 
     Args:
-        model: timm's VisionTransformer, Eva or NaFlexVit; transformers' SigLIP, SigLIP2, CLIP, DINOv2 or ViT-MAE
-            vision model. docs/vit-support.md lists what works in which family.
+        model: timm's VisionTransformer, Eva or NaFlexVit; transformers' ViT, DeiT, DINOv2, DINOv3, SigLIP, SigLIP2,
+            CLIP or ViT-MAE, also inside a `...ForImageClassification`, PEFT, `torch.compile` or a parallel wrapper.
+            Layers that are swapped before or after are used as they are (adapters, quantised layers), or refused by
+            name. docs/vit-support.md lists what works in which family.
         attention: what a patch sees: "frame" its own frame (as the model was trained), "block_causal" its own and
-            earlier frames of the clip, "joint" the whole clip. Class and register tokens stand in every frame, or once
-            in a clip with "joint".
+            earlier frames of the clip, "joint" the whole clip, "memory" the newest patch of every cell, from its own
+            or an earlier frame (`autogaze.vit.memory`). Class and register tokens stand in every frame, or once in a
+            clip with "joint".
 
     Raises:
         ValueError: if the model is not one that patches can be left out of; says why.
@@ -39,10 +46,22 @@ class GazedViT(nn.Module):
         if attention not in ATTENTION:
             raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, got {attention!r}")
         self.attention = attention
-        self.tower = tower_of(model)
         self.model = model
+        self._tower = tower_of(model), model
+        self._compiled: dict[str, Any] | None = None
         self._cut = cut_patches
-        self.train(model.training)
+        self.training = self.tower.root.training  # of the ViT, whatever its wrapper says; its parts stay as they are
+
+    @property
+    def tower(self) -> Tower:
+        """The parts of `model`, found anew where another model was put in its place."""
+        tower, model = self._tower
+        if model is not self.model:
+            tower = tower_of(self.model)
+            self._tower = tower, self.model
+            if self._compiled is not None:
+                tower.run_block = torch.compile(tower.run_block, **self._compiled)
+        return tower
 
     @property
     def patch_size(self) -> int:
@@ -63,7 +82,7 @@ class GazedViT(nn.Module):
         Raises:
             ValueError: if video, gaze and ViT do not fit together, or the patches do not fit the capacity.
         """
-        self._check(video, gaze)
+        gaze = self.fitted(video, gaze)
         if capacity is not None and capacity < gaze.ids.numel() and int(gaze.chosen.sum()) > capacity:
             raise ValueError(
                 f"{int(gaze.chosen.sum())} patches were chosen but capacity is {capacity}; "
@@ -72,19 +91,31 @@ class GazedViT(nn.Module):
         return self.encode_gaze(video, gaze, capacity)
 
     def encode_gaze(
-        self, video: Tensor, gaze: Gaze, capacity: int | None = None, whole: bool = False
+        self,
+        video: Tensor,
+        gaze: Gaze,
+        capacity: int | None = None,
+        whole: bool = False,
+        memory: Memory | None = None,
     ) -> PackedFeatures:
         """`forward` without its checks: with a capacity, or `whole`, it never asks the device anything.
 
         Args:
             whole: every slot is chosen, by the caller's word; there is no filler then, whatever the capacity.
+            memory: of a stream, with `attention="memory"`; brought up to date.
         """
         packed = PackedIds.of_whole(gaze) if whole else PackedIds.of(gaze, capacity)
         taps = Taps.of(gaze.grid, video.shape[-2], video.shape[-1], video.device)
         clips, frames, slots = gaze.ids.shape
         static = whole or capacity is not None
-        features, prefix = self.encode(video, packed, taps, gaze.grid, (clips, frames, slots), static)
+        picture = self._picture(packed, gaze, memory) if self.attention == "memory" else None
+        task = _Encoding(packed, taps, gaze.grid, (clips, frames, slots), static, picture, memory)
+        features, prefix = self.encode(video, task)
         joint = self.attention == "joint"
+        kept = None if memory is None or memory.features is None or picture is None else memory.features
+        if memory is not None and picture is not None:
+            kept = features.new_zeros(len(picture.newest_slot), features.shape[-1]) if kept is None else kept
+            picture.remember(memory, features, kept, task.kept_keys)
         return PackedFeatures(
             features,
             packed.ids,
@@ -96,29 +127,61 @@ class GazedViT(nn.Module):
             joint,
             slots,
             self.tower.pool,
+            None if picture is None else picture.shown,
+            kept,
         )
 
-    def encode(
-        self, video: Tensor, packed: PackedIds, taps: Taps, grid: PatchGrid, shape: tuple[int, int, int], static: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Features (N, D) and prefix tokens (S, R, D) of packed patches; the part that is worth compiling.
+    def encode(self, video: Tensor, task: _Encoding) -> tuple[Tensor, Tensor]:
+        """Features (N, D) and prefix tokens (S, R, D) of packed patches; the part that is worth compiling."""
+        self.tower.check()
+        return run(self.tower.root, lambda _, video: self._encode(video, task), video)
 
-        Args:
-            shape: (B, T, K) of the gaze.
-            static: no shape depends on the data; see `cut_patches`.
-        """
-        tower = self.tower
-        patches = self._cut(video.flatten(0, 1), packed.clip * shape[1] + packed.frame, packed.ids, taps, static)
-        tokens = tower.embed(patches)
-        if (positions := tower.positions(grid)) is not None:
-            tokens = tokens + positions[packed.ids]
-        layout = Layout.of(packed, self.attention, shape, tower.prefix_tokens)
-        rows = tower.drop(layout.join(tower.prefix(), tokens))
+    def _encode(self, video: Tensor, task: _Encoding) -> tuple[Tensor, Tensor]:
+        tower, packed, grid = self.tower, task.packed, task.grid
+        frame = packed.clip * task.shape[1] + packed.frame
+        patches = self._cut(video.flatten(0, 1), frame, packed.ids, task.taps, task.static)
+        layout = Layout.of(packed, self.attention, task.shape, tower.prefix_tokens)
+        attend: Callable[..., Tensor] = partial(_attend, layout)
+        if task.picture is not None:
+            slots = 0 if task.memory is None else len(task.picture.newest_slot)
+            layout = layout.with_keys(task.picture.shown, len(grid.scales), slots)
+            attend = partial(_attend, layout)
+            if task.memory is not None:
+                newest_row = task.picture.newest_slot
+                if len(layout.patch_rows):
+                    newest_row = layout.patch_rows[newest_row.clamp(min=0)].where(newest_row >= 0, newest_row)
+                attend = recall = Recall(task.memory, attend, newest_row)
+                task.kept_keys = recall.kept
+        images = watched(tower.root)  # hooks that may look at shapes see images as in the dense model
+        if images:
+            attend = partial(_attend_images, layout, attend)
+
+        def build(patches: Tensor) -> Tensor:
+            tokens = tower.embed(patches)
+            if (positions := tower.positions(grid)) is not None:
+                tokens = tokens + positions[packed.ids]
+            rows = tower.drop(layout.join(tower.prefix(), tokens))
+            return layout.images(rows) if images else rows
+
+        rows = tower.start(build, patches)
         if (rotary := tower.rotary(grid)) is not None:
             rotary = layout.join(unrotated(rotary, tower.prefix_tokens), rotary[packed.ids])
-        encoded = tower.encode(rows, partial(_attend, layout), rotary)
-        prefix, features = layout.split(encoded)
+            rotary = layout.images(rotary) if images else rotary
+        encoded = tower.encode(rows, attend, rotary)
+        prefix, features = layout.split(layout.rows(encoded, layout.count) if images else encoded)
         return features, prefix
+
+    def _picture(self, packed: PackedIds, gaze: Gaze, memory: Memory | None) -> _Picture:
+        """Which row shows each cell of each frame; in a stream rows are counted behind the memory's slots."""
+        (clips, frames, _), patches = gaze.ids.shape, gaze.grid.patches_per_frame
+        table = row_of_patch(packed.ids, packed.clip, packed.frame, packed.offsets, frames, patches)
+        newest_slot = table.unflatten(0, (clips, frames)).amax(1).flatten()
+        shown = shown_in_frame(table, gaze.grid)
+        if memory is None:
+            return _Picture(newest(shown, frames), newest_slot)
+        slots = clips * patches
+        shown = (shown + slots).where(shown >= 0, shown)
+        return _Picture(newest(shown, frames, memory.shown), newest_slot)
 
     def compile(self, **options: Any) -> None:
         """Compile the cutting of patches and the block, in place; one block's code serves all blocks.
@@ -127,8 +190,24 @@ class GazedViT(nn.Module):
             options: of `torch.compile`; shapes are static unless it says otherwise.
         """
         options = {"dynamic": False, **options}
-        self._cut = torch.compile(cut_patches, **options)
+        self._cut, self._compiled = torch.compile(cut_patches, **options), options
         self.tower.run_block = torch.compile(self.tower.run_block, **options)
+
+    def fitted(self, video: Tensor, gaze: Gaze) -> Gaze:
+        """The gaze in this ViT's pixels. Where its finest scale has as many cells as the frames have patches of this
+        ViT, cells are cells, whatever their pixels: 224 px in 16 px patches and 196 px in 14 px patches are both 14 x
+        14.
+
+        Raises:
+            ValueError: if video, gaze and ViT do not fit together.
+        """
+        grid, patch = gaze.grid, self.patch_size
+        cells = (video.shape[-2], video.shape[-1]) == tuple(side * patch for side in grid.sides[-1])
+        if grid.patch_size != patch and cells and grid.frame_size is None:
+            scales = tuple(side * patch for side, _ in grid.sides)
+            gaze = replace(gaze, grid=PatchGrid(scales, patch), task_loss=None)
+        self._check(video, gaze)
+        return gaze
 
     def _check(self, video: Tensor, gaze: Gaze) -> None:
         if video.ndim != 5 or video.shape[2] != 3 or not video.is_floating_point():
@@ -149,6 +228,11 @@ class GazedViT(nn.Module):
             )
         if video.device != gaze.device:
             raise ValueError(f"video is on {video.device}, the gaze on {gaze.device}; move one with .to()")
+        if self.training and torch.is_grad_enabled() and distributed_wrapper(self.model) is not None:
+            raise ValueError(
+                "this ViT is wrapped in DistributedDataParallel inside GazedViT: its gradients would not be averaged; "
+                "wrap the other way round, DistributedDataParallel(GazedViT(vit))"
+            )
         if self.training and self.tower.attention_dropout > 0:
             raise ValueError(
                 f"this ViT has attention dropout {self.tower.attention_dropout}, which packed attention does not have; "
@@ -166,5 +250,46 @@ class GazedViT(nn.Module):
         return tuple(sorted({count * self.patch_size for count in cells}))
 
 
+@dataclass(eq=False)
+class _Picture:
+    """What shows each cell of each frame, with memory."""
+
+    shown: Tensor  # (B * T, cells) int64: row of [slots of a stream's memory, patches]
+    newest_slot: Tensor  # (B * P,) int64: packed row of the newest token of every patch of the grid, or -1
+
+    def remember(self, memory: Memory, features: Tensor, kept: Tensor, keys: list[tuple[Tensor, Tensor]]) -> None:
+        """Bring a stream's memory up to date with what was encoded."""
+        recall = Recall(memory, _attend, self.newest_slot)
+        memory.features, memory.keys = recall.keep(features, kept), keys
+        clips, slots = len(memory.shown), len(self.newest_slot)
+        last = self.shown.unflatten(0, (clips, -1))[:, -1]
+        slot_of_row = torch.full((len(features) + 1,), -1, device=last.device)
+        slot = torch.arange(slots, device=last.device)
+        slot_of_row[self.newest_slot.where(self.newest_slot >= 0, len(features))] = slot
+        taken = slot_of_row[(last - slots).clamp(min=0, max=len(features))]
+        memory.shown = taken.where(last >= slots, last)
+
+
+@dataclass(eq=False)
+class _Encoding:
+    """One call of `encode`."""
+
+    packed: PackedIds
+    taps: Taps
+    grid: PatchGrid
+    shape: tuple[int, int, int]  # (B, T, K) of the gaze
+    static: bool  # no shape depends on the data; see `cut_patches`
+    picture: _Picture | None = None
+    memory: Memory | None = None
+    kept_keys: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # of a stream, once it was encoded
+
+
 def _attend(layout: Layout, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     return packed_attention(q, k, v, layout, scale)
+
+
+def _attend_images(
+    layout: Layout, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
+) -> Tensor:
+    """Attention of images of rows (S, L, heads, head size)."""
+    return layout.images(attend(*(layout.rows(x, layout.count) for x in (q, k, v)), scale=scale))

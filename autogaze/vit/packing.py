@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autogaze.core.gaze import Gaze
+from autogaze.vit.memory import each_once
 
-ATTENTION = ("frame", "block_causal", "joint")
+ATTENTION = ("frame", "block_causal", "joint", "memory")
 # Rows of a regular run from which `scaled_dot_product_attention` takes the place of the variable-length kernel. That is
 # FlashAttention 2, older than Hopper, for which torch prefers cuDNN: on an H200 it takes 0.6 to 0.9 of the time at 64
 # rows and above, with heads of 64 and of 72; at 26 rows heads of 72 are slower (docs/log.md).
@@ -100,6 +101,13 @@ class Layout:
     longest_run: int  # upper bounds, known without asking the device
     longest_group: int
     regular: bool = False  # every run has `longest_run` rows and no row is filler
+    keys: Tensor | None = None  # (S, Lk) int64 with memory: the key rows of every run, the first `key_counts` of them
+    key_counts: Tensor | None = None  # (S,) int64
+
+    @property
+    def count(self) -> int:
+        """M, with filler."""
+        return self.prefix_rows.numel() + len(self.patch_rows)
 
     @property
     def block_causal(self) -> bool:
@@ -121,8 +129,22 @@ class Layout:
         groups = runs[::frames] if attention == "block_causal" else runs
         longest_group = longest * frames if attention == "block_causal" else longest
         order, patch_rows, prefix_rows = _interleave(patches.long(), len(packed.ids), prefix)
-        regular = packed.whole and attention != "block_causal"
+        regular = packed.whole and attention not in ("block_causal", "memory")
         return cls(order, patch_rows, prefix_rows, runs, groups.contiguous(), longest, longest_group, regular)
+
+    def with_keys(self, shown: Tensor, scales: int, kept: int = 0) -> Layout:
+        """The layout of attention with memory: every frame sees its prefix tokens and what shows its cells.
+
+        Args:
+            shown: (B * T, cells) int64: among `kept` slots and the packed patches behind them, what shows each cell.
+            scales: of the grid.
+            kept: slots of a memory, whose keys are put in front of the packed rows'.
+        """
+        rows, counts = each_once(shown, scales)
+        packed = kept + self.patch_rows[(rows - kept).clamp(min=0, max=max(0, len(self.patch_rows) - 1))]
+        rows = rows if len(self.patch_rows) == 0 else packed.where(rows >= kept, rows)
+        keys = torch.cat([kept + self.prefix_rows, rows], dim=1)
+        return replace(self, keys=keys, key_counts=counts + self.prefix_rows.shape[1])
 
     def join(self, prefix: Tensor | None, patches: Tensor) -> Tensor:
         """(R, ...) prefix tokens of every run and (N, ...) patches -> (M, ...) packed rows."""
@@ -130,6 +152,17 @@ class Layout:
             return patches
         prefix = prefix.expand(len(self.prefix_rows), *prefix.shape).flatten(0, 1)
         return torch.cat([prefix, patches])[self.order]
+
+    def images(self, rows: Tensor) -> Tensor:
+        """(M, ...) packed rows -> (S, L, ...) one image a run, zeros behind its last row: what the dense model sees."""
+        index, valid = padded_rows(self.runs, self.longest_run, len(rows))
+        return rows[index] * valid.view(*valid.shape, *[1] * (rows.ndim - 1))
+
+    def rows(self, images: Tensor, count: int) -> Tensor:
+        """The `count` packed rows of images (S, L, ...)."""
+        row = torch.arange(count, device=images.device)
+        run = torch.bucketize(row, self.runs[1:], right=True).clamp(max=len(self.runs) - 2)
+        return images[run, (row - self.runs[run]).clamp(max=images.shape[1] - 1)]
 
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(M, D) packed rows -> (S, R, D) prefix tokens and (N, D) patches."""
@@ -171,6 +204,8 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: flo
     Returns:
         (M, heads, head size); without a gradient, filler rows are undefined.
     """
+    if layout.keys is not None and layout.key_counts is not None:
+        return _remembering(q, k, v, layout, layout.keys, layout.key_counts, scale)
     if layout.regular and (layout.longest_run >= LONG_RUN or not has_flash(q)):
         return _regular(q, k, v, layout.longest_run, scale)
     if not has_flash(q):
@@ -206,7 +241,7 @@ def pooled_attention(
         ones = torch.arange(len(offsets), device=q.device, dtype=torch.int32)
         pooled = _flash(q.contiguous(), k, v, ones, offsets, 1, longest, scale)
     else:
-        rows, valid = _padded_rows(offsets, longest, len(k))
+        rows, valid = padded_rows(offsets, longest, len(k))
         mask = valid.index_fill(1, torch.zeros(1, dtype=torch.int64, device=q.device), True)
         keys, values = k[rows].transpose(1, 2), v[rows].transpose(1, 2)
         pooled = F.scaled_dot_product_attention(q[:, :, None], keys, values, mask[:, None, None], scale=scale)[:, :, 0]
@@ -226,6 +261,60 @@ def _regular(q: Tensor, k: Tensor, v: Tensor, length: int, scale: float | None) 
     """Attention within every `length` rows, by the fastest kernel that torch has for a plain batch of sequences."""
     q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)
+
+
+def _remembering(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, keys: Tensor, counts: Tensor, scale: float | None
+) -> Tensor:
+    """Attention with memory: every run's queries over key rows of their own, from anywhere."""
+    if len(q) == 0:
+        return torch.zeros_like(q)
+    valid = torch.arange(keys.shape[1], device=q.device) < counts[:, None]
+    if not has_flash(q):
+        return _masked_keys(q, k, v, layout, keys, valid, scale)
+    if not _differentiable(q, k, v):
+        starts = keys.shape[1] * torch.arange(len(keys) + 1, device=q.device, dtype=torch.int32)
+        keys = keys.flatten()
+        return _flash(
+            q, k[keys], v[keys], layout.runs, starts, layout.longest_run, len(valid[0]), scale, counts.to(torch.int32)
+        )
+    real = (torch.arange(len(q), device=q.device) < layout.runs[-1])[:, None, None]
+    ends = counts.cumsum(0)
+    offsets = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
+    rows = keys[valid]
+    out = _flash(q.where(real, 0.0), k[rows], v[rows], layout.runs, offsets, layout.longest_run, keys.shape[1], scale)
+    return out.where(real, 0.0)
+
+
+def _masked_keys(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, keys: Tensor, valid: Tensor, scale: float | None
+) -> Tensor:
+    """Frames of about one length together: the first frame of a clip may be many times as long as the others."""
+    first = torch.zeros(1, dtype=torch.int64, device=q.device)
+    mask = valid.index_fill(1, first, True)[:, None, None]
+    if q.device.type != "cpu" or torch.compiler.is_compiling():
+        parts = [(torch.arange(len(keys), device=q.device), layout.longest_run)]
+    else:
+        parts = _by_length(layout.runs.diff())
+    out = torch.zeros_like(q)
+    for runs, longest in parts:
+        rows = layout.runs[runs, None].long() + torch.arange(longest, device=q.device)
+        real = rows < layout.runs[runs + 1, None]
+        rows = rows.clamp(max=len(q) - 1)
+        taken = keys[runs]
+        found = F.scaled_dot_product_attention(
+            q[rows].transpose(1, 2), k[taken].transpose(1, 2), v[taken].transpose(1, 2), mask[runs], scale=scale
+        ).transpose(1, 2)
+        target = rows.where(real, len(q)).flatten()
+        out = torch.cat([out, out[:1]]).index_copy(0, target, found.flatten(0, 1))[:-1]
+    return out
+
+
+def _by_length(lengths: Tensor) -> list[tuple[Tensor, int]]:
+    """Runs with at most twice the length of one another, and the longest of them."""
+    steps = lengths.clamp(min=1).double().log2().floor().long()
+    groups = [(steps == step).nonzero()[:, 0] for step in steps[lengths > 0].unique().tolist()]
+    return [(runs, int(lengths[runs].max())) for runs in groups]
 
 
 def _flash_runs(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
@@ -267,7 +356,7 @@ def _flash(
 def _masked(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
     if len(q) == 0:
         return torch.zeros_like(v)
-    rows, valid = _padded_rows(layout.groups, layout.longest_group, len(q))
+    rows, valid = padded_rows(layout.groups, layout.longest_group, len(q))
     mask = valid[:, None, None]
     if layout.block_causal:
         frame = torch.bucketize(rows, layout.runs[1:], right=True)
@@ -281,7 +370,7 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None
     return out[group, (row - layout.groups[group]).clamp(max=out.shape[1] - 1)]
 
 
-def _padded_rows(offsets: Tensor, longest: int, count: int) -> tuple[Tensor, Tensor]:
+def padded_rows(offsets: Tensor, longest: int, count: int) -> tuple[Tensor, Tensor]:
     """Rows (S, L) of every stretch, padded, and which of them are real."""
     if (
         offsets.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -30,8 +30,8 @@ def rotary_table(rope: Any, grid: PatchGrid) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor, half: bool) -> Tensor:
-    """Rotate (M, heads, head size) by a table (M, 2 * head size) or (M, heads, 2 * head size)."""
-    sine, cosine = (table if table.ndim == 3 else table[:, None]).chunk(2, dim=-1)
+    """Rotate (..., heads, head size) by a table (..., 2 * head size) or (..., heads, 2 * head size)."""
+    sine, cosine = (table if table.ndim == x.ndim else table.unsqueeze(-2)).chunk(2, dim=-1)
     if half:
         left, right = x.chunk(2, dim=-1)
         turned = torch.cat([-right, left], dim=-1)
@@ -79,6 +79,13 @@ def _mrope(rope: Any, grid: PatchGrid) -> Tensor:
     places = fine_places(grid, rope.inv_freq.device)
     places = torch.cat([torch.zeros_like(places[:, :1]), places], dim=-1)[:, rope.axis]  # time stays at 0
     return _sines((places * rope.inv_freq)[:, None], half=True)
+
+
+def dinov3_table(inv_freq: Tensor, grid: PatchGrid) -> Tensor:
+    """The rotary table of transformers' DINOv3 on a grid, from the frequencies (head size / 4,) of its rope."""
+    shape = constant(grid.sides[-1], inv_freq.device)
+    coordinates = (fine_places(grid, inv_freq.device) + 0.5) / shape * 2 - 1
+    return _sines(2 * math.pi * coordinates[:, :, None] * inv_freq, half=True)
 
 
 _KINDS = {

@@ -1,10 +1,13 @@
 """Towers of timm models: VisionTransformer, Eva (also DINOv3 and Perception Encoder) and NaFlexVit.
 
 Written against timm 1.0.16 to 1.0.31. Every block of these models is token-wise but for its attention, so each
-function below is the block's formula with attention handed in.
+function below is the block's formula with attention handed in. Rows are packed (M, D), or images (S, L, D).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +20,24 @@ from autogaze.vit.features import PoolInput
 from autogaze.vit.packing import pooled_attention
 from autogaze.vit.positions import resize_table
 from autogaze.vit.rotary import rotary_table, rotate
+from autogaze.vit.wrapped import (
+    Part,
+    check_projection,
+    checkpointed,
+    floating_dtype,
+    opened,
+    plain_class,
+    projected,
+    run,
+)
 
 
 def _attention(attn: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
-    """timm's Attention, EvaAttention and AttentionRope on packed rows (M, D)."""
+    """timm's Attention, EvaAttention and AttentionRope."""
+    return run(opened(attn), partial(_attended, attend=attend, rotary=rotary), x)
+
+
+def _attended(attn: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
     if getattr(attn, "qkv", None) is None:
         size = attn.q_proj.out_features // attn.num_heads
         q, k, v = (proj(x).unflatten(-1, (-1, size)) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
@@ -28,14 +45,14 @@ def _attention(attn: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None
         together = attn.qkv(x)  # the module, not its weight: an adapter may stand in its place
         if getattr(attn, "q_bias", None) is not None:
             together = together + torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
-        q, k, v = together.unflatten(-1, (3, attn.num_heads, -1)).unbind(1)
+        q, k, v = together.unflatten(-1, (3, attn.num_heads, -1)).unbind(-3)
     q, k = attn.q_norm(q), attn.k_norm(k)
     if rotary is not None:
         half = bool(getattr(attn, "rotate_half", False))
         q, k = rotate(q, rotary, half).type_as(v), rotate(k, rotary, half).type_as(v)
-    if k.shape[1] != q.shape[1]:  # grouped queries
-        k, v = (y.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for y in (k, v))
-    out = attn.norm(attend(q.type_as(v), k.type_as(v), v).flatten(1))
+    if k.shape[-2] != q.shape[-2]:  # grouped queries
+        k, v = (y.repeat_interleave(q.shape[-2] // k.shape[-2], dim=-2) for y in (k, v))
+    out = attn.norm(attend(q.type_as(v), k.type_as(v), v).flatten(-2))
     gate = getattr(attn, "gate", None)
     if gate is not None:
         out = out * gate(x).sigmoid()
@@ -66,15 +83,14 @@ def _parallel_things(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor
 
 def _parallel_scaling(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
     x_in, old_bias = block.in_norm(x), getattr(block, "qkv_bias", None)
+    mixed = block.in_proj(x_in)
     if old_bias is not None:  # timm before 1.0.26 adds its bias in this order
-        mixed = F.linear(x_in, block.in_proj.weight, torch.cat([old_bias, block.mlp_bias]))
-    else:
-        mixed = block.in_proj(x_in)
+        mixed = mixed + torch.cat([old_bias, block.mlp_bias])
     mixed, q, k, v = mixed.split(block.in_split, dim=-1)
     if old_bias is None and block.mlp_bias is not None:
         mixed = mixed + block.mlp_bias
     q, k, v = (y.unflatten(-1, (block.num_heads, -1)) for y in (q, k, v))
-    attended = attend(block.q_norm(q), block.k_norm(k), v).flatten(1)
+    attended = attend(block.q_norm(q), block.k_norm(k), v).flatten(-2)
     mixed = block.mlp_drop(block.mlp_act(mixed))
     if getattr(block, "out_proj", None) is not None:
         out = block.out_proj(torch.cat([attended, mixed], dim=-1))
@@ -97,24 +113,55 @@ _ATTENTIONS = ("Attention", "EvaAttention", "AttentionRope")
 class TimmTower(Tower):
     """What the three timm families share: blocks, norms and pooling."""
 
+    library = "timm"
+
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        _check_blocks(model)
-        if getattr(model, "patch_drop", None) is not None and not isinstance(model.patch_drop, nn.Identity):
+        self.root = self.model = model
+        self.run_block = _BLOCKS[self._kind_of_blocks()]
+        self.prefix_tokens = model.num_prefix_tokens
+        self.attention_dropout = max(_dropout(block) for block in model.blocks)
+        self.check()
+
+    def parts(self) -> Iterator[Part]:
+        yield Part("", self.root, hooked=False)
+        for index, block in enumerate(self.model.blocks):
+            yield Part(f"blocks.{index}", opened(block), tuple(_BLOCKS))
+            for path, attn in _attentions(block):
+                yield Part(f"blocks.{index}.{path}", opened(attn), _ATTENTIONS)
+        if (pool := getattr(self.model, "attn_pool", None)) is not None:
+            yield Part("attn_pool", pool, hooked=False)
+
+    def check(self) -> None:
+        drop = getattr(self.model, "patch_drop", None)
+        if drop is not None and not isinstance(drop, nn.Identity):
             raise ValueError(
                 "this ViT drops random patches in training (patch_drop_rate): a gaze chooses them instead; "
                 "build it with patch_drop_rate=0"
             )
-        self.run_block = _BLOCKS[type(model.blocks[0]).__name__]
-        self.prefix_tokens = model.num_prefix_tokens
-        self.attention_dropout = max(_dropout(block) for block in model.blocks)
+        self._kind_of_blocks()
+        super().check()
+
+    def _kind_of_blocks(self) -> str:
+        kinds = {plain_class(opened(block)).__name__ for block in self.model.blocks}
+        if len(kinds) != 1:
+            raise ValueError(f"GazedViT needs blocks of one kind, got {sorted(kinds)}")
+        kind = kinds.pop()
+        if kind not in _BLOCKS:
+            raise ValueError(f"GazedViT does not know blocks of {kind}; it knows {', '.join(_BLOCKS)}")
+        return kind
 
     def encode(self, rows: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
         rows = self.model.norm_pre(rows)
+        save = bool(getattr(self.model, "grad_checkpointing", False))
         for index, block in enumerate(self.model.blocks):
-            angles = rotary[:, index] if rotary is not None and rotary.ndim == 4 else rotary
-            rows = self.run_block(block, rows, attend, angles)
+            angles = rotary
+            if rotary is not None and rotary.ndim == rows.ndim + 2:  # its own angles in every block
+                angles = rotary.select(-3, index)
+            rows = checkpointed(save, self._block, opened(block), rows, attend, angles)
         return self.model.norm(rows)
+
+    def _block(self, block: nn.Module, rows: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+        return run(block, lambda block, rows: self.run_block(block, rows, attend, rotary), rows)
 
     def rotary(self, grid: PatchGrid) -> Tensor | None:
         rope = getattr(self.model, "rope", None)
@@ -149,17 +196,31 @@ class VisionTransformerTower(TimmTower):
     """timm's VisionTransformer: base, DeiT-III, SigLIP, DINOv2 with and without registers, CLIP, MAE ..."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self.patch_embed = _plain_patch_embed(model.patch_embed)
-        self.patch_size = model.patch_embed.patch_size[0]
-        self.native_side = model.patch_embed.grid_size
+        embed = model.patch_embed
+        if plain_class(embed).__name__ != "PatchEmbed":
+            raise ValueError(
+                f"GazedViT needs a patch embedding that sees one patch at a time, got {plain_class(embed).__name__}"
+            )
+        if embed.patch_size[0] != embed.patch_size[1]:
+            raise ValueError(f"GazedViT needs square patches, got {tuple(embed.patch_size)}")
+        self.patch_size = embed.patch_size[0]
+        self.native_side = embed.grid_size
         self._no_embed_class = getattr(model, "no_embed_class", False)  # Eva has it from timm 1.0.20
+        super().__init__(model)
+
+    def parts(self) -> Iterator[Part]:
+        yield from super().parts()
+        yield Part("patch_embed", self.model.patch_embed, ("PatchEmbed",))
+
+    def check(self) -> None:
+        super().check()
+        check_projection(self.model.patch_embed.proj, self.patch_size, "patch_embed.proj")
 
     def embed(self, patches: Tensor) -> Tensor:
-        proj = self.patch_embed.proj
-        return self.patch_embed.norm(
-            F.linear(patches.flatten(1).to(proj.weight.dtype), proj.weight.flatten(1), proj.bias)
-        )
+        def formula(embed: nn.Module, patches: Tensor) -> Tensor:
+            return embed.norm(projected(embed.proj, patches))[:, None]  # as of images of one patch
+
+        return run(self.model.patch_embed, formula, patches)[:, 0]
 
     def drop(self, rows: Tensor) -> Tensor:
         return self.model.pos_drop(rows)
@@ -194,21 +255,37 @@ class NaFlexTower(TimmTower):
     """timm's NaFlexVit: learned or factorised positions, linear or convolutional embedding."""
 
     def __init__(self, model: nn.Module) -> None:
+        embeds = model.embeds
+        self.patch_size = embeds.patch_size[0]
+        if embeds.patch_size[0] != embeds.patch_size[1]:
+            raise ValueError(f"GazedViT needs square patches, got {tuple(embeds.patch_size)}")
+        self.native_side = embeds.pos_embed_grid_size or (16, 16)
         super().__init__(model)
-        self.embeds = model.embeds
-        self.patch_size = self.embeds.patch_size[0]
-        if self.embeds.patch_size[0] != self.embeds.patch_size[1]:
-            raise ValueError(f"GazedViT needs square patches, got {tuple(self.embeds.patch_size)}")
-        self.native_side = self.embeds.pos_embed_grid_size or (16, 16)
+
+    @property
+    def embeds(self) -> nn.Module:
+        return self.model.embeds
+
+    def parts(self) -> Iterator[Part]:
+        yield from super().parts()
+        yield Part("embeds", self.embeds, ("NaFlexEmbeds",), hooked=False)
+
+    def check(self) -> None:
+        super().check()
+        if not self.embeds.is_linear:
+            check_projection(self.embeds.proj, self.patch_size, "embeds.proj")
 
     def embed(self, patches: Tensor) -> Tensor:
+        return run(self.embeds, lambda _, patches: self._embed(patches), patches)
+
+    def _embed(self, patches: Tensor) -> Tensor:
         embeds = self.embeds
-        patches = patches.to(embeds.proj.weight.dtype)
-        if embeds.is_linear:
-            patches = patches.permute(0, 2, 3, 1) if getattr(embeds, "channels_last", True) else patches
-            flat = patches.flatten(1)
-            return embeds.norm(embeds.proj(flat if embeds.norm_input is None else embeds.norm_input(flat)))
-        return embeds.norm(F.linear(patches.flatten(1), embeds.proj.weight.flatten(1), embeds.proj.bias))
+        if not embeds.is_linear:
+            return embeds.norm(projected(embeds.proj, patches))
+        patches = patches.to(floating_dtype(embeds.proj, embeds))
+        patches = patches.permute(0, 2, 3, 1) if getattr(embeds, "channels_last", True) else patches
+        flat = patches.flatten(1)
+        return embeds.norm(embeds.proj(flat if embeds.norm_input is None else embeds.norm_input(flat)))
 
     def drop(self, rows: Tensor) -> Tensor:
         return self.embeds.pos_drop(rows)
@@ -265,33 +342,16 @@ def _attention_pool(pool: nn.Module, tokens: PoolInput) -> Tensor:
     return pooled if pool.mlp is None else pooled + pool.mlp(pool.norm(pooled))
 
 
-def _check_blocks(model: nn.Module) -> None:
-    if len(kinds := {type(block).__name__ for block in model.blocks}) != 1:
-        raise ValueError(f"GazedViT needs blocks of one kind, got {sorted(kinds)}")
-    for block in model.blocks:
-        kind = type(block).__name__
-        if kind not in _BLOCKS:
-            raise ValueError(f"GazedViT does not know blocks of {kind}; it knows {', '.join(_BLOCKS)}")
-        for part in (
-            [part.attn for part in block.attns] if kind == "ParallelThingsBlock" else [getattr(block, "attn", None)]
-        ):
-            if part is not None and type(part).__name__ not in _ATTENTIONS:
-                raise ValueError(
-                    f"GazedViT does not know attention of {type(part).__name__}; it knows {', '.join(_ATTENTIONS)}"
-                )
+def _attentions(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(path inside the block, attention); none where the block itself attends."""
+    block = opened(block)
+    if plain_class(block).__name__ == "ParallelThingsBlock":
+        for index, part in enumerate(block.attns):
+            yield f"attns.{index}.attn", part.attn
+    elif getattr(block, "attn", None) is not None:
+        yield "attn", block.attn
 
 
 def _dropout(block: nn.Module) -> float:
     """Attention dropout of a block."""
     return max((module.p for name, module in block.named_modules() if name.endswith("attn_drop")), default=0.0)
-
-
-def _plain_patch_embed(embed: nn.Module) -> nn.Module:
-    proj = getattr(embed, "proj", None)
-    if type(embed).__name__ != "PatchEmbed" or not isinstance(proj, nn.Conv2d):
-        raise ValueError(f"GazedViT needs a patch embedding that sees one patch at a time, got {type(embed).__name__}")
-    if embed.patch_size[0] != embed.patch_size[1] or proj.kernel_size != proj.stride:
-        raise ValueError(
-            f"GazedViT needs square patches that do not overlap, got {tuple(proj.kernel_size)} every {proj.stride}"
-        )
-    return embed

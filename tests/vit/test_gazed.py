@@ -171,7 +171,7 @@ def test_training_a_model_with_attention_dropout_is_refused() -> None:
 
 
 def test_unknown_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match="frame, block_causal, joint, got 'causal'"):
+    with pytest.raises(ValueError, match="frame, block_causal, joint, memory, got 'causal'"):
         GazedViT(_vit(), attention="causal")
 
 

@@ -38,19 +38,37 @@ HEADER = """# Which ViTs can be gazed
 
 Written by `tests/vit/test_support.py` from the models themselves (tiny, random weights). In every row of the first
 table, with every patch of the finest scale chosen and `attention="frame"`, features, class and register tokens and the
-pooled output equal the dense model's within 1e-4. With some patches chosen, `frame`, `block_causal` and `joint`
-attention give each clip what it gets alone, gradients reach the weights, a capacity changes nothing. timm 1.0.16 to
+pooled output equal the dense model's within 1e-4. With some patches chosen, every attention gives each clip what it
+gets alone, gradients reach the weights, a capacity changes nothing. With `memory`, where nothing moves, a frame in
+which little is chosen equals the dense model too, and a stream equals the whole clip. timm 1.0.16 to
 1.0.31 and transformers 4.51 to 5.x were tried; patch sizes and input sizes are free. Of the 242 architectures that timm
 1.0.31 registers for these three classes 239 are taken; the three with differential attention are refused.
 
-The contract: a model is known by its exact class. Class and register tokens stand in front of every frame, or once in
-front of a clip with `joint` attention. Positions of a scale are the model's own embedding interpolated to the scale's
-grid by the family's own rule; rotary positions are evaluated where a coarse patch's centre falls among the finest
-patches. Attention dropout is refused in training; stochastic depth drops tokens one by one instead of whole images.
+The contract: a model is known by its exact class, also inside `torch.compile`, PEFT (adapters of layers),
+`DataParallel`, `DistributedDataParallel` and `...ForImageClassification`. Linear layers, norms and MLPs are called as
+they are: adapters, quantised layers, pruning, parametrisations and hooks on them act as in the dense model, and so do
+hooks on blocks and attention, which see images of the chosen patches. What would be skipped is refused by name:
+another module in the place of a block or an attention, a hook on the whole model, a backward hook on a block.
+`fully_shard` works before and after wrapping; wrap with `DistributedDataParallel` outside of GazedViT to train.
+
+Class and register tokens stand in front of every frame, or once in front of a clip with `joint` attention. Positions
+of a scale are the model's own embedding interpolated to the scale's grid by the family's own rule; rotary positions are
+evaluated where a coarse patch's centre falls among the finest patches. Attention dropout is refused in training;
+stochastic depth drops tokens one by one instead of whole images.
 
 | family | checked as | class and register tokens | positions | pooling | attention |
 | --- | --- | --- | --- | --- | --- |
 """
+
+POOLING = {
+    "Dinov2ForImageClassification": "class token and average",
+    "Dinov2WithRegistersForImageClassification": "class token and average",
+    "SiglipForImageClassification": "average",
+    "CLIPForImageClassification": "average",
+    "ViTModel": "class token, pooler",
+    "ViTMSNModel": "class token",
+    "DeiTModel": "class token, pooler",
+}
 
 REFUSED = """
 Not these: `GazedViT` raises a `ValueError` that says why.
@@ -93,10 +111,12 @@ def _row(case: Case) -> str:
     learned, rotary = gazed.tower.positions(grid) is not None, gazed.tower.rotary(grid) is not None
     positions = " and ".join(kind for kind, has in (("embedding", learned), ("rotary", rotary)) if has)
     pooling = getattr(model, "global_pool", None) or ("attention" if not gazed.tower.prefix_tokens else "class token")
+    if case.name in POOLING:
+        pooling = POOLING[case.name]
     names = {"token": "class token", "avg": "average", "map": "attention", "avgmax": "average and maximum"}
     return (
         f"| {case.family} | {case.name} | {gazed.tower.prefix_tokens or 'none'} | {positions} | "
-        f"{names.get(pooling, pooling)} | frame, block_causal, joint |"
+        f"{names.get(pooling, pooling)} | frame, block_causal, joint, memory |"
     )
 
 
@@ -128,7 +148,7 @@ class _Unusual(VisionTransformer):
     (lambda: nn.Linear(2, 2), "does not know torch.nn.modules.linear.Linear"),
     (lambda: _Unusual(**SIZE), "does not know tests.vit.test_support._Unusual"),
     (lambda: VisionTransformer(**SIZE, patch_drop_rate=0.1), "patch_drop_rate=0"),
-    (lambda: VisionTransformer(**SIZE, attn_layer="diff"), "attention of DiffAttention"),
+    (lambda: VisionTransformer(**SIZE, attn_layer="diff"), "DiffAttention, which GazedViT does not know"),
     (lambda: VisionTransformer(**{**SIZE, "img_size": (32, 64), "patch_size": (8, 16)}), "needs square patches"),
 ])  # fmt: skip
 def test_variants_that_are_not_known_are_refused(model: Callable[[], nn.Module], message: str) -> None:

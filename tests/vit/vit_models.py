@@ -64,6 +64,34 @@ def _clip_projected(model: nn.Module, frames: Tensor) -> Dense:
     return Dense(out.last_hidden_state[:, :1], out.last_hidden_state[:, 1:], out.image_embeds)
 
 
+def _clip_model(model: nn.Module, frames: Tensor) -> Dense:
+    out = model.vision_model(frames)
+    pooled = model.visual_projection(out.pooler_output)
+    return Dense(out.last_hidden_state[:, :1], out.last_hidden_state[:, 1:], pooled)
+
+
+def _classifier(tower: str, prefix: int) -> Callable[[nn.Module, Tensor], Dense]:
+    """A model with a classifier on top: what goes into the classifier is what it pools."""
+
+    def dense(model: nn.Module, frames: Tensor) -> Dense:
+        heard = []
+        handle = model.classifier.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+        tokens = getattr(model, tower)(frames).last_hidden_state
+        model(frames)
+        handle.remove()
+        return Dense(tokens[:, :prefix], tokens[:, prefix:], heard[0])
+
+    return dense
+
+
+def _two_towers(family: str) -> object:
+    """Configuration of a tiny model of pictures and words."""
+    vision = {**_HF, "intermediate_size": 64}
+    words = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    more = {"projection_dim": 8} if family == "CLIP" else {}
+    return getattr(transformers, f"{family}Config")(text_config=words, vision_config=vision, **more)
+
+
 def _mae(model: nn.Module, frames: Tensor) -> Dense:
     out = model(frames)
     order = out.ids_restore[..., None].expand(-1, -1, out.last_hidden_state.shape[-1])
@@ -243,6 +271,89 @@ CASES = (
         "HF DINOv2",
         _hf_model("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", num_register_tokens=2),
         lambda model, frames: _hf(model, frames, 3),
+    ),
+    Case(
+        "Dinov2ForImageClassification",
+        "HF DINOv2",
+        _hf_model("Dinov2ForImageClassification", "Dinov2Config", num_labels=5),
+        _classifier("dinov2", 1),
+    ),
+    Case(
+        "Dinov2WithRegistersForImageClassification",
+        "HF DINOv2",
+        _hf_model(
+            "Dinov2WithRegistersForImageClassification",
+            "Dinov2WithRegistersConfig",
+            num_labels=5,
+            num_register_tokens=2,
+        ),
+        _classifier("dinov2_with_registers", 3),
+    ),
+    Case(
+        "DINOv3ViTModel",
+        "HF DINOv3",
+        _hf_model("DINOv3ViTModel", "DINOv3ViTConfig", intermediate_size=64, num_register_tokens=4),
+        lambda model, frames: _hf(model, frames, 5),
+    ),
+    Case(
+        "DINOv3ViTModel, gated MLP",
+        "HF DINOv3",
+        _hf_model("DINOv3ViTModel", "DINOv3ViTConfig", intermediate_size=64, num_register_tokens=0, use_gated_mlp=True),
+        lambda model, frames: _hf(model, frames, 1),
+    ),
+    Case(
+        "ViTModel",
+        "HF ViT",
+        _hf_model("ViTModel", "ViTConfig", intermediate_size=64),
+        lambda model, frames: _hf(model, frames, 1),
+    ),
+    Case(
+        "ViTForImageClassification",
+        "HF ViT",
+        _hf_model("ViTForImageClassification", "ViTConfig", intermediate_size=64, num_labels=5),
+        _classifier("vit", 1),
+    ),
+    Case(
+        "ViTMSNModel",
+        "HF ViT",
+        _hf_model("ViTMSNModel", "ViTMSNConfig", intermediate_size=64),
+        lambda model, frames: _hf(model, frames, 1),
+    ),
+    Case(
+        "DeiTModel",
+        "HF DeiT",
+        _hf_model("DeiTModel", "DeiTConfig", intermediate_size=64),
+        lambda model, frames: _hf(model, frames, 2),
+    ),
+    Case(
+        "DeiTForImageClassification",
+        "HF DeiT",
+        _hf_model("DeiTForImageClassification", "DeiTConfig", intermediate_size=64, num_labels=5),
+        _classifier("deit", 2),
+    ),
+    Case(
+        "SiglipModel",
+        "HF SigLIP",
+        lambda: transformers.SiglipModel(_two_towers("Siglip")),
+        lambda model, frames: _hf(model.vision_model, frames),
+    ),
+    Case(
+        "SiglipForImageClassification",
+        "HF SigLIP",
+        lambda: transformers.SiglipForImageClassification(_two_towers("Siglip")),
+        _classifier("vision_model", 0),
+    ),
+    Case(
+        "CLIPModel",
+        "HF CLIP",
+        lambda: transformers.CLIPModel(_two_towers("CLIP")),
+        _clip_model,
+    ),
+    Case(
+        "CLIPForImageClassification",
+        "HF CLIP",
+        lambda: transformers.CLIPForImageClassification(_two_towers("CLIP")),
+        _classifier("vision_model", 1),
     ),
     Case(
         "ViTMAEModel",
