@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -18,19 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autogaze.cli.gaze import DEFAULT_CHECKPOINT, output_folders
+from autogaze.cli.gaze import DEFAULT_CHECKPOINT
+from autogaze.cli.outputs import VIDEO_HELP, folder_name, open_all
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
 from autogaze.device import pick_device
 from autogaze.evaluate.clips import pick_frames
 from autogaze.files import atomic_path
+from autogaze.media.clip_files import SHEET
 from autogaze.media.preprocess import Preprocessor
-from autogaze.media.video import read_video
+from autogaze.media.video import VideoInfo, count_frames, read_frames
 from autogaze.model import AutoGaze
 from autogaze.report.overlay import Overlay
 from autogaze.selectors import SELECTORS, make_selector
 
-SHEET = "contact-sheet.png"
 SHEET_PX, STILL_PX = 192, 320  # longer side of a panel
 CAPTION_PX = 22
 
@@ -46,7 +48,7 @@ class GalleryEntry:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("video", nargs="+", type=Path, help="any file that OpenCV reads")
+    parser.add_argument("video", nargs="+", help=VIDEO_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write pictures to")
     parser.add_argument(
         "--checkpoint",
@@ -72,14 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.frames < 1 or args.stills < 1:
         raise ValueError(f"frames and stills must be positive, got {args.frames} and {args.stills}")
+    infos = open_all(args.video)
     choose, preprocessor = _chooser(args)
-    names = [path.stem for path in args.video]
-    if len(names) > 1:
-        names = [folder.name for folder in output_folders(args.video, args.out)]
     entries, rows = [], []
-    for path, name in zip(args.video, names, strict=True):
-        clip = read_video(path).frames
-        clip = clip[pick_frames(len(clip), args.frames, None)]
+    for info, name in zip(infos, picture_names(infos), strict=True):
+        clip = read_frames(info.path, pick_frames(count_frames(info.path), args.frames, None)).frames
         gaze = choose(preprocessor(torch.from_numpy(clip).to(pick_device(args.device))))
         entry, sheet_row = draw_clip(name, clip, gaze, args.out, args.stills)
         entries.append(entry)
@@ -89,6 +88,18 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"out": str(args.out), "videos": [asdict(entry) for entry in entries]}))
     return 0
+
+
+def picture_names(infos: Sequence[VideoInfo]) -> list[str]:
+    """A name of its own for every video's picture: numbered where names repeat, and never that of the sheet."""
+    names: list[str] = []
+    taken = {Path(SHEET).stem}
+    for info in infos:
+        name = folder_name(info.path)
+        free = next(n for k in count(1) if (n := name if k == 1 else f"{name}-{k}").lower() not in taken)
+        taken.add(free.lower())
+        names.append(free)
+    return names
 
 
 def draw_clip(name: str, clip: np.ndarray, gaze: Gaze, out: Path, stills: int) -> tuple[GalleryEntry, np.ndarray]:

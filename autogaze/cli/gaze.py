@@ -1,7 +1,9 @@
 """`autogaze gaze VIDEO... --out DIR`: look at any video file and keep what was chosen.
 
-One video leaves DIR/overlay.mp4, gaze.npz, gaze.json and report.html; several leave them in DIR/<name of the video>/.
-Frames stream through, so memory stays flat however long the video is. Files appear when a video is done or not at all.
+One video leaves DIR/overlay.mp4 (H.264, which browsers play), gaze.npz, gaze.json and report.html; several leave them
+in DIR/<name of the video>/. With `--no-overlay` nothing is drawn: gaze.npz and gaze.json alone. Frames stream through
+once, so memory stays flat however long the video is. Files appear when a video is done or not at all, and never in the
+place of another video's.
 """
 
 from __future__ import annotations
@@ -9,28 +11,34 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from autogaze.checkpoint import find
+from autogaze.cli.outputs import VIDEO_HELP, open_all, output_folders
 from autogaze.core.gaze import Gaze
 from autogaze.core.gaze_file import GazeFileWriter
 from autogaze.device import pick_device
 from autogaze.files import atomic_path
-from autogaze.media.video import FrameChunk, VideoInfo, open_writer, probe, read_chunks
+from autogaze.media.clip_files import ARRAYS, OVERLAY, REPORT, SUMMARY, content_hash
+from autogaze.media.video import FrameChunk, VideoInfo, read_chunks
+from autogaze.media.writer import VideoWriter, open_writer
 from autogaze.model import AutoGaze
 from autogaze.report.overlay import Overlay
-from autogaze.report.page import Rebuild, write_report
+from autogaze.report.page import write_report
+from autogaze.report.small_copy import Rebuild, SmallCopy, choose_shown, most_shown
 from autogaze.tiling import FrameGazer, check_stride, make_tiling
 
 DEFAULT_CHECKPOINT = "autogaze-base"
-OVERLAY, ARRAYS, SUMMARY, REPORT = "overlay.mp4", "gaze.npz", "gaze.json", "report.html"
+SHIPPED_RECONSTRUCTOR = "autogaze-reconstructor"
 
 
 @dataclass(frozen=True)
@@ -50,11 +58,13 @@ class GazeOptions:
 
 @dataclass
 class Seconds:
-    """Where the time of one video went."""
+    """Where the time of one video went; the total holds what is in none of them too."""
 
     decode: float = 0.0
     gaze: float = 0.0
-    write: float = 0.0
+    write: float = 0.0  # drawing and encoding the overlay, collecting arrays
+    report: float = 0.0
+    total: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ class GazeSummary:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("video", nargs="+", type=Path, help="any file that OpenCV reads")
+    parser.add_argument("video", nargs="+", help=VIDEO_HELP)
     parser.add_argument("--out", type=Path, default=Path("gaze-out"), help="folder to write to (default gaze-out)")
     parser.add_argument(
         "--checkpoint",
@@ -111,30 +121,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tiles then, and patches are chosen in blocks of N x N (default 1)",
     )
     parser.add_argument(
+        "--no-overlay",
+        action="store_true",
+        help="draw nothing: write gaze.npz and gaze.json, but no overlay and report",
+    )
+    parser.add_argument(
+        "--reconstruct",
+        action="store_true",
+        help="show in the report what the shipped reconstructor makes of the gaze (slow on a CPU)",
+    )
+    parser.add_argument(
         "--reconstructor",
         type=Path,
         metavar="DIR",
-        help="show in the report what this reconstructor makes of the gaze (default: the run's own, if "
-        "the checkpoint is a run)",
+        help="the same with this reconstructor (default: the run's own, if the checkpoint is a run)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--json", action="store_true", help="print the summaries as JSON on the last line of stdout")
 
 
 def run(args: argparse.Namespace) -> int:
-    infos = [probe(path) for path in args.video]  # every file must be readable before work begins
+    infos = open_all(args.video)
     check_stride(args.gaze_stride, args.tiles)
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"{args.out} exists and is not a folder")
+    folders = output_folders(infos, args.out)
     model = AutoGaze.from_pretrained(args.checkpoint, pick_device(args.device))
     options = choose_options(model, args.gazing_ratio, args.task_loss_requirement, args.tiles, args.gaze_stride)
     for info in infos if args.tiles else ():
         make_tiling(model.grid, (info.height, info.width), gaze_stride=args.gaze_stride)  # a stride must fit them all
-    judge = args.reconstructor or find_reconstructor(args.checkpoint)
-    rebuild = None if judge is None else load_rebuild(judge, model)
+    rebuild = None if args.no_overlay else choose_rebuild(args, model)
     summaries = []
-    for info, folder in zip(infos, output_folders(args.video, args.out), strict=True):
-        summary = gaze_video(model, info, folder, options, str(args.checkpoint), rebuild)
+    for info, folder in zip(infos, folders, strict=True):
+        summary = gaze_video(model, info, folder, options, str(args.checkpoint), rebuild, not args.no_overlay)
         print(summary.line(folder), file=sys.stderr)
         summaries.append(asdict(summary) | {"out": str(folder)})
     if args.json:
@@ -162,42 +179,39 @@ def gaze_video(
     options: GazeOptions,
     checkpoint: str = "",
     rebuild: Rebuild | None = None,
+    pictures: bool = True,
 ) -> GazeSummary:
-    """Look at one video and write the four files into `folder`; with `rebuild` the report shows reconstructions.
+    """Look at one video and write the files into `folder`; with `rebuild` the report shows reconstructions.
 
     Raises:
         VideoError: if the video turns out to be damaged on the way; nothing is left behind then.
     """
     spent, started = Seconds(), time.perf_counter()
     created = [path for path in (folder, *folder.parents) if not path.exists()]
-    overlay: Overlay | None = None
     progress = _Progress(info)
     try:
         with ExitStack() as files:
             folder.mkdir(parents=True, exist_ok=True)
-            video = files.enter_context(open_writer(folder / OVERLAY, info.fps))
+            drawn = _Pictures(model, info, folder, rebuild, files, spent) if pictures else None
             arrays: GazeFileWriter | None = None
             for chunk, gaze in gaze_chunks(model, _timed(read_chunks(info.path), spent), options, spent):
-                begun = time.perf_counter()
-                if overlay is None or arrays is None:
-                    overlay = Overlay(gaze.grid, (info.height, info.width))
+                if arrays is None:
                     arrays = files.enter_context(closing(GazeFileWriter(gaze.grid)))
                 arrays.add(gaze, chunk.times_s)
-                video.write(_draw(overlay, chunk, gaze))
-                spent.write += time.perf_counter() - begun
+                if drawn is not None:
+                    drawn.add(chunk, gaze, arrays)
                 progress.show(arrays.frames)
             assert arrays is not None  # read_chunks gives a frame or raises
-            summary = _summary(info, model, options, checkpoint, arrays, spent, time.perf_counter() - started)
+            summary = _summary(info, model, options, checkpoint, arrays, spent)
+            if drawn is not None:
+                drawn.finish(arrays, asdict(summary))
+            arrays.finish(files.enter_context(atomic_path(folder / ARRAYS)))
+            spent.total = time.perf_counter() - started
+            summary = replace(summary, seconds=_rounded(spent))
             text = json.dumps(asdict(summary), indent=1)
             files.enter_context(atomic_path(folder / SUMMARY)).write_text(text + "\n", encoding="utf-8")
-            write_report(
-                files.enter_context(atomic_path(folder / REPORT)),
-                info.path,
-                arrays.view(),
-                asdict(summary),
-                rebuild if arrays.grid == model.grid else None,
-            )
-            arrays.finish(files.enter_context(atomic_path(folder / ARRAYS)))
+        for name in () if pictures else (OVERLAY, REPORT):  # of an earlier call: they would show another gaze
+            (folder / name).unlink(missing_ok=True)
         return summary
     except BaseException:
         for path in created:
@@ -206,6 +220,52 @@ def gaze_video(
         raise
     finally:
         progress.end()
+
+
+class _Pictures:
+    """Overlay and report of one video, drawn as its frames come by."""
+
+    def __init__(
+        self, model: AutoGaze, info: VideoInfo, folder: Path, rebuild: Rebuild | None, files: ExitStack, spent: Seconds
+    ) -> None:
+        self.model, self.info, self.rebuild, self.files, self.spent = model, info, rebuild, files, spent
+        self.video: VideoWriter = files.enter_context(open_writer(folder / OVERLAY, info.fps))
+        self.page = files.enter_context(atomic_path(folder / REPORT))
+        self._scratch = Path(files.enter_context(tempfile.TemporaryDirectory()))
+        self._overlay: Overlay | None = None
+        self._copy: SmallCopy | None = None
+
+    def add(self, chunk: FrameChunk, gaze: Gaze, arrays: GazeFileWriter) -> None:
+        """The next frames, which are in `arrays` already."""
+        begun = time.perf_counter()
+        if self._overlay is None or self._copy is None:
+            self._overlay, self._copy = Overlay(gaze.grid, (self.info.height, self.info.width)), self._start(gaze)
+            self.files.enter_context(closing(self._copy))
+        self.video.write(_draw(self._overlay, chunk, gaze))
+        drawn = time.perf_counter()
+        self._copy.add(chunk, lambda first, stop: arrays.view().gaze(first, stop))
+        self.spent.write += drawn - begun
+        self.spent.report += time.perf_counter() - drawn
+
+    def finish(self, arrays: GazeFileWriter, summary: dict[str, Any]) -> None:
+        """Write the report."""
+        begun = time.perf_counter()
+        write_report(self.page, str(self.info.path), arrays.view(), summary, copy=self._copy)
+        self.spent.report += time.perf_counter() - begun
+
+    def _start(self, gaze: Gaze) -> SmallCopy:
+        rebuild = self.rebuild if gaze.grid == self.model.grid else None
+        patches, size = gaze.grid.patches_per_frame, (self.info.height, self.info.width)
+        shown = choose_shown(self.info.frames or 1, patches, size, self.info.fps, 1 if rebuild is None else 2)
+        return SmallCopy(self._scratch, shown, most_shown(patches), rebuild)
+
+
+def choose_rebuild(args: argparse.Namespace, model: AutoGaze) -> Rebuild | None:
+    """The reconstructor that was asked for, or that a run left beside its model."""
+    folder = args.reconstructor or find_reconstructor(args.checkpoint)
+    if folder is None and args.reconstruct:
+        folder = find(SHIPPED_RECONSTRUCTOR)
+    return None if folder is None else load_rebuild(folder, model)
 
 
 def find_reconstructor(checkpoint: str | Path) -> Path | None:
@@ -243,17 +303,6 @@ def gaze_chunks(
         yield chunk, gaze
 
 
-def output_folders(videos: list[Path], out: Path) -> list[Path]:
-    """`out` itself for one video, else a folder a video, numbered where names repeat."""
-    if len(videos) == 1:
-        return [out]
-    names: list[str] = []
-    for video in videos:
-        taken = sum(name == video.stem or name.startswith(f"{video.stem}-") for name in names)
-        names.append(f"{video.stem}-{taken + 1}" if video.stem in names else video.stem)
-    return [out / name for name in names]
-
-
 def _draw(overlay: Overlay, chunk: FrameChunk, gaze: Gaze) -> np.ndarray:
     pictures = []
     for t, mask in enumerate(gaze.patch_mask()[0].cpu().numpy()):
@@ -272,11 +321,11 @@ def _summary(
     checkpoint: str,
     arrays: GazeFileWriter,
     spent: Seconds,
-    total_s: float,
 ) -> GazeSummary:
     grid = arrays.grid
     video = {
-        "name": info.path.name,
+        "name": info.name,
+        "hash": content_hash(info.path),
         "width": info.width,
         "height": info.height,
         "fps": info.fps,
@@ -284,11 +333,6 @@ def _summary(
         "frames_in_container": info.frames,
         "frames_decoded": arrays.frames,
     }
-    if info.frames and abs(info.frames - arrays.frames) > 1:
-        print(
-            f"autogaze: {info.path}: decoded {arrays.frames} frames, but its container lists {info.frames}",
-            file=sys.stderr,
-        )
     return GazeSummary(
         video=video,
         model={"checkpoint": checkpoint, **asdict(options), "device": str(model.device)},
@@ -298,9 +342,13 @@ def _summary(
         ratio=arrays.patches / (arrays.frames * grid.patches_per_frame),
         patches=arrays.patches,
         patches_per_scale={str(scale): int(n) for scale, n in zip(grid.scales, arrays.per_scale, strict=True)},
-        seconds={name: round(value, 4) for name, value in {**asdict(spent), "total": total_s}.items()},
+        seconds=_rounded(spent),
         counts=arrays.view().counts.tolist(),
     )
+
+
+def _rounded(spent: Seconds) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in asdict(spent).items()}
 
 
 def _timed(chunks: Iterator[FrameChunk], spent: Seconds) -> Iterator[FrameChunk]:
@@ -318,7 +366,7 @@ class _Progress:
 
     def __init__(self, info: VideoInfo) -> None:
         self.shown = sys.stderr.isatty()
-        self.name, self.of = info.path.name, f"/{info.frames}" if info.frames else ""
+        self.name, self.of = info.name, f"/{info.frames}" if info.frames else ""
 
     def show(self, frames: int) -> None:
         if self.shown:

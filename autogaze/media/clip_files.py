@@ -6,6 +6,7 @@ name (see `autogaze.media.photo`).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -23,6 +24,7 @@ PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".a
 CLIP_SUFFIXES = VIDEO_SUFFIXES + PHOTO_SUFFIXES
 OVERLAY, ARRAYS, SUMMARY, REPORT = "overlay.mp4", "gaze.npz", "gaze.json", "report.html"  # what `autogaze gaze` writes
 SHEET = "contact-sheet.png"  # what `autogaze gallery` writes beside its pictures
+HASHED_BYTES = 1 << 20  # from the start and from the end of a file
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
@@ -94,6 +96,19 @@ def locate(source: str | os.PathLike[str]) -> Path:
     if broken:
         raise VideoError(f"{name} is {broken}; copy or download it again")
     return path
+
+
+def content_hash(source: str | os.PathLike[str]) -> str:
+    """BLAKE2 of a file's size and of its first and last MiB; of an address itself."""
+    if is_url(source):
+        return hashlib.blake2b(os.fsencode(source), digest_size=16).hexdigest()
+    size = os.stat(source).st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with open(source, "rb") as file:
+        digest.update(file.read(HASHED_BYTES))
+        file.seek(max(0, size - HASHED_BYTES))
+        digest.update(file.read(HASHED_BYTES))
+    return digest.hexdigest()
 
 
 def why_no_clip_name(path: Path) -> str | None:

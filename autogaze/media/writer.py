@@ -58,7 +58,7 @@ class VideoWriter:
             if self._size[0] % 2 or self._size[1] % 2:
                 frame = np.pad(frame, ((0, self._size[0] % 2), (0, self._size[1] % 2), (0, 0)), mode="edge")
             container, stream = self._container, self._stream
-            if container is None or stream is None:
+            if container is None or stream is None:  # the first frame
                 container, stream = self._start(frame.shape[1], frame.shape[0])
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
                 format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG
@@ -72,12 +72,14 @@ class VideoWriter:
         """Finish the file."""
         if self._container is None or self._stream is None:
             return
+        container, stream = self._container, self._stream
+        self._container = self._stream = None
         try:
             with self._failing():
-                self._container.mux(self._stream.encode(None))
+                container.mux(stream.encode(None))
         finally:
             with self._failing():
-                self._container.close()
+                container.close()
 
     @contextmanager
     def _failing(self) -> Iterator[None]:

@@ -30,9 +30,17 @@ def scale_colour(index: int) -> tuple[int, int, int]:
 class _ScalePixels:
     """Which cell of one scale each pixel of a panel lies in."""
 
-    cell: np.ndarray  # (h, w) int64, index within the scale
-    edge: np.ndarray  # (h, w) bool, True on the border of a cell
+    row: np.ndarray  # (h,) int64, of cells
+    column: np.ndarray  # (w,) int64
+    sides: tuple[int, int]  # rows and columns of cells
+    edge: np.ndarray  # (h, w) uint8, 255 on the border of a cell
+    colour: np.ndarray  # (h, w, 3) uint8, the scale's everywhere
     size: tuple[int, int]  # (width, height) in pixels of the frame at this scale
+
+    def spread(self, chosen: np.ndarray) -> np.ndarray:
+        """(h, w) uint8: 255 in the chosen cells (cells,)."""
+        cells = chosen.reshape(self.sides).astype(np.uint8) * 255
+        return cells.take(self.row, 0).take(self.column, 1)
 
 
 class Overlay:
@@ -83,14 +91,14 @@ class Overlay:
         """The chosen patches over the dimmed frame, coarse to fine in the colours of their scales."""
         panel = self.panel(frame)
         grey = cv2.cvtColor(cv2.cvtColor(panel, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        picture = panel * np.float32(0.45) + grey * np.float32(0.2)
-        for k, (pixels, chosen) in enumerate(zip(self._scales, self._split(mask), strict=True)):
-            inside = chosen[pixels.cell]
-            colour = np.array(scale_colour(k), np.float32)
-            picture[inside] += (colour - picture[inside]) * 0.22
-            edge = inside & pixels.edge
-            picture[edge] += (colour - picture[edge]) * 0.9
-        return picture.round().astype(np.uint8)
+        picture = cv2.addWeighted(panel, 0.45, grey, 0.2, 0)
+        for pixels, chosen in zip(self._scales, self._split(mask), strict=True):
+            if chosen.any():
+                inside = pixels.spread(chosen)
+                cv2.copyTo(cv2.addWeighted(picture, 0.78, pixels.colour, 0.22, 0), inside, picture)
+                edge = cv2.bitwise_and(inside, pixels.edge)
+                cv2.copyTo(cv2.addWeighted(picture, 0.1, pixels.colour, 0.9, 0), edge, picture)
+        return picture
 
     def looked_at(self, frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """What the chosen patches show: each at the sharpness of its scale, finer ones on top, the rest dark."""
@@ -104,8 +112,7 @@ class Overlay:
             if pixels.size[0] < self.width:  # else sharper than the panel
                 coarse = cv2.resize(panel, pixels.size, interpolation=cv2.INTER_AREA)
                 seen = cv2.resize(coarse, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
-            inside = chosen[pixels.cell]
-            picture[inside] = seen[inside]
+            cv2.copyTo(seen, pixels.spread(chosen), picture)
         return picture
 
     def _split(self, mask: np.ndarray) -> list[np.ndarray]:
@@ -121,9 +128,11 @@ class Overlay:
         share = grid.scales[k] / grid.tile_px
         size = (max(1, round(grid.width_px * share)), max(1, round(grid.height_px * share)))
         drawn_px = min(cell_px * self.width / grid.width_px, cell_px * self.height / grid.height_px)
-        edge = _borders(row)[:, None] | _borders(column)[None] if drawn_px >= _EDGE_FROM_PX else np.ones((1, 1), bool)
-        edge = np.broadcast_to(edge, (self.height, self.width))
-        return _ScalePixels(row[:, None] * columns + column[None], edge, size)
+        edge = np.full((self.height, self.width), 255, np.uint8)
+        if drawn_px >= _EDGE_FROM_PX:
+            edge *= _borders(row)[:, None] | _borders(column)[None]
+        colour = np.broadcast_to(np.array(scale_colour(k), np.uint8), (self.height, self.width, 3))
+        return _ScalePixels(row, column, (rows, columns), edge, np.ascontiguousarray(colour), size)
 
     def _legend(self, strip: np.ndarray, left: int) -> None:
         for k, scale in enumerate(self.grid.scales):

@@ -295,7 +295,7 @@ function savings() { /* what a ViT saves at this ratio, where measurements came 
   const figure = $("savings"), table = figure.querySelector("table");
   figure.hidden = false;
   figure.querySelector("figcaption").textContent =
-    `What a ViT saves: ms for 16 frames of 224 px, measured on ${data.savings[0].device}, at this share of patches`;
+    `What a ViT saves: ms for 16 frames of 224 px, one clip at a time (batch 1), measured on ${data.savings[0].device}, at this share of patches`;
   const row = (tag, cells) => {
     const made = table.insertRow();
     for (const text of cells) made.appendChild(document.createElement(tag)).textContent = text;

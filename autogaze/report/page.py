@@ -1,8 +1,8 @@
 """`report.html`: one file that opens offline and shows a video's gaze frame by frame.
 
-It holds a small VP8 copy of the video (the codec that both OpenCV's wheels write and browsers play), one bit for every
-patch of every frame shown, and what the plots need. Long videos are shown in steps; the map counts every frame. Where a
-reconstructor is there, the copy shows what it made of the gaze too, in its right half, and the plot shows its loss.
+It holds a small copy of the video, one bit for every patch of every frame shown, and what the plots need. Long videos
+are shown in steps; the map counts every frame. Where a reconstructor is there, the copy shows what it made of the gaze
+too, in its right half, and the plot shows its loss.
 """
 
 from __future__ import annotations
@@ -11,64 +11,53 @@ import base64
 import html
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from autogaze.core.gaze import Gaze
 from autogaze.core.gaze_file import VideoGaze
 from autogaze.files import write_text
-from autogaze.media.video import FrameChunk, open_writer, read_chunks
+from autogaze.media.clip_files import shown as shown_name
 from autogaze.report.break_even import ALIASES, PARTS_FILE, Parts, load_parts, will_it_pay
 from autogaze.report.overlay import scale_colour
+from autogaze.report.small_copy import Rebuild, Shown, SmallCopy, choose_shown, copy_of, most_shown
 
 HERE = Path(__file__).parent
-MOST_FRAMES = 900  # shown; a minute at 15 a second
-MOST_VIDEO_BYTES = 9_000_000  # 12 MB in base64, of the 15 MB that a report may have
-MOST_MASK_BYTES = 1_500_000
-LONG_SIDE_PX = 640
-LEAST_PX = 16  # VP8 has blocks of 16
-BYTES_PER_PIXEL = 0.07  # what OpenCV's VP8 comes to on busy videos
-CONTEXT_FRAMES = 8  # rebuilt at once, after as many that came before
-SLOWEST_FPS = 8.0  # a film of hours is shown as a time lapse
-
-
-@dataclass(frozen=True, eq=False)
-class _Shown:
-    """Which frames of the video the page shows, and how large."""
-
-    stride: int
-    size: tuple[int, int]  # (width, height) in pixels
-    fps: float
-
-
-Rebuild = Callable[[np.ndarray, Gaze], tuple[np.ndarray, np.ndarray]]  # frames (T, H, W, 3), gaze -> frames, loss (T,)
 
 
 def write_report(
-    path: str | Path, video: str | Path, gaze: VideoGaze, summary: dict[str, Any], rebuild: Rebuild | None = None
+    path: str | Path,
+    video: str | Path,
+    gaze: VideoGaze,
+    summary: dict[str, Any],
+    rebuild: Rebuild | None = None,
+    copy: SmallCopy | None = None,
 ) -> None:
     """Write the page for a video whose gaze is known.
 
     Args:
         path: of the HTML file, written whole or not at all.
-        video: the file that was looked at; it is read a second time.
+        video: the file that was looked at; read again if there is no `copy`.
         gaze: as `load_gaze` reads it.
         summary: the content of `gaze.json`.
         rebuild: what a reconstructor makes of some consecutive frames (T, H, W, 3) uint8 and their gaze: as many frames
             of one size, and the loss of each.
+        copy: that took the video's frames when they were looked at.
     """
-    shown = _choose(gaze, summary["video"], halves=1 if rebuild is None else 2)
-    clip, true_loss = _encode(Path(video), shown, gaze, rebuild)
-    data = _data(gaze, summary, shown) | {"rebuilt": rebuild is not None, "true_loss": true_loss}
+    with tempfile.TemporaryDirectory() as scratch:
+        if copy is None:
+            patches, about = gaze.grid.patches_per_frame, summary["video"]
+            size, halves = (about["height"], about["width"]), 1 if rebuild is None else 2
+            shown = choose_shown(len(gaze.counts), patches, size, about["fps"], halves)
+            copy = copy_of(video, Path(scratch), shown, most_shown(patches), gaze.gaze, rebuild)
+        clip = copy.finish()
+    data = _data(gaze, summary, copy.shown) | {"rebuilt": copy.rebuild is not None, "true_loss": copy.losses}
     data["savings"] = savings(summary["ratio"], load_parts()) if PARTS_FILE.is_file() else []
     page = (HERE / "page.html").read_text(encoding="utf-8")
     parts = {
-        "TITLE": html.escape(str(summary["video"]["name"])),
+        "TITLE": html.escape(shown_name(summary["video"]["name"])),
         "STYLE": (HERE / "page.css").read_text(encoding="utf-8"),
         "DATA": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
         "CLIP": base64.b64encode(clip).decode("ascii"),
@@ -84,71 +73,7 @@ def _fill(page: str, parts: dict[str, str]) -> Iterator[str]:
         yield parts[name] + rest if closed else piece
 
 
-def _choose(gaze: VideoGaze, video: dict[str, Any], halves: int) -> _Shown:
-    frames = len(gaze.counts)
-    most = max(1, min(MOST_FRAMES, MOST_MASK_BYTES // -(-gaze.grid.patches_per_frame // 8)))
-    stride = -(-frames // most)
-    shown = -(-frames // stride)
-    width, height = video["width"], video["height"]
-    pixels = MOST_VIDEO_BYTES / BYTES_PER_PIXEL / shown / halves
-    factor = min(LONG_SIDE_PX / max(width, height), (pixels / (width * height)) ** 0.5, 1.0)
-    size = (_even(width * factor), _even(height * factor))
-    return _Shown(stride, size, max(SLOWEST_FPS if stride > 1 else 1.0, video["fps"] / stride))
-
-
-def _encode(video: Path, shown: _Shown, gaze: VideoGaze, rebuild: Rebuild | None) -> tuple[bytes, list[float]]:
-    """The small copy, and the loss of every frame shown."""
-    losses: list[float] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "clip.webm"
-        with open_writer(path, shown.fps) as writer:
-            for picture, loss in _pictures(video, shown.stride, shown.size, gaze, rebuild):
-                writer.write(picture)
-                losses += [] if loss is None else [round(float(loss), 5)]
-        while path.stat().st_size > MOST_VIDEO_BYTES:
-            path = _shrink(path, shown.fps)
-        return path.read_bytes(), losses
-
-
-def _shrink(path: Path, fps: float) -> Path:
-    """A copy that is expected to fit; looking and rebuilding are not done again for it."""
-    share = 0.95 * (MOST_VIDEO_BYTES / path.stat().st_size) ** 0.5
-    smaller = path.with_name(f"{path.stem}-smaller.webm")
-    with open_writer(smaller, fps) as writer:
-        for chunk in read_chunks(path):
-            for frame in chunk.frames:
-                writer.write(_small(frame, (_even(frame.shape[1] * share), _even(frame.shape[0] * share))))
-    return smaller
-
-
-def _pictures(
-    video: Path, stride: int, size: tuple[int, int], gaze: VideoGaze, rebuild: Rebuild | None
-) -> Iterator[tuple[np.ndarray, float | None]]:
-    """The frames shown, small; with a reconstructor its picture beside each, and its loss."""
-    if rebuild is None:
-        for chunk in read_chunks(video, stride=stride):
-            yield from ((_small(frame, size), None) for frame in chunk.frames)
-        return
-    before: FrameChunk | None = None  # a reconstructor is shown what came just before
-    for chunk in read_chunks(video, CONTEXT_FRAMES):
-        frames = chunk.frames if before is None else np.concatenate([before.frames, chunk.frames])
-        first = chunk.first if before is None else before.first
-        rebuilt, loss = rebuild(frames, gaze.gaze(first, first + len(frames)))
-        for t, frame in enumerate(chunk.frames, len(frames) - len(chunk)):
-            if (first + t) % stride == 0:
-                yield np.concatenate([_small(frame, size), _small(rebuilt[t], size)], 1), loss[t]
-        before = chunk
-
-
-def _even(side: float) -> int:
-    return max(LEAST_PX, round(side / 2) * 2)
-
-
-def _small(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-
-
-def _data(gaze: VideoGaze, summary: dict[str, Any], shown: _Shown) -> dict[str, Any]:
+def _data(gaze: VideoGaze, summary: dict[str, Any], shown: Shown) -> dict[str, Any]:
     grid = gaze.grid
     starts = np.concatenate([[0], gaze.counts.cumsum()])
     frames = range(0, len(gaze.counts), shown.stride)

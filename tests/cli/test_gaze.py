@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from autogaze.cli.gaze import GazeOptions, choose_options, gaze_chunks, gaze_video, output_folders
+from autogaze.cli.gaze import GazeOptions, choose_options, gaze_chunks, gaze_video
 from autogaze.cli.main import main
+from autogaze.cli.outputs import output_folders
 from autogaze.core.gaze import Gaze
 from autogaze.core.gaze_file import load_gaze
 from autogaze.device import pick_device
@@ -51,7 +52,7 @@ def test_it_writes_what_generate_chooses(
     assert sum(summary["patches_per_scale"].values()) == summary["patches"] == 260
     overlay = probe(tmp_path / "out/overlay.mp4")
     assert (overlay.frames, overlay.fps) == (10, 12)
-    assert {"decode", "gaze", "write", "total"} == summary["seconds"].keys()
+    assert {"decode", "gaze", "write", "report", "total"} == summary["seconds"].keys()
 
 
 def test_an_hours_long_video_is_only_ever_held_chunk_by_chunk(model: AutoGaze, tmp_path: Path) -> None:

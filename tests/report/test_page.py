@@ -19,7 +19,8 @@ from autogaze.core.grid import PatchGrid
 from autogaze.media.scenes import render_scene
 from autogaze.media.video import open_writer, probe, read_chunks, write_video
 from autogaze.report.break_even import ALIASES, Parts, VitParts
-from autogaze.report.page import MOST_VIDEO_BYTES, savings, write_report
+from autogaze.report.page import savings, write_report
+from autogaze.report.small_copy import MOST_VIDEO_BYTES
 from tests.browser import needs_browser, open_page, wait_until
 
 FRAMES = 20
@@ -99,7 +100,7 @@ def test_a_minute_of_1080p_stays_under_15_mb(tmp_path: Path) -> None:
 
 
 def test_a_clip_that_came_out_too_large_is_made_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autogaze.report.page.MOST_VIDEO_BYTES", 20_000)
+    monkeypatch.setattr("autogaze.report.small_copy.MOST_VIDEO_BYTES", 20_000)
     noise = np.random.default_rng(0).integers(0, 256, (12, 120, 160, 3), dtype=np.uint8)
     write_video(tmp_path / "noise.mp4", noise, 10)
     gaze = random_gaze(12, PatchGrid())

@@ -10,7 +10,6 @@ wrong. `clips.parquet` keeps the index: a file whose name, size and time of chan
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -20,12 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autogaze.files import atomic_path
-from autogaze.media.clip_files import CLIP_SUFFIXES, find_clips, locate, shown, why_no_clip_name
+from autogaze.media.clip_files import CLIP_SUFFIXES, content_hash, find_clips, locate, shown, why_no_clip_name
 from autogaze.media.photo import is_photo
 from autogaze.media.video import count_frames, probe
 
 SPLITS = ("train", "val", "test")
-HASHED_BYTES = 1 << 20  # from the start and from the end of a file
 THREADS = 16  # FFmpeg decodes outside the interpreter's lock
 VERSION = b"2"  # of the table: those before it hold counts that nobody counted
 
@@ -157,17 +155,6 @@ def _describe(folder: Path, name: str) -> ClipFile | tuple[str, str]:
         stat.st_mtime_ns,
         digest,
     )
-
-
-def content_hash(path: Path) -> str:
-    """BLAKE2 of a file's size and of its first and last MiB."""
-    size = path.stat().st_size
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with path.open("rb") as file:
-        digest.update(file.read(HASHED_BYTES))
-        file.seek(max(0, size - HASHED_BYTES))
-        digest.update(file.read(HASHED_BYTES))
-    return digest.hexdigest()
 
 
 def split_of(name: str, digest: str) -> str:
