@@ -28,6 +28,7 @@ VERBS = {  # verb: (module, one line of help)
     ),
     "gallery": ("autogaze.cli.gallery", "still pictures of where the gaze goes, for many videos at once"),
     "info": ("autogaze.cli.info", "say what a checkpoint, ONNX file or engine is, or whether gazing pays for a ViT"),
+    "warm-up": ("autogaze.cli.warm_up", "compile on this GPU what clips of any shape need"),
     "demo": ("autogaze.cli.demo", "try it in a browser: upload a video or use the webcam"),
 }
 

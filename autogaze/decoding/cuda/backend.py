@@ -85,10 +85,13 @@ class Pool:
 
     def take(self, model: AutoGaze, plan: Plan) -> Workspace:
         """A workspace of a plan, its buffers as somebody left them."""
-        from autogaze.decoding.cuda.workspace import Workspace  # needs Triton
+        from autogaze.decoding.cuda import compiled  # which needs Triton
+        from autogaze.decoding.cuda.workspace import Workspace
 
         with self.lock:
             weights = self.weights_of(model, plan.dtype)
+            if model.device.type == "cuda":  # else under Triton's interpreter
+                compiled.prepare(model, weights, plan.dtype, plan.samples)
             for i, space in enumerate(self.idle):
                 if space.buffers.plan == plan and space.buffers.device == model.device:
                     return self.idle.pop(i)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autogaze.core.grid import PatchGrid
 from autogaze.decoding.choice import Slots
 from autogaze.decoding.cuda.state import COLUMNS
-from autogaze.decoding.cuda.tuning import Tuning, ceil, power, tune
+from autogaze.decoding.cuda.tuning import Tuning, ceil, frames_a_split, power, tune
 from autogaze.decoding.request import Request
 from autogaze.network.encoder import FrameTokens
 from autogaze.network.residual import patch_at
@@ -70,10 +72,8 @@ class Buffers:
         return tune(self.plan.batch, self.rows if prefill else self.group, self.plan.dtype, prefill)
 
     def _frames_per_split(self, prefill: bool) -> int:
-        """Ring slots a program of attention takes: split until processors are busy, since joining costs time too."""
-        tiles = ceil(self.rows, self.tunings[prefill].queries) if prefill else 1
-        programs = self.plan.batch * self.heads * tiles
-        return self.plan.ring if programs >= 1024 else max(1, min(self.plan.ring, programs // 96))
+        rows, queries = (self.rows, self.tunings[True].queries) if prefill else (16, 16)  # of a step: one tile
+        return frames_a_split(self.plan.batch, self.heads, rows, queries, self.plan.ring)
 
     def splits(self, prefill: bool) -> int:
         """Programs that share the attention of some rows."""
@@ -101,16 +101,9 @@ class Buffers:
 
     def _tabulate(self) -> None:
         """Which cells patches cover."""
-        grid, patches = self.config.grid, self.patches if self.pastes else 0
-        at = patch_at(grid, self.side, "cpu")
-        cells = covered(at, self.patches)
-        self.patch_at = at.int().to(self.device)  # (scales, N)
-        self.places = cells[:patches].to(self.device)  # (P, most)
-        counts = (cells >= 0).sum(1).split(grid.patches_per_scale)
-        self.grid = tuple(
-            (first, first + len(count), power(len(count), 1), power(int(count.max()), 1))
-            for first, count in zip(grid.offsets, counts, strict=True)
-        )  # see `kernels.residual`
+        patch_at, cells, self.grid = tables(self.config.grid, self.side)
+        self.patch_at = patch_at.to(self.device)  # (scales, N)
+        self.places = cells[: self.patches if self.pastes else 0].to(self.device)  # (P, most)
 
     def _allocate(self) -> None:
         plan, device, width = self.plan, self.device, self.config.hidden_size
@@ -194,12 +187,25 @@ class Buffers:
         return ids.long(), chosen.bool(), loss.clone()
 
 
-def covered(patch_at: Tensor, patches: int) -> Tensor:
-    """Of a table of the patch (scales, N) that each cell lies in: the cells (patches, most) of every patch, -1 past the
-    last; int32."""
-    within = (patch_at.flatten() == torch.arange(patches, device=patch_at.device)[:, None]).unflatten(1, patch_at.shape)
-    inside = within.any(1)
-    most = power(int(inside.sum(1).max()))
-    first = inside.int().sort(dim=1, descending=True, stable=True)
-    cells = first.indices.where(first.values > 0, -1)[:, :most]
-    return F.pad(cells, (0, most - cells.shape[1]), value=-1).int().contiguous()
+@lru_cache(maxsize=8)
+def tables(grid: PatchGrid, side: int) -> tuple[Tensor, Tensor, tuple[tuple[int, ...], ...]]:
+    """What kernels know of a grid, int32 on the CPU.
+
+    Returns:
+        the patch (scales, N) of each scale in which each cell lies; the cells (patches, most) of every patch, -1 past
+        the last; and of every scale its first patch, the one past its last, and the sides of its tile, as in
+        `kernels.residual`.
+    """
+    with torch.inference_mode(False):
+        at, patches = patch_at(grid, side, "cpu"), torch.arange(grid.patches_per_frame, device="cpu")
+        inside = (at.flatten() == patches[:, None]).unflatten(1, at.shape).any(1)
+        counts = inside.sum(1)
+        most = power(int(counts.max()))
+        first = inside.int().sort(dim=1, descending=True, stable=True)
+        cells = first.indices.where(first.values > 0, -1)[:, :most]
+        cells = F.pad(cells, (0, most - cells.shape[1]), value=-1).int().contiguous()
+        tiles = tuple(
+            (first, first + len(count), power(len(count), 1), power(int(count.max()), 1))
+            for first, count in zip(grid.offsets, counts.split(grid.patches_per_scale), strict=True)
+        )
+        return at.int(), cells, tiles

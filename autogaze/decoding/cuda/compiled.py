@@ -9,17 +9,22 @@ that was never seen costs no more than its buffers and graphs. Triton keeps what
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from autogaze.decoding.cuda import cluster
 from autogaze.decoding.cuda.buffers import Buffers, Plan
-from autogaze.decoding.cuda.tuning import tune
-from autogaze.decoding.cuda.workspace import FEW_SLOTS, Workspace
+from autogaze.decoding.cuda.tuning import frames_a_split, tune
+from autogaze.decoding.cuda.workspace import FEW_SLOTS, Workspace, can_launch_early
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
@@ -30,15 +35,16 @@ Variant = tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]  # kernel
 
 def plans(model: AutoGaze, dtype: torch.dtype, samples: bool) -> Iterator[Plan]:
     """One plan for every choice of block sizes that clips can lead to."""
-    few, most = model.gaze_decoder.group, model.grid.patches_per_frame + model.gaze_decoder.group
-    heads, rows, seen = model.config.num_attention_heads, model.gaze_decoder.group + model.visual_tokens, set()
-    for batch in range(1, MOST_CLIPS + 1):
+    config, few, window = model.config, model.gaze_decoder.group, model.config.max_num_frames
+    rows, most, seen = few + model.visual_tokens, model.grid.patches_per_frame + few, set()
+    for batch, ring in product(range(1, MOST_CLIPS + 1), (2, window)):
         tunings = tune(batch, rows, dtype, True), tune(batch, few, dtype, False)
-        splits = (batch * heads * -(-rows // tunings[0].queries) >= 1024, batch * heads >= 1024)
-        if (tunings, splits) not in seen:
-            seen.add((tunings, splits))
+        tiles, heads = ((rows, tunings[0].queries), (16, 16)), config.num_attention_heads
+        alone = tuple(frames_a_split(batch, heads, *tile, ring) >= ring for tile in tiles)
+        if (kind := (tunings, alone)) not in seen:
+            seen.add(kind)
             for slots in {few, most} if most > FEW_SLOTS else {few}:
-                yield Plan(batch, model.config.max_num_frames, slots, dtype, False, samples)
+                yield Plan(batch, ring, slots, dtype, False, samples)
 
 
 def variants(
@@ -67,14 +73,36 @@ def variants(
     return list(found.values())
 
 
-def compile_all(wanted: list[Variant]) -> None:
-    """Compile variants for the present device, or find them on disk."""
+def compile_all(wanted: list[Variant], besides: Callable[[], object] = lambda: None) -> None:
+    """Compile variants for the present device, or find them on disk; `besides` is done meanwhile."""
     try:
         from triton.runtime._async_compile import AsyncCompileMode
     except ImportError:  # an older version compiles one after the other
         mode: Any = nullcontext
     else:
         mode = AsyncCompileMode
-    with ThreadPoolExecutor(os.cpu_count()) as executor, mode(executor):
-        for kernel, grid, arguments, constants in wanted:
-            kernel.warmup(*arguments, grid=grid, **constants)
+    with ThreadPoolExecutor((os.cpu_count() or 1) + 1) as executor:
+        other = executor.submit(besides)
+        with mode(executor):
+            for kernel, grid, arguments, constants in wanted:
+                kernel.warmup(*arguments, grid=grid, **constants)
+        other.result()
+
+
+_lock = threading.Lock()
+_prepared: set[object] = set()
+
+
+def prepare(model: AutoGaze, weights: dict[str, Tensor], dtype: torch.dtype, samples: bool) -> None:
+    """Compile all that clips of any shape can need of a model on its device; does nothing the second time."""
+    device, config = model.device, model.config
+    key = (device, replace(config, calibration=()), dtype, samples)
+    with _lock:
+        if key in _prepared:
+            return
+        with torch.cuda.device(device):
+            wanted = variants(model, weights, dtype, samples, can_launch_early(device))
+            few = dtype == torch.bfloat16 and not samples
+            shape = cluster.shape_for(config)
+            compile_all(wanted, partial(cluster.why_not_here, device, shape) if few else lambda: None)
+        _prepared.add(key)

@@ -48,6 +48,18 @@ def tune(batch: int, rows_a_clip: int, dtype: torch.dtype, prefill: bool) -> Tun
     return Tuning(wide, rows=64, pairs=16, hidden=32, stages=3, queries=queries, narrow_warps=1)
 
 
+def frames_a_split(batch: int, heads: int, rows_a_clip: int, queries: int, ring: int) -> int:
+    """Ring slots a program of attention takes: split until processors are busy, since joining costs time too.
+
+    Args:
+        batch, heads, rows_a_clip: of the pass.
+        queries: rows a program.
+        ring: slots.
+    """
+    programs = batch * heads * ceil(rows_a_clip, queries)
+    return ring if programs >= 1024 else max(1, min(ring, programs // 96))
+
+
 def power(n: int, least: int = 16) -> int:
     """The next power of two: what a Triton block can be."""
     return max(least, 1 << (n - 1).bit_length())

@@ -42,9 +42,7 @@ class Workspace:
     def __init__(self, buffers: Buffers, early: bool | None = None, call: Callable[..., None] = start) -> None:
         self.buffers, self.call = buffers, call
         config, width, device = buffers.config, buffers.config.hidden_size, buffers.device
-        self.early = (
-            device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0) if early is None else early
-        )
+        self.early = can_launch_early(device) if early is None else early
         self.eps, self.hidden = config.rms_norm_eps, config.intermediate_size
         self.widths = {"C": width, **_tiles_of(width)}
         self.heads = {"HEADS": buffers.heads, "D": buffers.head_dim}
@@ -327,6 +325,11 @@ class Workspace:
 
     def _mlp(self, layer: int) -> tuple[torch.Tensor, ...]:
         return tuple(self.buffers.weights[f"{name}{layer}"] for name in ("wo", "wg", "wu", "wd"))
+
+
+def can_launch_early(device: torch.device) -> bool:
+    """Whether a device can launch a kernel before the one before has ended (Hopper and newer)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _tiles(first: int, count: int, rows: int) -> list[tuple[int, int, int]]:
