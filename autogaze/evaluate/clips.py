@@ -81,9 +81,9 @@ def load_clips(
         paths = [paths[i] for i in np.linspace(0, len(paths) - 1, limit).round().astype(int)]
     with ThreadPoolExecutor(THREADS) as pool:
         read = list(pool.map(lambda path: _read(path, grid, preprocessor.resample, frames, stride), paths))
-    skipped = [(path.name, clip) for path, clip in zip(paths, read, strict=True) if isinstance(clip, str)]
+    skipped = [(shown(path.name), clip) for path, clip in zip(paths, read, strict=True) if isinstance(clip, str)]
     for name, reason in skipped:
-        print(f"skipped {shown(name)}: {reason}", file=sys.stderr)
+        print(f"skipped {name}: {reason}", file=sys.stderr)
     kept = [(path, clip) for path, clip in zip(paths, read, strict=True) if isinstance(clip, Tensor)]
     if not kept:
         raise ValueError(

@@ -50,6 +50,8 @@ def what_is_broken(path: Path) -> str | None:
             return _flv(data)
         if head[:4] == b"GIF8":
             return _gif(data)
+        if head[:4] == b"\0\0\1\xba":
+            return _program(data)
         return _packets(data)
 
 
@@ -174,6 +176,20 @@ def _gif(data: mmap.mmap) -> str | None:
 def _table(flags: int) -> int:
     """Bytes of a GIF's table of colours."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _program(data: mmap.mmap) -> str | None:
+    """MPEG program streams: packs of packets, each with its length."""
+    at, length = 0, len(data)
+    while at + 6 <= length:
+        if data[at : at + 3] != b"\0\0\1":
+            return _DAMAGED.format(at, length)
+        kind = data[at + 3]
+        if kind == 0xBA:  # the header of a pack, in the form of MPEG-2 or of MPEG-1
+            at += 14 + (data[at + 13] & 7 if at + 13 < length else 0) if data[at + 4] & 0xC0 == 0x40 else 12
+        else:
+            at += 4 if kind == 0xB9 else 6 + int.from_bytes(data[at + 4 : at + 6], "big")
+    return _missing(at if at >= length else at + 6, length)
 
 
 def _packets(data: mmap.mmap) -> str | None:

@@ -28,7 +28,7 @@ URL_SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", 
 SECONDS_TO_ANSWER = 15.0  # that a server has to open a stream, and then to send the next packet
 MOST_FPS = 1000.0
 ENTERED_ANYWHERE = {"mpegts", "mpeg", "h264", "hevc", "m4v", "mpegvideo", "mpegtsraw", "rtsp", "rtp", "hls", "sdp"}
-STRICT_CODECS = {"mjpeg"}  # whose decoder paints over damage and tells only when it is asked to give up
+STRICT_CODECS = {"mjpeg", "mpeg1video", "mpeg2video"}  # whose decoders paint over damage, if not asked to give up
 _TO_CONVERT = "try converting it to H.264 in MP4"
 
 

@@ -238,6 +238,50 @@ def test_the_device_is_picked() -> None:
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_results_of_another_video_are_never_overwritten(
+    scene: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "scene.mp4"
+    write_video(other, render_scene(4, 3, (90, 120)), 12)
+    words = ["--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "out"), "--no-overlay"]
+    assert main(["gaze", str(scene), *words]) == 0
+    before = (tmp_path / "out/gaze.npz").read_bytes()
+    assert main(["gaze", str(other), *words]) == 2
+    assert "holds the results of scene.mp4" in capsys.readouterr().err
+    assert (tmp_path / "out/gaze.npz").read_bytes() == before
+    assert main(["gaze", str(scene), *words]) == 0  # the same video again
+    several = [tmp_path / "many" / name for name in ("scene", "scene-2")]
+    for _ in range(2):
+        assert output_folders([probe(scene), probe(other)], tmp_path / "many") == several
+        assert main(["gaze", str(scene), str(other), *words, "--out", str(tmp_path / "many")]) == 0
+    assert output_folders([probe(other), probe(scene)], tmp_path / "many") == several[::-1]
+
+
+def test_a_folder_is_gazed_at_without_what_was_written_there(
+    scene: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(scene, tmp_path / "a.mp4")
+    (tmp_path / "broken.mp4").write_bytes(scene.read_bytes()[:500])
+    words = ["gaze", str(tmp_path), "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "out")]
+    for _ in range(2):  # the overlay of the first call is no video of the second
+        assert main([*words, "--json"]) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out.splitlines()[-1])["video"]["name"] == "a.mp4" and "broken.mp4" in printed.err
+    seconds = json.loads((tmp_path / "out/gaze.json").read_text())["seconds"]
+    parts = sum(value for name, value in seconds.items() if name != "total")
+    assert seconds["report"] > 0 and parts <= seconds["total"] * 1.001
+    assert main([*words, "--no-overlay"]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gaze.json", "gaze.npz"]
+
+
+@pytest.mark.parametrize("source, message", [("7", "7 is no file: cameras"), ("ftp://a/b.mp4", "ftp:// cannot be")])
+def test_cameras_and_unknown_addresses_are_refused_as_such(
+    source: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gaze", source, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_real_clips_of_several_sizes(shared: Path, model: AutoGaze, tmp_path: Path) -> None:
     clips = sorted((shared / "videos/val").glob("*.mp4"))[::9][:2]
     for clip in clips:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from autogaze.core.grid import PatchGrid
+from autogaze.media.video import write_video
 from autogaze.report.overlay import NOT_LOOKED_AT, SCALE_COLOURS, Overlay, scale_colour
+from tests.browser import needs_browser, open_page, wait_until
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -86,3 +90,16 @@ def test_colours_are_told_apart_without_red_or_green() -> None:
 def test_a_mask_of_another_grid_is_refused() -> None:
     with pytest.raises(ValueError, match=r"mask must be \(265,\)"):
         Overlay(PatchGrid(), (20, 20)).looked_at(noise(20, 20), np.ones(21, bool))
+
+
+@needs_browser
+def test_the_overlay_plays_in_a_browser(tmp_path: Path) -> None:
+    write_video(tmp_path / "overlay.mp4", np.full((10, 48, 64, 3), (200, 30, 30), np.uint8), 10)
+    data = (tmp_path / "overlay.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat") and b"avc1" in data  # plays before all of it is there
+    (tmp_path / "page.html").write_text('<video id="clip" src="overlay.mp4" muted></video>')
+    with open_page((tmp_path / "page.html").as_uri()) as page:
+        page.evaluate("document.getElementById('clip').play()")
+        wait_until(page, "document.getElementById('clip').ended", 60)
+        shown = page.evaluate("[clip.videoWidth, clip.videoHeight, clip.duration]")
+        assert shown[:2] == [64, 48] and abs(shown[2] - 1.0) < 0.05

@@ -1,0 +1,104 @@
+"""A file that is whole is read whole; one that is not is refused by name, in every kind of container."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autogaze.media.video import VideoError, count_frames, probe, read_chunks, read_frames, read_video
+from tests.media.make_video import KINDS, encode, scene
+
+FRAMES = 50
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder, frames = tmp_path_factory.mktemp("whole"), scene(FRAMES)
+    return {suffix: encode(folder / f"clip{suffix}", frames).read_bytes() for suffix in KINDS}
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_a_whole_file_gives_every_frame_counted_and_by_number(
+    suffix: str, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / f"clip{suffix}").write_bytes(whole[suffix])
+    read = read_video(tmp_path / f"clip{suffix}", threads=1)
+    assert len(read) == FRAMES == count_frames(tmp_path / f"clip{suffix}")
+    assert read.times_s[0] == 0 and np.median(np.diff(read.times_s)) == pytest.approx(0.04, abs=2e-3)
+    numbers = [0, 7, 24, 24, FRAMES - 1]
+    some = read_frames(tmp_path / f"clip{suffix}", numbers)
+    assert np.array_equal(some.frames, read.frames[numbers]) and np.allclose(some.times_s, read.times_s[numbers])
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+@pytest.mark.parametrize("threads", [1, None])
+def test_zeros_in_the_middle_are_refused(
+    suffix: str, threads: int | None, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    data, path = whole[suffix], tmp_path / f"hole{suffix}"
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) // 8) + data[len(data) // 2 + len(data) // 8 :])
+    with pytest.raises(VideoError, match=f"hole{suffix} is (damaged|truncated)"):
+        read_video(path, threads=threads)
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_a_file_cut_at_its_end_is_refused(suffix: str, whole: dict[str, bytes], tmp_path: Path) -> None:
+    path = tmp_path / f"cut{suffix}"
+    path.write_bytes(whole[suffix][: len(whole[suffix]) * 6 // 10 + 1])
+    with pytest.raises(VideoError, match=f"cut{suffix} is (damaged|truncated|not a video)"):
+        read_video(path)
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_a_file_without_its_beginning_is_refused(suffix: str, whole: dict[str, bytes], tmp_path: Path) -> None:
+    path = tmp_path / f"late{suffix}"
+    path.write_bytes(whole[suffix][len(whole[suffix]) * 3 // 10 + 1 :])
+    with pytest.raises(VideoError, match=f"late{suffix}(: no frame| is (damaged|truncated|not a video))"):
+        read_video(path)
+
+
+def test_a_stream_that_was_joined_late_begins_at_its_first_picture(whole: dict[str, bytes], tmp_path: Path) -> None:
+    packets = len(whole[".ts"]) // 188
+    (tmp_path / "joined.ts").write_bytes(whole[".ts"][packets // 3 * 188 :])
+    assert 10 < len(read_video(tmp_path / "joined.ts")) < FRAMES
+
+
+@pytest.mark.parametrize("name", ["clip.avi", "clip.jpg", "CLIP.MP4", "clip", "clip.mp4."])
+def test_what_a_file_is_its_content_says(name: str, whole: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(whole[".mp4"])
+    assert len(read_video(tmp_path / name)) == FRAMES
+
+
+def test_a_sound_track_or_a_pause_does_not_make_frames(tmp_path: Path) -> None:
+    times = [*(k / 25 for k in range(20)), *(30 + k / 25 for k in range(20))]
+    encode(tmp_path / "pause.mkv", scene(40), times_s=times)
+    assert (probe(tmp_path / "pause.mkv").frames or 0) > 500 and count_frames(tmp_path / "pause.mkv") == 40
+    assert np.allclose(read_video(tmp_path / "pause.mkv").times_s, times, atol=2e-3)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts", ".avi"])
+@pytest.mark.parametrize("fps", [1 / 60, 0.2, 1, 240, 1000])
+def test_slow_and_fast_rates_keep_every_frame_and_its_time(suffix: str, fps: float, tmp_path: Path) -> None:
+    levels = np.arange(20, dtype=np.uint8)[:, None, None, None] * 10 + 5
+    frames = np.broadcast_to(levels, (20, 48, 64, 3)).copy()
+    if suffix == ".ts" and fps < 0.2:
+        pytest.skip("the muxer waits for seconds, not minutes")
+    encode(tmp_path / f"clip{suffix}", frames, fps=fps)
+    read = read_video(tmp_path / f"clip{suffix}")
+    assert [round((frame.mean() - 5) / 10) for frame in read.frames] == list(range(20))
+    assert read.times_s[0] == 0 and np.all(np.diff(read.times_s) > 0)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_far_frames_are_found_by_seeking(suffix: str, tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (300, 4, 4, 3), np.uint8).repeat(12, 1).repeat(12, 2)
+    encode(tmp_path / f"clip{suffix}", frames)
+    read = read_video(tmp_path / f"clip{suffix}")
+    numbers = [150, 151, 250, 299]
+    assert np.array_equal(read_frames(tmp_path / f"clip{suffix}", numbers).frames, read.frames[numbers])
+    later = next(read_chunks(tmp_path / f"clip{suffix}", 4, start_s=6.0))
+    assert np.array_equal(later.frames, read.frames[150:154]) and np.allclose(later.times_s, read.times_s[150:154])
+    with pytest.raises(VideoError, match="fewer than 301 frames"):
+        read_frames(tmp_path / f"clip{suffix}", [300])
