@@ -13,6 +13,7 @@ PACKAGES = {  # import name: extra
     "matplotlib": "train",
     "onnx": "export",
     "onnxruntime": "export",
+    "openvino": "openvino",
     "tensorrt_rtx": "trt",
     "timm": "vit",
     "transformers": "vit",

@@ -8,18 +8,20 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from autogaze.export.onnx import ExportOptions, OnnxReport, export_onnx
-from autogaze.export.parity import Parity, ParityError
-from autogaze.export.tensorrt import HARDWARE, BuildError, BuildOptions, EngineReport, export_tensorrt
-from autogaze.export.triton import write_repository
+from autogaze.export.onnx import ExportOptions
+from autogaze.export.parity import ParityError
+from autogaze.export.targets import TARGETS
+from autogaze.export.tensorrt import HARDWARE, BuildError, BuildOptions
+from autogaze.export.triton import check_servable, write_repository
 from autogaze.model import AutoGaze
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="shipped name, folder, run of `autogaze train`, or hub id")
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--onnx", type=Path, metavar="FILE", help="write an ONNX file")
-    target.add_argument("--trt", type=Path, metavar="FILE", help="build a TensorRT engine")
+    for one in TARGETS:
+        if one.option is not None:
+            target.add_argument(f"--{one.option}", type=Path, metavar="FILE", help=one.help)
     add = parser.add_argument
     add("--precision", default="fp32", choices=["fp32", "fp16", "bf16"], help="of weights and memory (default fp32)")
     add(
@@ -50,17 +52,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
-    build = parser.add_argument_group("with --trt", "all but the workspace are for the tensorrt package only")
+    build = parser.add_argument_group(
+        "with --trt", "timing cache, version compatibility and hardware are options of the tensorrt package only"
+    )
     build.add_argument("--workspace-mib", type=int, metavar="MIB", help="scratch memory in MiB (default: no limit)")
+    build.add_argument("--tuned-batch", type=int, metavar="N", help="choose kernels for this batch (default: largest)")
     build.add_argument("--timing-cache", type=Path, metavar="FILE", help="kernel timings, read and written")
     build.add_argument("--version-compatible", action="store_true", help="run with later TensorRT versions too")
     build.add_argument("--hardware", default="this", choices=list(HARDWARE), help="GPUs to run on (default: this one)")
 
 
 def run(args: argparse.Namespace) -> int:
-    build = BuildOptions(args.workspace_mib, args.timing_cache, args.version_compatible, args.hardware)
-    if args.onnx and build != BuildOptions():
-        raise ValueError("--workspace-mib, --timing-cache, --version-compatible and --hardware go with --trt")
+    target, path = next((t, getattr(args, t.option)) for t in TARGETS if t.option and getattr(args, t.option))
+    build = BuildOptions(
+        args.workspace_mib, args.timing_cache, args.version_compatible, args.hardware, args.tuned_batch
+    )
+    if target.option != "trt" and build != BuildOptions():
+        raise ValueError(
+            "--workspace-mib, --timing-cache, --tuned-batch, --version-compatible and --hardware go with --trt"
+        )
     options = ExportOptions(
         clip=args.clip,
         precision=args.precision,
@@ -70,39 +80,21 @@ def run(args: argparse.Namespace) -> int:
         scales=None if args.scales is None else tuple(args.scales),
         input_size=args.uint8,
     )
+    if args.triton is not None:
+        check_servable(options, path)
     model = AutoGaze.from_pretrained(args.checkpoint, "cpu")
+    assert target.write is not None
     try:
-        report = export_onnx(model, args.onnx, options) if args.onnx else _build(model, args.trt, options, build)
+        report = target.write(model, path, options, build, lambda phase: print(f"{phase} ...", file=sys.stderr))
     except (ParityError, BuildError) as error:
         print(f"autogaze: {error}", file=sys.stderr)
         return 2
-    print(_words(report), file=sys.stderr)
+    print(report.words(), file=sys.stderr)
     if args.triton is not None:
         print(f"{write_repository(Path(report.path), args.triton)}: Triton model repository", file=sys.stderr)
     if args.json:
-        print(json.dumps({**asdict(report), "metadata": report.metadata.to_properties()}))
+        print(json.dumps({**asdict(report), "metadata": report.metadata.to_properties()}))  # type: ignore[call-overload]
     return 0
-
-
-def _build(model: AutoGaze, path: Path, options: ExportOptions, build: BuildOptions) -> EngineReport:
-    return export_tensorrt(model, path, options, build, lambda phase: print(f"{phase} ...", file=sys.stderr))
-
-
-def _words(report: OnnxReport | EngineReport) -> str:
-    metadata = report.metadata
-    what = f"{metadata.kind} graph, {metadata.precision}, up to {metadata.budget} ids a frame"
-    if isinstance(report, OnnxReport):
-        return f"{report.path}: {what}, {report.nodes} nodes, opset {report.opset}; {_share(report.parity)}"
-    line = f"{report.path}: {what}, {report.runtime} {report.version}, {report.bytes / 2**20:.1f} MiB"
-    if report.engine_parity is None:
-        return f"{line}; its graph {_share(report.graph_parity)}; there is no GPU here to run the engine itself"
-    return f"{line}; {_share(report.engine_parity)}"
-
-
-def _share(parity: dict[int, Parity]) -> str:
-    worst = min(parity.values(), key=lambda one: one.share)
-    batches = " and ".join(map(str, parity))
-    return f"at batch {batches} {worst.share:.1%} of {worst.slots} slots equal PyTorch's"
 
 
 def _batch(text: str) -> tuple[int, int]:

@@ -10,8 +10,7 @@ from typing import Any
 
 from autogaze import checkpoint
 from autogaze.decoding.backends import chosen_backend
-from autogaze.export.engine_file import ENGINE_SUFFIXES, read_engine
-from autogaze.extras import explain
+from autogaze.export.targets import TARGETS
 from autogaze.model import AutoGaze
 from autogaze.report import break_even
 
@@ -48,14 +47,12 @@ def describe(what: str) -> dict[str, Any]:
         ImportError: if reading it needs an extra that is not installed.
     """
     path = Path(what)
-    if path.suffix == ".onnx":
-        return {"kind": "ONNX", "file": what, **_onnx(path)}
-    if path.suffix in ENGINE_SUFFIXES:
-        return {"kind": "TensorRT engine", "file": what, **_engine(path)}
+    target = next((target for target in TARGETS if path.suffix in target.suffixes), None)
+    if target is not None:
+        return {"kind": target.kind, "file": what, **target.describe(path)}
     if path.is_file():
-        raise ValueError(
-            f"{what} is a file of no known kind: expected a checkpoint folder, .onnx or {', '.join(ENGINE_SUFFIXES)}"
-        )
+        suffixes = sorted({suffix for target in TARGETS for suffix in target.suffixes})
+        raise ValueError(f"{what} is a file of no known kind: expected a checkpoint folder, {', '.join(suffixes)}")
     return {"kind": "checkpoint", "folder": str(checkpoint.find(what)), **_checkpoint(what)}
 
 
@@ -71,48 +68,4 @@ def _checkpoint(what: str) -> dict[str, Any]:
         "rope_theta": rope["theta"],
         "preprocessing": asdict(model.preprocessor),
         "decoding_on_cpu": f"{way} ({reason})",
-    }
-
-
-def _onnx(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no such ONNX file: {path}")
-    try:
-        import onnx
-    except ImportError as error:
-        raise explain(error, "reading ONNX files") from error
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except DecodeError as error:
-        raise ValueError(f"{path} is not an ONNX file: {error}") from error
-    graph = model.graph
-    return {
-        "opset": max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0),
-        "nodes": len(graph.node),
-        "bytes": path.stat().st_size,
-        "inputs": {value.name: _shape(value) for value in graph.input},
-        "outputs": {value.name: _shape(value) for value in graph.output},
-        **{f"metadata_{entry.key}": entry.value for entry in model.metadata_props},
-    }
-
-
-def _shape(value: Any) -> list[int | str]:
-    return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
-
-
-def _engine(path: Path) -> dict[str, Any]:
-    """What an engine file says about itself; needs no GPU and no TensorRT."""
-    file = read_engine(path)
-    facts = file.facts
-    return {
-        "bytes": path.stat().st_size,
-        "plan_bytes": len(file.plan),
-        "runtime": f"{facts.runtime} {facts.version}",
-        "hardware": facts.hardware,
-        "version_compatible": facts.version_compatible,
-        "inputs": {spec.name: ["batch", *spec.shape] for spec in facts.inputs},
-        "outputs": {spec.name: ["batch", *spec.shape] for spec in facts.outputs},
-        **{f"metadata_{key}": value for key, value in file.metadata.to_properties().items()},
     }

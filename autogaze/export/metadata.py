@@ -94,6 +94,10 @@ class Metadata:
             (self.scales[-1], self.scales[-1]), self.mean, self.std, self.rescale_factor, self.offset, self.resample
         )
 
+    def words(self) -> str:
+        """What the file is, in a few words."""
+        return f"{self.kind} graph, {self.precision}, up to {self.budget} ids a frame"
+
     def to_properties(self) -> dict[str, str]:
         """Text keys and values."""
         return {PREFIX + field.name: _write(field.name, getattr(self, field.name)) for field in fields(self)}

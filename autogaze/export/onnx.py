@@ -19,7 +19,7 @@ from autogaze.core.grid import PatchGrid
 from autogaze.export.forms import PRECISIONS, output_specs, write_graph
 from autogaze.export.metadata import Metadata, describe
 from autogaze.export.nodes import ELEMENT_TYPES
-from autogaze.export.parity import Parity, ParityError, compare, scenes
+from autogaze.export.parity import Parity, ParityError, compare, scenes, share_words
 from autogaze.export.runner import Engine
 from autogaze.files import atomic_path
 from autogaze.model import AutoGaze
@@ -85,6 +85,11 @@ class OnnxReport:
     opset: int
     metadata: Metadata
     parity: dict[int, Parity]  # batch size -> comparison with PyTorch
+
+    def words(self) -> str:
+        """One line for people."""
+        checked = share_words(self.parity)
+        return f"{self.path}: {self.metadata.words()}, {self.nodes} nodes, opset {self.opset}; {checked}"
 
 
 def export_onnx(model: AutoGaze, path: str | Path, options: ExportOptions | None = None) -> OnnxReport:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from autogaze.export.cuda_stream import WorkStream, cuda_device
 from autogaze.export.metadata import FormatError, Metadata
+from autogaze.export.targets import RunOptions
 from autogaze.export.tensors import TensorSpec
 from autogaze.extras import explain
 
@@ -46,10 +47,9 @@ _NUMBERS = {
 class OrtSession:
     """An `.onnx` file on its device; see `autogaze.export.runner.Session`."""
 
-    def __init__(
-        self, path: Path, device: torch.device | str | None, stream: Any, cuda_graph: bool, threads: int | None
-    ) -> None:
-        self.device, self.cuda_graph, self._graphs = _pick_device(device), cuda_graph, count(1)
+    def __init__(self, path: Path, asked: RunOptions) -> None:
+        stream, cuda_graph, threads = asked.stream, asked.cuda_graph, asked.threads
+        self.device, self.cuda_graph, self._graphs = _pick_device(asked.device), cuda_graph, count(1)
         if (cuda_graph or stream is not None) and self.device.type != "cuda":
             raise ValueError(f"a CUDA graph or stream needs a CUDA device, got {self.device}")
         self._work = WorkStream(stream, self.device) if self.device.type == "cuda" else None

@@ -41,6 +41,13 @@ class Parity:
         return self.equal / max(1, self.slots)
 
 
+def share_words(parity: dict[int, Parity]) -> str:
+    """The worst agreement over batch sizes, in words."""
+    worst = min(parity.values(), key=lambda one: one.share)
+    batches = " and ".join(map(str, parity))
+    return f"at batch {batches} {worst.share:.1%} of {worst.slots} slots equal PyTorch's"
+
+
 def scenes(metadata: Metadata, batch: int, frames: int) -> Tensor:
     """Rendered clips (B, T, H, W, 3) uint8 at the file's input size."""
     return torch.from_numpy(np.stack([render_scene(seed, frames, metadata.input_size) for seed in range(batch)]))

@@ -21,8 +21,8 @@ from torch import Tensor
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
 from autogaze.decoding.request import PerFrame, Request, make_request
-from autogaze.export.engine_file import ENGINE_SUFFIXES
-from autogaze.export.metadata import FormatError, Metadata
+from autogaze.export.metadata import Metadata
+from autogaze.export.targets import RunOptions, target_of
 from autogaze.export.tensors import CALL, FORMER, GAZE, TensorSpec, check_specs, state_of
 
 
@@ -74,6 +74,7 @@ class Engine:
         stream: Any = None,
         cuda_graph: bool = False,
         threads: int | None = None,
+        runtime: str | None = None,
     ) -> Engine:
         """Open an exported file.
 
@@ -84,7 +85,8 @@ class Engine:
                 come after it. By default a stream of its own, which torch's current stream waits for. ONNX Runtime's
                 calls return when their work is done, except those that a CUDA graph replays in a named stream.
             cuda_graph: capture each stream's call once and replay it (ONNX Runtime on CUDA).
-            threads: CPU threads of ONNX Runtime; its own choice by default.
+            threads: CPU threads; the runtime's own choice by default.
+            runtime: "onnxruntime" or "openvino" for .onnx files, "tensorrt" for engines; None: the first that fits.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -101,18 +103,7 @@ class Engine:
             device = None if device is None else torch.device(device)
         except RuntimeError as error:
             raise ValueError(f"device must be like cpu, cuda or cuda:1, got {device!r}") from error
-        if path.suffix == ".onnx":
-            from autogaze.export.ort_session import OrtSession
-
-            session: Session = OrtSession(path, device, stream, cuda_graph, threads)
-        elif path.suffix in ENGINE_SUFFIXES:
-            from autogaze.export.trt_session import TrtSession
-
-            session = TrtSession(path, device, stream)
-        else:
-            raise FormatError(
-                f"{path}: expected .onnx, {', '.join(ENGINE_SUFFIXES)}; AutoGaze.from_pretrained loads checkpoints"
-            )
+        session = target_of(path, runtime).open(path, RunOptions(device, stream, cuda_graph, threads))
         check_specs(session.metadata, session.inputs, session.outputs, str(path))
         return cls(session)
 

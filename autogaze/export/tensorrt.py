@@ -18,7 +18,7 @@ from autogaze.export.engine_file import ENGINE_SUFFIXES, RUNTIMES, EngineFacts, 
 from autogaze.export.forms import input_specs, output_specs
 from autogaze.export.metadata import Metadata
 from autogaze.export.onnx import ExportOptions, check_file, check_target, checked_graph
-from autogaze.export.parity import Parity, ParityError
+from autogaze.export.parity import Parity, ParityError, share_words
 from autogaze.export.tensors import TensorSpec
 from autogaze.extras import install
 from autogaze.files import atomic_path
@@ -42,12 +42,15 @@ class BuildOptions:
     timing_cache: Path | None = None  # read if it exists, written after the build
     version_compatible: bool = False  # later versions of the runtime can run the engine
     hardware: str = "this"  # GPUs to run on: "this", "same-capability" or "ampere+"
+    tuned_batch: int | None = None  # kernels are chosen for this batch size; None: the largest
 
     def __post_init__(self) -> None:
         if self.hardware not in HARDWARE:
             raise ValueError(f"hardware must be one of {', '.join(HARDWARE)}, got {self.hardware!r}")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise ValueError(f"workspace must be positive MiB, got {self.workspace_mib}")
+        if self.tuned_batch is not None and self.tuned_batch < 1:
+            raise ValueError(f"the tuned batch must be at least 1, got {self.tuned_batch}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,14 @@ class EngineReport:
     graph_parity: dict[int, Parity]  # of the graph in ONNX Runtime, by batch size
     engine_parity: dict[int, Parity] | None  # of the engine itself; None where there is no GPU to run it
     log: tuple[str, ...]  # the build's warnings, errors, and whatever it says of fallbacks and support
+
+    def words(self) -> str:
+        """One line for people."""
+        size = f"{self.bytes / 2**20:.1f} MiB"
+        line = f"{self.path}: {self.metadata.words()}, {self.runtime} {self.version}, {size}"
+        if self.engine_parity is None:
+            return f"{line}; its graph {share_words(self.graph_parity)}; there is no GPU here to run the engine itself"
+        return f"{line}; {share_words(self.engine_parity)}"
 
 
 def find_tensorrt() -> Any:
@@ -103,6 +114,8 @@ def export_tensorrt(
     """
     options, build, trt = options or ExportOptions(), build or BuildOptions(), find_tensorrt()
     path, builder = check_target(path, ENGINE_SUFFIXES), EngineBuilder(trt, build, progress)
+    if build.tuned_batch is not None and not options.batch[0] <= build.tuned_batch <= options.batch[1]:
+        raise ValueError(f"the tuned batch must be one of the file's, {options.batch[0]} to {options.batch[1]}")
     graph, metadata, graph_parity = checked_graph(model, options)
     plan, layers = builder.build(graph.SerializeToString(), metadata)
     facts = EngineFacts(
@@ -150,8 +163,7 @@ class EngineBuilder:
         if plan is None:
             raise BuildError(f"{self.trt.__name__} {self.trt.__version__} built nothing: {'; '.join(self.log[-3:])}")
         if self.options.timing_cache is not None:
-            with atomic_path(self.options.timing_cache) as temporary:
-                temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+            self._keep_timings(config, self.options.timing_cache)
         return bytes(plan), network.num_layers
 
     def specs(self, model: AutoGaze, metadata: Metadata) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -189,10 +201,12 @@ class EngineBuilder:
         if options.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         if options.hardware != "this":
-            config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[options.hardware])
+            level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[options.hardware], None)
+            if level is None:  # "same-capability" came with TensorRT 10.9
+                raise ValueError(f"hardware {options.hardware} needs a later TensorRT than {trt.__version__}")
+            config.hardware_compatibility_level = level
         if options.timing_cache is not None:
-            old = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
-            config.set_timing_cache(config.create_timing_cache(old), ignore_mismatch=False)
+            self._use_timings(config, options.timing_cache)
         if self.progress is not None:
             config.progress_monitor = _monitor(trt, self.progress)
         low, high = metadata.batch
@@ -201,9 +215,29 @@ class EngineBuilder:
             for i in range(network.num_inputs):
                 tensor = network.get_input(i)
                 shape = tuple(tensor.shape)[1:]
-                profile.set_shape(tensor.name, (low, *shape), (high, *shape), (high, *shape))
+                tuned = options.tuned_batch or high
+                profile.set_shape(tensor.name, (low, *shape), (tuned, *shape), (high, *shape))
             config.add_optimization_profile(profile)
         return config
+
+    def _use_timings(self, config: Any, path: Path) -> None:
+        """Begin with the timings of an earlier build; those of another GPU or version are left out, and said so."""
+        old = path.read_bytes() if path.is_file() else b""
+        cache = config.create_timing_cache(old)
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            self.log.append(f"{path}: timings of another GPU or TensorRT, or damaged; measured anew")
+            cache = config.create_timing_cache(b"")
+            if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+                raise BuildError(f"{self.trt.__name__} {self.trt.__version__} made no timing cache")
+
+    def _keep_timings(self, config: Any, path: Path) -> None:
+        cache = config.get_timing_cache()
+        timings = None if cache is None else cache.serialize()
+        if timings is None:
+            self.log.append(f"{path}: TensorRT gave no timings to keep")
+            return
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(bytes(timings))
 
 
 def _strongly_typed(trt: Any) -> int:

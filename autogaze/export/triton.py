@@ -11,12 +11,16 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from autogaze.export.engine_file import ENGINE_SUFFIXES, read_engine
 from autogaze.export.metadata import FORMAT, FormatError, Metadata
 from autogaze.export.tensors import CALL, GAZE, TensorSpec, state_of
+
+if TYPE_CHECKING:
+    from autogaze.export.onnx import ExportOptions
 
 NAME = "autogaze"
 IDLE_MICROSECONDS = 60_000_000  # a stream that sends nothing for a minute is forgotten
@@ -40,10 +44,16 @@ def write_repository(path: Path, folder: Path, name: str = NAME) -> Path:
 
     Returns:
         The model's folder.
+
+    Raises:
+        ValueError: if Triton could not load it, saying why.
     """
+    if path.suffix in ENGINE_SUFFIXES:
+        check_runtime(read_engine(path).facts.runtime)
     metadata, inputs, outputs = _describe(path)
     if metadata.format < FORMAT:
         raise FormatError(f"{path}: of format {metadata.format}; export it again to serve it")
+    check_served(metadata.batch, metadata.precision, path.suffix in ENGINE_SUFFIXES)
     target = folder / name
     folder.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
@@ -62,6 +72,46 @@ def write_repository(path: Path, folder: Path, name: str = NAME) -> Path:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return target
+
+
+def check_servable(options: ExportOptions, path: Path) -> None:
+    """Refuse what Triton could not load, before it is exported.
+
+    Args:
+        path: where the exported file will be.
+
+    Raises:
+        ValueError: saying why, and what to ask for instead.
+        ImportError: if an engine is asked for and no TensorRT is installed.
+    """
+    from autogaze.export.tensorrt import find_tensorrt  # it needs onnx, which clients of a server do without
+
+    engine = path.suffix in ENGINE_SUFFIXES
+    if engine:
+        check_runtime(find_tensorrt().__name__)
+    check_served(options.batch, options.precision, engine)
+
+
+def check_served(batch: tuple[int, int], precision: str, engine: bool) -> None:
+    """Refuse a batch or precision that Triton does not serve."""
+    low, high = batch
+    if low > 1 or low == high:
+        raise ValueError(
+            f"Triton puts 1 to M requests in a batch, and refuses a file of a fixed batch: export with --batch 1:M, "
+            f"M above 1, got {low}:{high}"
+        )
+    if precision == "bf16" and not engine:
+        raise ValueError(
+            "ONNX Runtime has no bfloat16 memory in Triton: serve --precision fp32 or fp16, or an engine (--trt)"
+        )
+
+
+def check_runtime(runtime: str) -> None:
+    """Refuse an engine of a runtime that Triton does not have."""
+    if runtime != "tensorrt":
+        raise ValueError(
+            f"Triton runs engines of the tensorrt package, not of {runtime}: install tensorrt, or serve an ONNX file"
+        )
 
 
 def config(

@@ -6,7 +6,9 @@ stream, or several streams side by side with their own sequence ids. Needs `pip 
 
 from __future__ import annotations
 
+import threading
 import uuid
+import warnings
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 
 from autogaze.core.gaze import Gaze
 from autogaze.export.metadata import PREFIX, Metadata
-from autogaze.export.triton import NAME
+from autogaze.export.triton import IDLE_MICROSECONDS, NAME
 
 _TRITON = {
     np.dtype(np.float32): "FP32",
@@ -24,8 +26,15 @@ _TRITON = {
 }
 
 
+FORGOTTEN = "must specify the START flag"  # of Triton, for a sequence that it does not know
+
+
+def _new_sequence() -> int:
+    return uuid.uuid4().int & ((1 << 63) - 1) or 1
+
+
 class TritonGaze:
-    """A served model."""
+    """A served model. May be shared by threads; a stream takes one frame at a time."""
 
     def __init__(self, url: str = "localhost:8001", model: str = NAME, client: Any = None) -> None:
         """Connect and read what the model says about itself.
@@ -43,7 +52,9 @@ class TritonGaze:
             import tritonclient.grpc as grpc
         except ImportError as error:
             raise ImportError("talking to Triton needs: pip install 'tritonclient[grpc]'") from error
-        self._grpc, self.model = grpc, model
+        from tritonclient.utils import InferenceServerException
+
+        self._grpc, self.model, self.error = grpc, model, InferenceServerException
         self.client = client or grpc.InferenceServerClient(url)
         config = self.client.get_model_config(model).config
         properties = {key: value.string_value for key, value in config.parameters.items() if key.startswith(PREFIX)}
@@ -74,7 +85,8 @@ class TritonStream:
     """One stream of frames; use it in a `with` block, so that the server forgets it."""
 
     def __init__(self, served: TritonGaze, budget: int, requirement: float) -> None:
-        self.served, self.sequence, self.frame = served, uuid.uuid4().int & ((1 << 63) - 1) or 1, 0
+        self.served, self.sequence, self.frame = served, _new_sequence(), 0
+        self._one_at_a_time = threading.Lock()
         self._asked = {
             "budget": np.full((1, 1), budget, np.int32),
             "requirement": np.full((1, 1), requirement, np.float32),
@@ -83,6 +95,8 @@ class TritonStream:
 
     def step(self, frame: np.ndarray, end: bool = False) -> Gaze:
         """Choose patches of the next frame.
+
+        A stream that paused for longer than the server remembers it begins anew with this frame, with one warning.
 
         Args:
             frame: (3, H, W) float32, preprocessed, or (H, W, 3) uint8 RGB, as the file takes it.
@@ -96,18 +110,40 @@ class TritonStream:
         shape, dtype = ((height, width, 3), np.uint8) if uint8 else ((3, height, width), np.float32)
         if frame.shape != shape or frame.dtype != dtype:
             raise ValueError(f"expected {np.dtype(dtype)} {shape}, got {frame.dtype} {frame.shape}")
-        self._last = None if end else frame
         inputs = {"frame": np.ascontiguousarray(frame[None]), **self._asked}
-        start = self.frame == 0
-        result = self.served.infer(inputs, sequence_id=self.sequence, sequence_start=start, sequence_end=end)
-        self.frame += 1
+        with self._one_at_a_time:
+            self._last = None if end else frame
+            try:
+                result = self._send(inputs, end)
+            except self.served.error as error:
+                if self.frame == 0 or FORGOTTEN not in str(error):
+                    raise
+                warnings.warn(
+                    f"the server has forgotten this stream after frame {self.frame} (it keeps a silent one for "
+                    f"{IDLE_MICROSECONDS // 1_000_000} s): it begins anew with this frame",
+                    stacklevel=2,
+                )
+                self.sequence, self.frame = _new_sequence(), 0
+                result = self._send(inputs, end)
+            self.frame += 1
         ids, chosen, loss = (torch.from_numpy(result[name].copy())[:, None] for name in ("ids", "chosen", "task_loss"))
         return Gaze(ids, chosen, metadata.grid, loss)
 
+    def _send(self, inputs: dict[str, np.ndarray], end: bool) -> dict[str, np.ndarray]:
+        start = self.frame == 0
+        return self.served.infer(inputs, sequence_id=self.sequence, sequence_start=start, sequence_end=end)
+
     def close(self) -> None:
         """Tell the server that the stream is over; Triton takes that only with a frame."""
-        if self._last is not None:
-            self.step(self._last, end=True)
+        with self._one_at_a_time:
+            last, self._last = self._last, None
+            if last is None:
+                return
+            try:
+                self._send({"frame": np.ascontiguousarray(last[None]), **self._asked}, end=True)
+            except self.served.error as error:
+                if FORGOTTEN not in str(error):
+                    raise
 
     def __enter__(self) -> TritonStream:
         return self

@@ -14,13 +14,15 @@ from torch import Tensor
 from autogaze.export.cuda_stream import WorkStream, cuda_device
 from autogaze.export.engine_file import RUNTIMES, EngineFile, read_engine, torch_type
 from autogaze.export.metadata import FormatError
+from autogaze.export.targets import RunOptions
 from autogaze.export.tensors import TensorSpec
 
 
 class TrtSession:
     """An `.engine` file on its GPU; see `autogaze.export.runner.Session`."""
 
-    def __init__(self, path: Path, device: torch.device | str | None, stream: Any) -> None:
+    def __init__(self, path: Path, asked: RunOptions) -> None:
+        device = torch.device("cuda") if asked.device is None else asked.device
         file = read_engine(path)  # first: a damaged file is refused wherever it is opened
         self.metadata = file.metadata
         trt, facts = _runtime_package(path, file), file.facts
@@ -31,13 +33,15 @@ class TrtSession:
             )
         if not torch.cuda.is_available():
             raise ValueError(f"{path}: a TensorRT engine needs a CUDA GPU; export ONNX to run on a CPU")
-        if torch.device(device or "cuda").type != "cuda":
+        if device.type != "cuda":
             raise ValueError(f"{path}: a TensorRT engine runs on cuda, got device {device}")
-        self.device = cuda_device(torch.device(device or "cuda"))
-        self._work = WorkStream(stream, self.device)
+        self.device = cuda_device(device)
+        self._work = WorkStream(asked.stream, self.device)
         with torch.cuda.device(self.device):
             self._logger = trt.Logger(trt.Logger.ERROR)
             self._runtime = trt.Runtime(self._logger)
+            if facts.version_compatible:  # such an engine brings host code along, and can't be opened without this
+                self._runtime.engine_host_code_allowed = True
             self._engine = self._runtime.deserialize_cuda_engine(file.plan)
             if self._engine is None:
                 here = "sm_{}{}".format(*torch.cuda.get_device_capability())

@@ -42,6 +42,9 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--clip", "--frames", "17"], "a clip has 1 to 16 frames, which is what the model remembers, got 17"),
         (["--scales", "100"], "scales must be some of the model's (32, 64, 112, 224) (pixels), got (100,)"),
         (["--workspace-mib", "64"], "--version-compatible and --hardware go with --trt"),
+        (["--triton", "models", "--batch", "4"], "--batch 1:M, M above 1, got 4:4"),
+        (["--triton", "models", "--batch", "2:8"], "--batch 1:M, M above 1, got 2:8"),
+        (["--triton", "models", "--precision", "bf16"], "serve --precision fp32 or fp16"),
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_one_line(
@@ -98,11 +101,11 @@ def test_a_file_is_written_and_described(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "new" / "gaze.onnx"
-    arguments = [str(tiny_checkpoint), "--onnx", str(path), "--batch", "2:", "--triton", str(tmp_path / "models")]
+    arguments = [str(tiny_checkpoint), "--onnx", str(path), "--batch", "1:2", "--triton", str(tmp_path / "models")]
     assert main(["export", *arguments, "--json"]) == 0
     said = capsys.readouterr()
     report = json.loads(said.out.splitlines()[-1])
-    assert report["path"] == str(path) and report["metadata"]["autogaze.batch"] == "2,2"
+    assert report["path"] == str(path) and report["metadata"]["autogaze.batch"] == "1,2"
     assert report["parity"]["2"]["slots"] > 0
     assert "frame graph, fp32, up to 26 ids a frame" in said.err
     assert (tmp_path / "models" / "autogaze" / "1" / "model.onnx").read_bytes() == path.read_bytes()

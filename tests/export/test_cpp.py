@@ -54,6 +54,51 @@ def test_the_unit_tests_pass(build: Path) -> None:
     assert "100% tests passed" in done.stdout
 
 
+def test_an_installed_library_is_found_and_links(build: Path, tmp_path: Path) -> None:
+    """As a project of somebody else finds it: by find_package, in a prefix of any name."""
+    prefix, project = tmp_path / "prefix", tmp_path / "project"
+    project.mkdir()
+    (project / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.18)\nproject(user CXX)\nfind_package(autogaze 1.0 REQUIRED)\n"
+        "add_executable(user user.cpp)\ntarget_compile_features(user PRIVATE cxx_std_17)\n"
+        "target_link_options(user PRIVATE -fsanitize=address,undefined)\n"  # as the library was built here
+        "target_link_libraries(user PRIVATE autogaze::autogaze_trt)\n"
+    )
+    (project / "user.cpp").write_text(
+        "#include <autogaze_trt.hpp>\n#include <cstdio>\nint main() {\n"
+        '  try { autogaze::Engine engine("gone.onnx"); }\n'
+        '  catch (const autogaze::Error& error) { std::printf("%s: %s\\n", autogaze_version(), error.what()); }\n}\n'
+    )
+    for command in (
+        ["cmake", "--install", str(build), "--prefix", str(prefix)],
+        ["cmake", "-S", str(project), "-B", str(project / "build"), f"-DCMAKE_PREFIX_PATH={prefix}"],
+        ["cmake", "--build", str(project / "build")],
+        [str(project / "build" / "user")],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("1.") and "gone.onnx" in done.stdout
+
+
+def test_headers_of_one_version_and_a_library_of_another_are_refused(tmp_path: Path) -> None:
+    """And a root that is given is the only place looked at."""
+    if shutil.which("cmake") is None:
+        pytest.skip("needs cmake (Debian: cmake)")
+    for folder in ("include", "lib"):
+        (tmp_path / "trt" / folder).mkdir(parents=True)
+    (tmp_path / "trt" / "include" / "NvInfer.h").touch()
+    (tmp_path / "trt" / "include" / "NvInferVersion.h").write_text("#define NV_TENSORRT_MAJOR 11 // major\n")
+    (tmp_path / "trt" / "lib" / "libnvinfer.so.10.3.0").touch()
+    (tmp_path / "trt" / "lib" / "libnvinfer.so").symlink_to("libnvinfer.so.10.3.0")
+    command = ["cmake", "-S", str(SOURCE), "-B", str(tmp_path / "build"), f"-DTensorRT_ROOT={tmp_path / 'trt'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = " ".join(done.stderr.split())
+    assert done.returncode != 0 and "is of version 11" in words and "libnvinfer.so.10.3.0 of 10" in words, done.stderr
+    (tmp_path / "trt" / "lib" / "libnvinfer.so").unlink()
+    done = subprocess.run([*command, "--fresh"], capture_output=True, text=True, check=False)
+    assert "TensorRT backend skipped: needs" in done.stdout
+
+
 @pytest.mark.parametrize("canvas", [False, True])
 def test_cpp_reads_the_engine_files_that_python_writes(canvas: bool, build: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="needs the export extra: onnx")

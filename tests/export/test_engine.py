@@ -166,6 +166,33 @@ def test_rtx_refuses_what_it_cannot_do(tmp_path: Path) -> None:
             EngineBuilder(trt, options)
 
 
+@pytest.mark.parametrize("stale", [False, True])
+def test_timings_of_another_gpu_are_left_out(stale: bool, tmp_path: Path) -> None:
+    """As the tensorrt package does it: a cache that does not fit can't be set."""
+    path = tmp_path / "timings"
+    path.write_bytes(b"old")
+    given: list[bytes] = []
+
+    class Config:
+        def create_timing_cache(self, data: bytes) -> bytes:
+            return data
+
+        def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+            given.append(cache)
+            return not (stale and cache)
+
+        def get_timing_cache(self) -> SimpleNamespace | None:
+            return None if stale else SimpleNamespace(serialize=lambda: b"new")
+
+    builder = EngineBuilder.__new__(EngineBuilder)  # the package itself needs a GPU
+    builder.log, builder.trt = [], SimpleNamespace(__name__="tensorrt", __version__="10.9")
+    builder._use_timings(Config(), path)
+    builder._keep_timings(Config(), path)
+    assert given == ([b"old", b""] if stale else [b"old"])
+    assert path.read_bytes() == (b"old" if stale else b"new")
+    assert len(builder.log) == (2 if stale else 0)
+
+
 def assert_nothing_fell_back(log: Sequence[str]) -> None:
     """Beside the reminder that ids are int64, a build has nothing to say."""
     assert not [line for line in log if "Int64 binding" not in line]

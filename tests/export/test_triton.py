@@ -16,6 +16,7 @@ pytest.importorskip("tritonclient.grpc", reason="needs tritonclient[grpc]")
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
+from tritonclient.utils import InferenceServerException
 
 from autogaze.export.engine_file import EngineFacts, write_engine
 from autogaze.export.forms import input_specs, output_specs
@@ -108,6 +109,11 @@ class FakeServer:
 
     def infer(self, name: str, inputs: list, outputs: list, sequence_id: int, sequence_start: bool, sequence_end: bool):  # type: ignore[no-untyped-def]
         session = self.engine.session
+        if not sequence_start and sequence_id not in self.memory:  # as Triton says it
+            raise InferenceServerException(
+                f"inference request for sequence {sequence_id} to model '{name}' must specify the START flag on the "
+                "first request of the sequence"
+            )
         if sequence_start:
             self.memory[sequence_id] = allocate(session, state_of(session.inputs), 1)
         dtypes = {spec.name: spec for spec in session.inputs}
@@ -127,6 +133,43 @@ class FakeServer:
                 return results[key].numpy()
 
         return Answer()
+
+
+def test_a_stream_that_paused_too_long_begins_anew_with_one_warning(
+    model: AutoGaze, exported: Path, tmp_path: Path
+) -> None:
+    server = FakeServer(exported, write_repository(exported, tmp_path))
+    video = torch.randn(4, 3, 64, 64)
+    with TritonGaze(client=server).stream() as client:
+        for frame in video[:2]:
+            client.step(frame.numpy())
+        server.memory.clear()  # the idle limit
+        again = model.stream(6.2 / 21)
+        with pytest.warns(UserWarning, match="forgotten this stream after frame 2 .* begins anew") as warned:
+            for frame in video[2:]:
+                expected, got = again.step(frame[None]), client.step(frame.numpy())
+                assert torch.equal(got.ids[got.chosen], expected.ids[expected.chosen])
+        assert len(warned) == 1
+        server.memory.clear()  # and a stream that is over and forgotten is no error
+
+
+def test_what_triton_cannot_load_is_refused(model: AutoGaze, tmp_path: Path) -> None:
+    """A real server refuses a fixed batch, and has neither bfloat16 in ONNX Runtime nor TensorRT for RTX."""
+    from autogaze.export.triton import check_servable
+
+    for batch in ((1, 1), (4, 4), (2, 8)):
+        with pytest.raises(ValueError, match="refuses a file of a fixed batch: export with --batch 1:M"):
+            check_servable(ExportOptions(batch=batch), tmp_path / "gaze.onnx")
+    with pytest.raises(ValueError, match="no bfloat16 memory in Triton"):
+        check_servable(ExportOptions(precision="bf16"), tmp_path / "gaze.onnx")
+    metadata = ExportOptions(gazing_ratio=0.3).metadata(model)
+    facts = EngineFacts(
+        "tensorrt_rtx", "1.2", "rtx", False, input_specs(model, metadata), output_specs(model, metadata)
+    )
+    write_engine(tmp_path / "gaze.engine", b"a plan", metadata, facts)
+    with pytest.raises(ValueError, match="engines of the tensorrt package, not of tensorrt_rtx"):
+        write_repository(tmp_path / "gaze.engine", tmp_path / "models")
+    assert not (tmp_path / "models").exists()
 
 
 def test_the_client_streams_frame_by_frame(model: AutoGaze, exported: Path, tmp_path: Path) -> None:

@@ -29,6 +29,12 @@ class Engine {
     check(autogaze_engine_load(path.c_str(), device, &raw));
     engine_.reset(raw);
   }
+  Engine(const std::string& path, autogaze_options options) {
+    options.size = sizeof options;
+    autogaze_engine* raw = nullptr;
+    check(autogaze_engine_open(path.c_str(), &options, &raw));
+    engine_.reset(raw);
+  }
   autogaze_info info() const {
     autogaze_info info{};
     check(autogaze_engine_info(engine_.get(), &info));
@@ -63,7 +69,13 @@ class Stream {
     check(autogaze_stream_gaze(stream_.get(), sample, &gaze));
     return gaze;
   }
+  autogaze_batch_gaze gaze_in_place() {
+    autogaze_batch_gaze gaze{};
+    check(autogaze_stream_gaze_in_place(stream_.get(), &gaze));
+    return gaze;
+  }
   void reset() { check(autogaze_stream_reset(stream_.get())); }
+  void reset(int sample) { check(autogaze_stream_reset_sample(stream_.get(), sample)); }
 
  private:
   struct Free {

@@ -1,6 +1,7 @@
 // The C API: checks arguments, and turns every failure into a status and words.
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <string>
 #include <utility>
@@ -46,16 +47,54 @@ void need(const void* pointer, const char* name) {
   if (pointer == nullptr) throw Failure(AUTOGAZE_BAD_ARGUMENT, std::string(name) + " must not be null");
 }
 
+// A stream while one call uses it.
+class Use {
+ public:
+  explicit Use(autogaze_stream* stream) {
+    need(stream, "stream");
+    lock_ = std::unique_lock<std::mutex>(stream->in_use, std::try_to_lock);
+    if (!lock_) throw Failure(AUTOGAZE_BAD_ARGUMENT, "another thread's call is in this stream; give every thread its own");
+  }
+
+ private:
+  std::unique_lock<std::mutex> lock_;
+};
+
 }  // namespace
+
+const char* autogaze_version(void) { return AUTOGAZE_VERSION; }
 
 const char* autogaze_last_error(void) { return last_error.c_str(); }
 
 autogaze_status autogaze_engine_load(const char* path, int32_t device, autogaze_engine** engine) {
+  autogaze_options options{};
+  options.size = sizeof options;
+  options.device = device;
+  return autogaze_engine_open(path, &options, engine);
+}
+
+autogaze_status autogaze_engine_open(const char* path, const autogaze_options* options, autogaze_engine** engine) {
   return guarded([&] {
     need(path, "path");
+    need(options, "options");
     need(engine, "engine");
     *engine = nullptr;
-    auto runtime = autogaze::detail::open_runtime(path, device);
+    if (options->size < sizeof(autogaze_options)) {
+      throw Failure(AUTOGAZE_BAD_ARGUMENT, "options.size must be sizeof(autogaze_options)");
+    }
+    if (options->device < 0 || options->threads < 0) {
+      throw Failure(AUTOGAZE_BAD_ARGUMENT, "options.device and options.threads must not be negative");
+    }
+    autogaze::detail::Options asked;
+    asked.device = options->device;
+    asked.threads = options->threads;
+    if (options->runtime_cache != nullptr) asked.runtime_cache = options->runtime_cache;
+    if (options->log != nullptr) {
+      asked.log = [log = options->log, user = options->log_user](int32_t severity, const char* message) {
+        log(user, severity, message);
+      };
+    }
+    auto runtime = autogaze::detail::open_runtime(path, asked);
     auto loaded = std::make_unique<autogaze_engine>();
     loaded->model = std::make_shared<Model>(std::move(runtime), path);
     *engine = loaded.release();
@@ -113,15 +152,30 @@ void autogaze_stream_free(autogaze_stream* stream) { delete stream; }
 
 autogaze_status autogaze_stream_reset(autogaze_stream* stream) {
   return guarded([&] {
-    need(stream, "stream");
+    const Use use(stream);
     stream->stream->reset();
+  });
+}
+
+autogaze_status autogaze_stream_reset_sample(autogaze_stream* stream, int32_t sample) {
+  return guarded([&] {
+    const Use use(stream);
+    stream->stream->reset(sample);
+  });
+}
+
+autogaze_status autogaze_stream_gaze_in_place(autogaze_stream* stream, autogaze_batch_gaze* gaze) {
+  return guarded([&] {
+    const Use use(stream);
+    need(gaze, "gaze");
+    *gaze = stream->stream->gaze_in_place();
   });
 }
 
 autogaze_status autogaze_stream_push(autogaze_stream* stream, const void* frames, int32_t place,
                                      const autogaze_request* requests) {
   return guarded([&] {
-    need(stream, "stream");
+    const Use use(stream);
     need(frames, "frames");
     if (place != AUTOGAZE_HOST && place != AUTOGAZE_DEVICE) {
       throw Failure(AUTOGAZE_BAD_ARGUMENT, "place must be AUTOGAZE_HOST or AUTOGAZE_DEVICE");
@@ -132,7 +186,7 @@ autogaze_status autogaze_stream_push(autogaze_stream* stream, const void* frames
 
 autogaze_status autogaze_stream_gaze(autogaze_stream* stream, int32_t sample, autogaze_gaze* gaze) {
   return guarded([&] {
-    need(stream, "stream");
+    const Use use(stream);
     need(gaze, "gaze");
     *gaze = stream->stream->gaze(sample);
   });

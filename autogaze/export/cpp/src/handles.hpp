@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 
 #include "stream.hpp"
 
@@ -12,4 +13,5 @@ struct autogaze_engine {
 struct autogaze_stream {
   std::shared_ptr<autogaze::detail::Model> model;  // before the stream, which is freed first
   std::unique_ptr<autogaze::detail::FrameStream> stream;
+  std::mutex in_use;
 };

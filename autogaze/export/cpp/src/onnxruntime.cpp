@@ -91,16 +91,17 @@ class OnnxSession : public Runtime::Session {
 
 class OnnxRuntime : public Runtime {
  public:
-  explicit OnnxRuntime(const std::string& path) {
+  OnnxRuntime(const std::string& path, const Options& options) : log_(options.log) {
     if (!std::ifstream(path)) throw Failure(AUTOGAZE_BAD_FILE, path + ": no such file");
     try {
-      open(path);
+      open(path, options);
     } catch (const Ort::Exception& error) {
       throw Failure(AUTOGAZE_BAD_FILE,
                     path + ": ONNX Runtime cannot read it (cut short, or not ONNX): " + error.what());
     }
   }
 
+  bool on_device() const override { return false; }
   void* allocate(std::size_t bytes) override {
     void* memory = std::malloc(bytes);
     if (memory == nullptr) throw std::bad_alloc();
@@ -117,8 +118,21 @@ class OnnxRuntime : public Runtime {
   std::unique_ptr<Session> session() override { return std::make_unique<OnnxSession>(session_, inputs, outputs); }
 
  private:
-  void open(const std::string& path) {
+  static void ORT_API_CALL listen(void* log, OrtLoggingLevel level, const char*, const char*, const char*,
+                                  const char* message) {
+    (*static_cast<LogCallback*>(log))(level >= ORT_LOGGING_LEVEL_ERROR     ? AUTOGAZE_LOG_ERROR
+                                      : level == ORT_LOGGING_LEVEL_WARNING ? AUTOGAZE_LOG_WARNING
+                                                                           : AUTOGAZE_LOG_INFO,
+                                      message);
+  }
+
+  void open(const std::string& path, const Options& asked) {
     Ort::SessionOptions options;
+    if (asked.threads > 0) options.SetIntraOpNumThreads(asked.threads);
+    if (log_) {
+      options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_INFO);
+      Ort::ThrowOnError(Ort::GetApi().SetUserLoggingFunction(options, &OnnxRuntime::listen, &log_));
+    }
 #ifdef _WIN32
     session_ = Ort::Session(environment(), std::wstring(path.begin(), path.end()).c_str(), options);
 #else
@@ -147,11 +161,14 @@ class OnnxRuntime : public Runtime {
     return spec;
   }
 
+  LogCallback log_;  // before the session, which talks to it
   Ort::Session session_{nullptr};
 };
 
 }  // namespace
 
-std::unique_ptr<Runtime> open_onnxruntime(const std::string& path, int) { return std::make_unique<OnnxRuntime>(path); }
+std::unique_ptr<Runtime> open_onnxruntime(const std::string& path, const Options& options) {
+  return std::make_unique<OnnxRuntime>(path, options);
+}
 
 }  // namespace autogaze::detail

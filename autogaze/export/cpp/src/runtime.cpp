@@ -12,23 +12,23 @@ bool ends_with(const std::string& text, const std::string& end) {
 }  // namespace
 
 #ifndef AUTOGAZE_WITH_TENSORRT
-std::unique_ptr<Runtime> open_tensorrt(const std::string& path, int) {
+std::unique_ptr<Runtime> open_tensorrt(const std::string& path, const Options&) {
   read_metadata(read_engine_file(path).properties, path);  // a broken file is named as such on any machine
   throw Failure(AUTOGAZE_NO_BACKEND, path + ": this library was built without TensorRT (cmake found no NvInfer.h)");
 }
 #endif
 
 #ifndef AUTOGAZE_WITH_ONNXRUNTIME
-std::unique_ptr<Runtime> open_onnxruntime(const std::string& path, int) {
+std::unique_ptr<Runtime> open_onnxruntime(const std::string& path, const Options&) {
   throw Failure(AUTOGAZE_NO_BACKEND,
                 path + ": this library was built without ONNX Runtime (cmake found no onnxruntime_cxx_api.h)");
 }
 #endif
 
-std::unique_ptr<Runtime> open_runtime(const std::string& path, int device) {
-  if (ends_with(path, ".onnx")) return open_onnxruntime(path, device);
+std::unique_ptr<Runtime> open_runtime(const std::string& path, const Options& options) {
+  if (ends_with(path, ".onnx")) return open_onnxruntime(path, options);
   for (const char* suffix : {".engine", ".plan", ".trt"}) {
-    if (ends_with(path, suffix)) return open_tensorrt(path, device);
+    if (ends_with(path, suffix)) return open_tensorrt(path, options);
   }
   throw Failure(AUTOGAZE_BAD_FILE, path + ": expected .onnx, .engine, .plan or .trt");
 }

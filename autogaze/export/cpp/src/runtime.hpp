@@ -1,14 +1,28 @@
 // What runs a file: TensorRT or ONNX Runtime, behind one small interface. Streams are written against it.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "autogaze_trt.h"
 #include "metadata.hpp"
 
 namespace autogaze::detail {
+
+// A line of a runtime's log: an autogaze_severity and words.
+using LogCallback = std::function<void(int32_t, const char*)>;
+
+// How to open a file.
+struct Options {
+  int device = 0;
+  int threads = 0;            // of a CPU; 0: the runtime's own choice
+  std::string runtime_cache;  // file of compiled kernels (TensorRT for RTX); empty: none
+  LogCallback log;            // empty: nobody listens
+};
 
 // An opened file. Calls may come from several threads, one session each.
 class Runtime {
@@ -19,6 +33,8 @@ class Runtime {
   std::vector<TensorSpec> inputs;
   std::vector<TensorSpec> outputs;
 
+  // Whether its memory is that of a GPU.
+  virtual bool on_device() const = 0;
   // Memory where the file runs.
   virtual void* allocate(std::size_t bytes) = 0;
   virtual void release(void* memory) noexcept = 0;
@@ -39,9 +55,9 @@ class Runtime {
 };
 
 // Open a file with the runtime that it needs. Throws Failure.
-std::unique_ptr<Runtime> open_runtime(const std::string& path, int device);
+std::unique_ptr<Runtime> open_runtime(const std::string& path, const Options& options);
 
-std::unique_ptr<Runtime> open_tensorrt(const std::string& path, int device);
-std::unique_ptr<Runtime> open_onnxruntime(const std::string& path, int device);
+std::unique_ptr<Runtime> open_tensorrt(const std::string& path, const Options& options);
+std::unique_ptr<Runtime> open_onnxruntime(const std::string& path, const Options& options);
 
 }  // namespace autogaze::detail

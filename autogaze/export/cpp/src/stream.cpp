@@ -47,6 +47,32 @@ void FrameStream::reset() {
   pushed_ = fetched_ = false;
 }
 
+void FrameStream::reset(int sample) {
+  check_sample(sample);
+  for (auto& [name, buffer] : memory_[turn_]) {  // the other half is written whole by the next call
+    const std::size_t bytes = buffer->bytes() / static_cast<std::size_t>(batch_);
+    model_.runtime->fill_zero(static_cast<char*>(buffer->get()) + sample * bytes, bytes, cuda_stream_);
+  }
+}
+
+void FrameStream::check_sample(int sample) const {
+  if (sample < 0 || sample >= batch_) {
+    throw Failure(AUTOGAZE_BAD_ARGUMENT, "sample must be 0 to " + std::to_string(batch_ - 1));
+  }
+}
+
+autogaze_batch_gaze FrameStream::gaze_in_place() const {
+  if (!pushed_) throw Failure(AUTOGAZE_BAD_ARGUMENT, "no frame was pushed yet");
+  const auto at = [&](const char* name) { return results_.at(name)->get(); };
+  return {model_.runtime->on_device() ? AUTOGAZE_DEVICE : AUTOGAZE_HOST,
+          batch_,
+          model_.metadata.budget,
+          static_cast<const int64_t*>(at("ids")),
+          static_cast<const uint8_t*>(at("chosen")),
+          static_cast<const float*>(at("task_loss")),
+          static_cast<const int32_t*>(at("count"))};
+}
+
 void FrameStream::push(const void* frames, bool on_device, const autogaze_request* requests) {
   Runtime& runtime = *model_.runtime;
   std::vector<int32_t> budgets(batch_, model_.metadata.budget);
@@ -97,9 +123,7 @@ void FrameStream::fetch() {
 
 autogaze_gaze FrameStream::gaze(int sample) {
   if (!pushed_) throw Failure(AUTOGAZE_BAD_ARGUMENT, "no frame was pushed yet");
-  if (sample < 0 || sample >= batch_) {
-    throw Failure(AUTOGAZE_BAD_ARGUMENT, "sample must be 0 to " + std::to_string(batch_ - 1));
-  }
+  check_sample(sample);
   if (!fetched_) fetch();
   const Result& result = gazes_[sample];
   return {static_cast<int32_t>(result.ids.size()), result.ids.data(), result.boxes.data(), result.task_loss.data()};

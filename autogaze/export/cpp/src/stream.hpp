@@ -36,8 +36,10 @@ class FrameStream {
 
   int batch() const { return batch_; }
   void reset();
+  void reset(int sample);
   void push(const void* frames, bool on_device, const autogaze_request* requests);
   autogaze_gaze gaze(int sample);
+  autogaze_batch_gaze gaze_in_place() const;
 
  private:
   struct Result {
@@ -46,6 +48,7 @@ class FrameStream {
     std::vector<float> task_loss;
   };
 
+  void check_sample(int sample) const;
   void fetch();
   Buffer& input(const std::string& name) { return *inputs_.at(name); }
 

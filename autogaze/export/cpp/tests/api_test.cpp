@@ -70,7 +70,50 @@ TEST(a_stream_works_through_the_c_api_and_keeps_its_engine) {
   EQUAL(autogaze_stream_reset(stream), AUTOGAZE_OK);
   EQUAL(autogaze_stream_gaze(stream, 0, &gaze), AUTOGAZE_BAD_ARGUMENT);
   autogaze_stream_free(stream);
-  EQUAL(samples::FakeRuntime::living, 0);
+  EQUAL(samples::FakeRuntime::living.load(), 0);
+}
+
+TEST(options_are_checked) {
+  autogaze_engine* engine = nullptr;
+  autogaze_options options{};
+  EQUAL(autogaze_engine_open("x.onnx", nullptr, &engine), AUTOGAZE_BAD_ARGUMENT);
+  EQUAL(autogaze_engine_open("x.onnx", &options, &engine), AUTOGAZE_BAD_ARGUMENT);
+  TRUE(says("options.size"));
+  options.size = sizeof options;
+  options.threads = -1;
+  EQUAL(autogaze_engine_open("x.onnx", &options, &engine), AUTOGAZE_BAD_ARGUMENT);
+  TRUE(std::string(autogaze_version()).find('.') == 1);
+}
+
+TEST(several_threads_share_an_engine_and_not_a_stream) {
+  auto model = std::make_shared<autogaze::detail::Model>(std::make_unique<samples::FakeRuntime>(), "f");
+  autogaze_engine engine{model};
+  autogaze_stream* shared = nullptr;
+  EQUAL(autogaze_stream_create(&engine, 1, nullptr, &shared), AUTOGAZE_OK);
+  shared->in_use.lock();  // as a call of another thread does
+  std::vector<std::thread> threads;
+  std::vector<int> wrong(4, 0);
+  for (int index = 0; index < 4; ++index) {
+    threads.emplace_back([&, index] {
+      autogaze_stream* own = nullptr;
+      std::vector<uint8_t> frame(240 * 320 * 3);
+      frame[0] = static_cast<uint8_t>(10 * (index + 1));
+      wrong[index] += autogaze_stream_create(&engine, 1, nullptr, &own) != AUTOGAZE_OK;
+      for (int t = 0; t < 50; ++t) {
+        autogaze_gaze gaze{};
+        wrong[index] += autogaze_stream_push(own, frame.data(), AUTOGAZE_HOST, nullptr) != AUTOGAZE_OK;
+        wrong[index] += autogaze_stream_gaze(own, 0, &gaze) != AUTOGAZE_OK;
+        wrong[index] += gaze.count != index + 1 || gaze.ids[0] != t;
+        wrong[index] += autogaze_stream_push(shared, frame.data(), AUTOGAZE_HOST, nullptr) != AUTOGAZE_BAD_ARGUMENT;
+        wrong[index] += !says("another thread's call is in this stream");
+      }
+      autogaze_stream_free(own);
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  for (const int count : wrong) EQUAL(count, 0);
+  shared->in_use.unlock();
+  autogaze_stream_free(shared);
 }
 
 TEST(a_folder_is_no_file) {

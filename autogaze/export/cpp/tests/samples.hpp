@@ -1,6 +1,7 @@
 // Files and a runtime to test with.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <fstream>
@@ -62,6 +63,7 @@ class FakeRuntime : public Runtime {
     }
   }
 
+  bool on_device() const override { return false; }
   void* allocate(std::size_t bytes) override {
     ++living;
     return ::operator new(bytes);
@@ -106,8 +108,8 @@ class FakeRuntime : public Runtime {
   };
   std::unique_ptr<Session> session() override { return std::make_unique<FakeSession>(more_); }
 
-  int synchronized = 0;
-  static inline int living = 0;
+  std::atomic<int> synchronized{0};
+  static inline std::atomic<int> living{0};
 
  private:
   std::vector<TensorSpec> more_;

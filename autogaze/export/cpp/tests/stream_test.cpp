@@ -50,7 +50,7 @@ TEST(a_stream_carries_its_memory_from_frame_to_frame) {
     EQUAL(stream.gaze(1).count, 25);
     EQUAL(stream.gaze(0).ids[0], frame);  // the fake model's first id is the frames seen
   }
-  EQUAL(static_cast<samples::FakeRuntime&>(*model.runtime).synchronized, 3);  // once a frame, not once a sample
+  EQUAL(static_cast<samples::FakeRuntime&>(*model.runtime).synchronized.load(), 3);  // once a frame, not once a sample
   stream.reset();
   stream.push(frames({30, 30}).data(), false, nullptr);
   EQUAL(stream.gaze(1).ids[0], 0);
@@ -105,7 +105,7 @@ TEST(batches_outside_the_file_are_refused_and_all_memory_is_given_back) {
     FrameStream stream(model, 4, nullptr);
     TRUE(samples::FakeRuntime::living > 0);
   }
-  EQUAL(samples::FakeRuntime::living, 0);
+  EQUAL(samples::FakeRuntime::living.load(), 0);
 }
 
 TEST(tensors_that_are_not_what_the_metadata_says_are_refused) {
@@ -133,6 +133,32 @@ TEST(files_of_formats_before_3_are_streamed_with_in_step_false) {
   FrameStream stream(model, 2, nullptr);
   stream.push(frames({30, 255}).data(), false, nullptr);
   EQUAL(stream.gaze(0).count, 3);
+}
+
+TEST(one_sample_begins_anew_and_the_others_go_on) {
+  Model model(std::make_unique<samples::FakeRuntime>(std::vector<TensorSpec>{samples::kCanvas}), "fake");
+  FrameStream stream(model, 3, nullptr);
+  for (int frame = 0; frame < 5; ++frame) {
+    if (frame == 3) stream.reset(1);
+    stream.push(frames({30, 30, 30}).data(), false, nullptr);
+    EQUAL(stream.gaze(0).ids[0], frame * 11);
+    EQUAL(stream.gaze(1).ids[0], (frame < 3 ? frame : frame - 3) * 11);
+    EQUAL(stream.gaze(2).ids[0], frame * 11);
+  }
+  THROWS(stream.reset(3), AUTOGAZE_BAD_ARGUMENT, "sample must be 0 to 2");
+}
+
+TEST(a_gaze_can_be_read_where_it_lies) {
+  Model model(std::make_unique<samples::FakeRuntime>(), "fake");
+  FrameStream stream(model, 2, nullptr);
+  THROWS(stream.gaze_in_place(), AUTOGAZE_BAD_ARGUMENT, "no frame was pushed");
+  stream.push(frames({30, 255}).data(), false, nullptr);
+  const autogaze_batch_gaze all = stream.gaze_in_place();
+  EQUAL(static_cast<samples::FakeRuntime&>(*model.runtime).synchronized.load(), 0);
+  EQUAL(all.place, AUTOGAZE_HOST);
+  EQUAL(all.batch * all.budget, 52);
+  EQUAL(all.chosen[2] + all.chosen[3], 1);
+  EQUAL(all.ids[26 + 24], stream.gaze(1).ids[24]);
 }
 
 TEST(a_clip_file_is_no_stream) {

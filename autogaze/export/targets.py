@@ -1,0 +1,128 @@
+"""The kinds of exported files and what runs them: one entry each in `TARGETS`, and a module beside this one.
+
+Where several have a suffix, the first one opens such a file unless another is named (`Engine.load(runtime=...)`).
+The command line, `Engine.load` and `autogaze info` follow from the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from autogaze.export.describe import describe_engine, describe_onnx
+from autogaze.export.engine_file import ENGINE_SUFFIXES
+from autogaze.export.metadata import FormatError, Metadata
+
+if TYPE_CHECKING:
+    from autogaze.export.onnx import ExportOptions
+    from autogaze.export.runner import Session
+    from autogaze.export.tensorrt import BuildOptions
+    from autogaze.model import AutoGaze
+
+Progress = Callable[[str], None]
+
+
+class Report(Protocol):
+    """What was written, and how it was checked; a frozen dataclass."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def metadata(self) -> Metadata: ...
+
+    def words(self) -> str:
+        """One line for people."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run a file; see `Engine.load`. What a runtime does not have it refuses by name."""
+
+    device: torch.device | None = None
+    stream: Any = None
+    cuda_graph: bool = False
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of file with one runtime."""
+
+    name: str  # of the runtime
+    kind: str  # of the file, for people
+    suffixes: tuple[str, ...]
+    open: Callable[[Path, RunOptions], Session]
+    describe: Callable[[Path], dict[str, Any]]  # facts for `autogaze info`
+    option: str | None = None  # of `autogaze export`, without the dashes; None: it runs what another one writes
+    help: str = ""
+    write: Callable[[AutoGaze, Path, ExportOptions, BuildOptions, Progress], Report] | None = None
+
+
+def target_of(path: Path, runtime: str | None = None) -> Target:
+    """The entry for a file.
+
+    Raises:
+        ValueError: if there is no such runtime, or it does not run such files.
+        FormatError: if no runtime runs such files.
+    """
+    fitting = [target for target in TARGETS if path.suffix in target.suffixes]
+    if runtime is not None and runtime not in {target.name for target in fitting}:
+        names = ", ".join(target.name for target in fitting or TARGETS)
+        raise ValueError(f"{path}: runtime must be one of {names} for such a file, got {runtime!r}")
+    if not fitting:
+        suffixes = ", ".join(sorted({suffix for target in TARGETS for suffix in target.suffixes}))
+        raise FormatError(f"{path}: expected a file in {suffixes}; AutoGaze.from_pretrained loads checkpoints")
+    return next(target for target in fitting if runtime in (None, target.name))
+
+
+# The modules of runtimes are imported by those who need them: each needs a package that may be missing.
+
+
+def _write_onnx(model: AutoGaze, path: Path, options: ExportOptions, build: BuildOptions, progress: Progress) -> Report:
+    from autogaze.export.onnx import export_onnx
+
+    return export_onnx(model, path, options)
+
+
+def _open_onnx(path: Path, options: RunOptions) -> Session:
+    from autogaze.export.ort_session import OrtSession
+
+    return OrtSession(path, options)
+
+
+def _open_openvino(path: Path, options: RunOptions) -> Session:
+    from autogaze.export.openvino_session import OpenVinoSession
+
+    return OpenVinoSession(path, options)
+
+
+def _write_engine(
+    model: AutoGaze, path: Path, options: ExportOptions, build: BuildOptions, progress: Progress
+) -> Report:
+    from autogaze.export.tensorrt import export_tensorrt
+
+    return export_tensorrt(model, path, options, build, progress)
+
+
+def _open_engine(path: Path, options: RunOptions) -> Session:
+    from autogaze.export.trt_session import TrtSession
+
+    return TrtSession(path, options)
+
+
+TARGETS = [
+    Target(
+        "onnxruntime", "ONNX", (".onnx",), _open_onnx, describe_onnx, "onnx", "write an ONNX file", _write_onnx
+    ),
+    Target("openvino", "ONNX", (".onnx",), _open_openvino, describe_onnx),
+    Target(
+        "tensorrt", "TensorRT engine", ENGINE_SUFFIXES, _open_engine, describe_engine,
+        "trt", "build a TensorRT engine", _write_engine,
+    ),
+]  # fmt: skip
