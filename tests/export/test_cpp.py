@@ -115,8 +115,8 @@ def test_cpp_reads_the_engine_files_that_python_writes(canvas: bool, build: Path
         [str(build / "autogaze_tests")], env=os.environ | {"AUTOGAZE_ENGINE_FILE": str(path)}, cwd=tmp_path,
         capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    tensors = 8 + canvas
-    facts = f"265 patches, budget 26, batch 1 to 3, uint8 90 x 131, {tensors} inputs, {tensors} outputs"
+    tensors = f"{8 + canvas} inputs, {9 + canvas} outputs"
+    facts = f"265 patches, budget 26, batch 1 to 3, uint8 90 x 131, {tensors}"
     assert f"gaze.engine: plan 768, {facts}" in done.stdout
 
 
