@@ -335,7 +335,7 @@ clip.addEventListener("pause", () => { playing(false); });
 clip.addEventListener("ended", () => { playing(false); });
 clip.addEventListener("error", () => {
   $("trouble").hidden = false;
-  $("trouble").textContent = "This browser cannot decode the embedded VP8 video: patches and plots are shown without it.";
+  $("trouble").textContent = "This browser cannot decode the embedded H.264 video: patches and plots are shown without it.";
 });
 scrubber.addEventListener("input", () => { clip.pause(); show(Number(scrubber.value)); });
 $("play").addEventListener("click", play);
@@ -354,4 +354,4 @@ facts();
 savings();
 setTheme(window.matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
 drawAll();
-clip.src = URL.createObjectURL(new Blob([bytes($("clip-data").textContent)], { type: "video/webm" }));
+clip.src = URL.createObjectURL(new Blob([bytes($("clip-data").textContent)], { type: "video/mp4" }));
