@@ -1,6 +1,6 @@
 """Checkpoints: a folder with `config.json` and `model.safetensors` in the published format.
 
-`load` takes the name of shipped weights ("autogaze-base"), a folder, a run of `autogaze train`, or a model id of the
+`read` takes the name of shipped weights ("autogaze-base"), a folder, a run of `autogaze train`, or a model id of the
 Hugging Face hub. Published checkpoints load as they are. Weights in bfloat16 on disk are float32 in memory.
 """
 
@@ -11,55 +11,71 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
 from autogaze.extras import explain
 from autogaze.media.preprocess import Preprocessor
+from autogaze.network.config import AutoGazeConfig
 from autogaze.network.decoder import RopeConfig
-
-if TYPE_CHECKING:
-    from autogaze.model import AutoGaze, AutoGazeConfig
+from autogaze.network.network import GazeNetwork
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 SHIPPED = Path(__file__).parent / "weights"
 PREFIX = "gazing_model."
+DEFAULT_CHECKPOINT = "autogaze-base"
 
 
-def load(name: str | Path) -> AutoGaze:
-    """Load a model; see the module's docstring for what `name` may be.
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a folder holds."""
+
+    folder: Path
+    config: AutoGazeConfig
+    tensors: dict[str, Tensor]  # float32, by the names of the network's parameters
+    preprocessor: Preprocessor | None  # None: there is no such file
+
+    def tensors_for(self, network: GazeNetwork) -> dict[str, Tensor]:
+        """The tensors, if they are those of a network of this config.
+
+        Raises:
+            ValueError: if one is missing, is too many, or has another shape.
+        """
+        own, tensors = network.state_dict(), self.tensors
+        missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+        wrong = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
+        if missing or extra or wrong:
+            raise ValueError(
+                f"{self.folder / WEIGHTS} does not fit its {CONFIG}: missing {missing[:3]}, unknown {extra[:3]}, "
+                f"of another shape {wrong[:3]}"
+            )
+        return tensors
+
+
+def read(name: str | Path) -> Checkpoint:
+    """Read a checkpoint; see the module's docstring for what `name` may be.
 
     Raises:
         FileNotFoundError: if there is no such checkpoint, naming what was looked for.
         ValueError: if the files are not a checkpoint of this model, or are damaged.
     """
-    from autogaze.model import AutoGaze
-
     folder = find(name)
     config = config_from_published(_read_json(folder / CONFIG), folder / CONFIG)
-    model = AutoGaze(config)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged or not a safetensors file: {error}") from error
     tensors = {_own_name(key): tensor.float() for key, tensor in tensors.items()}
-    own = model.state_dict()
-    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    wrong = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
-    if missing or extra or wrong:
-        raise ValueError(
-            f"{folder / WEIGHTS} does not fit its {CONFIG}: missing {missing[:3]}, unknown {extra[:3]}, "
-            f"of another shape {wrong[:3]}"
-        )
-    model.load_state_dict(tensors)
-    if (folder / PREPROCESSOR).is_file():
-        model.preprocessor = Preprocessor.from_dict(dict(_read_json(folder / PREPROCESSOR)))
-    return model.eval()
+    settings = folder / PREPROCESSOR
+    preprocessor = Preprocessor.from_dict(dict(_read_json(settings))) if settings.is_file() else None
+    return Checkpoint(folder, config, tensors, preprocessor)
 
 
 def _own_name(key: str) -> str:
@@ -96,7 +112,7 @@ def _download(repository: str) -> Path:
         raise FileNotFoundError(f"no folder {repository!r}, and the hub did not give it: {error}") from error
 
 
-def save(model: AutoGaze, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+def save(model: GazeNetwork, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a checkpoint; the folder appears whole, and an older one is replaced, or nothing changes.
 
     Args:
@@ -135,8 +151,6 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 def config_from_published(data: Mapping[str, Any], path: Path | str = CONFIG) -> AutoGazeConfig:
     """Read a published `config.json`; keys that this model has no use for are left alone."""
-    from autogaze.model import AutoGazeConfig
-
     try:
         gaze = data["gaze_model_config"]
         vision, decoder = gaze["vision_model_config"], gaze["gaze_decoder_config"]

@@ -68,6 +68,7 @@ MOVED = {  # old: new, both below `autogaze`
     "report_page": "report.page",
     "scenes": "media.scenes",
     "video": "media.video",
+    "tiling": "decoding.frames",
     "vit.break_even": "report.break_even",
 }
 

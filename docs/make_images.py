@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from autogaze.cli.gaze import DEFAULT_CHECKPOINT
+from autogaze.checkpoint import DEFAULT_CHECKPOINT
 from autogaze.core.grid import PatchGrid
 from autogaze.media.scenes import render_scene
 from autogaze.model import AutoGaze

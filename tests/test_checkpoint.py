@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from autogaze import AutoGaze
 from autogaze import checkpoint as checkpoint_module
-from autogaze.checkpoint import config_from_published, config_to_published, find, load, save
+from autogaze.checkpoint import config_from_published, config_to_published, find
 from autogaze.media.preprocess import Preprocessor
 from autogaze.model import AutoGazeConfig
 from autogaze.network.decoder import RopeConfig
@@ -95,16 +95,16 @@ def test_preprocessing_is_kept_and_its_absence_is_no_error(folder: Path) -> None
 
 
 def test_bfloat16_on_disk_is_float32_in_memory(folder: Path) -> None:
-    save(small_model(), folder, torch.bfloat16)
+    small_model().save_pretrained(folder, torch.bfloat16)
     assert load_file(folder / "model.safetensors")["gazing_model.connector.pos_embed"].dtype == torch.bfloat16
-    assert {parameter.dtype for parameter in load(folder).parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in AutoGaze.from_pretrained(folder).parameters()} == {torch.float32}
 
 
 def test_saving_again_replaces_the_model_and_keeps_what_else_is_there(folder: Path) -> None:
     (folder / "README.md").write_text("a card")
     other = small_model(seed=1)
     other.save_pretrained(folder)
-    assert torch.equal(load(folder).connector.pos_embed, other.connector.pos_embed)
+    assert torch.equal(AutoGaze.from_pretrained(folder).connector.pos_embed, other.connector.pos_embed)
     assert (folder / "README.md").read_text() == "a card"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # nothing temporary is left
 
@@ -151,7 +151,7 @@ def test_a_damaged_weight_file_is_named(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
-        load(folder)
+        AutoGaze.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
@@ -159,7 +159,7 @@ def test_a_damaged_weight_file_is_named(folder: Path) -> None:
 def test_a_damaged_config_is_named(folder: Path, text: str, name: str) -> None:
     (folder / name).write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=f"{name} (is not JSON|must hold one JSON object)"):
-        load(folder)
+        AutoGaze.from_pretrained(folder)
 
 
 def test_weights_of_another_model_are_refused(folder: Path) -> None:
@@ -168,19 +168,19 @@ def test_weights_of_another_model_are_refused(folder: Path) -> None:
     bigger.save_pretrained(folder.parent / "bigger")
     save_file(tensors, folder.parent / "bigger" / "model.safetensors")
     with pytest.raises(ValueError, match=r"does not fit its config.json: missing \['gaze_decoder.model.layers.2"):
-        load(folder.parent / "bigger")
+        AutoGaze.from_pretrained(folder.parent / "bigger")
     save_file(tensors | {"gazing_model.extra": torch.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"unknown \['extra'\]"):
-        load(folder)
+        AutoGaze.from_pretrained(folder)
     save_file(tensors | {"gazing_model.connector.pos_embed": torch.zeros(1, 32)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"of another shape \['connector.pos_embed'\]"):
-        load(folder)
+        AutoGaze.from_pretrained(folder)
 
 
 def test_a_config_of_something_else_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="not the config of an AutoGaze model: it lacks 'gaze_model_config'"):
-        load(folder)
+        AutoGaze.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_config_with_a_part_of_another_kind_is_refused() -> None:
 
 def test_keys_that_are_not_ours_are_left_alone(folder: Path) -> None:
     edit(folder / "config.json", {"use_flash_attn": False, "transformers_version": "4.51.3"})
-    assert load(folder).config == SMALL
+    assert AutoGaze.from_pretrained(folder).config == SMALL
 
 
 def test_newer_published_configs_name_rope_differently() -> None:

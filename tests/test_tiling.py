@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from autogaze import AutoGaze, Gaze, PatchGrid
-from autogaze import tiling as tiling_module
-from autogaze.tiling import FrameGazer, Tiling, gaze_frames, make_tiling
+from autogaze.core.tiling import Tiling, make_tiling
+from autogaze.decoding import tiles as tiles_module
+from autogaze.decoding.frames import FrameGazer, gaze_frames
 from tests.gaze_models import random_video, small_model, typical_loss
 
 GRID = PatchGrid((16, 32, 64))  # 1 + 4 + 16 ids
@@ -148,7 +149,7 @@ def test_how_many_tiles_are_decoded_at_once_does_not_matter(monkeypatch: pytest.
     model, video = small_model(), random_video(2, 3, side=128)
     expected = model.generate(video, 0.4, target_patch_size=16)
     for at_once in (1, 3, 8):
-        monkeypatch.setattr(tiling_module, "TILES_AT_ONCE", {"cpu": at_once})
+        monkeypatch.setattr(tiles_module, "TILES_AT_ONCE", {"cpu": at_once})
         assert torch.equal(model.generate(video, 0.4, target_patch_size=16).ids, expected.ids)
 
 

@@ -23,7 +23,7 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
-from autogaze.checkpoint import CONFIG, WEIGHTS, find, save
+from autogaze.checkpoint import CONFIG, WEIGHTS, find
 from autogaze.device import pick_device
 from autogaze.evaluate.clips import ClipSet, load_clips
 from autogaze.evaluate.evaluation import load_reconstructor
@@ -63,7 +63,7 @@ def recalibrate(args: argparse.Namespace) -> tuple[tuple[float, float], ...]:
             done += run_trials(model, judge, sampling, [threshold])
     pairs = fit_calibration(trials)
     if dtype is not None:
-        save(model.with_calibration(pairs), folder, dtype)
+        model.with_calibration(pairs).save_pretrained(folder, dtype)
         return pairs
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     write_json(folder / CONFIG, {**config, "calibration": [list(pair) for pair in pairs]})

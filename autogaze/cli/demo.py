@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from autogaze.cli.gaze import DEFAULT_CHECKPOINT, GazeOptions, gaze_chunks
+from autogaze.checkpoint import DEFAULT_CHECKPOINT
+from autogaze.cli.gaze import GazeOptions, gaze_chunks
 from autogaze.core.gaze import Gaze
 from autogaze.decoding.stream import GazeStream
 from autogaze.device import pick_device

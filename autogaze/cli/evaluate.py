@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from autogaze.cli.gaze import DEFAULT_CHECKPOINT
+from autogaze.checkpoint import DEFAULT_CHECKPOINT
 from autogaze.device import pick_device
 from autogaze.evaluate.clips import load_clips
 from autogaze.evaluate.evaluation import ORACLE_RATIOS, RATIOS, Plan, evaluate, load_reconstructor

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autogaze.cli.gaze import DEFAULT_CHECKPOINT
+from autogaze.checkpoint import DEFAULT_CHECKPOINT
 from autogaze.cli.outputs import VIDEO_HELP, folder_name, open_all
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid

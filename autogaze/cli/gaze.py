@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from autogaze.checkpoint import find
+from autogaze.checkpoint import DEFAULT_CHECKPOINT, find
 from autogaze.cli.outputs import VIDEO_HELP, open_all, output_folders
 from autogaze.core.gaze import Gaze
 from autogaze.core.gaze_file import GazeFileWriter
+from autogaze.core.tiling import check_stride, make_tiling
+from autogaze.decoding.frames import FrameGazer
 from autogaze.device import pick_device
 from autogaze.files import atomic_path
 from autogaze.media.clip_files import ARRAYS, OVERLAY, REPORT, SUMMARY, content_hash
@@ -35,9 +37,7 @@ from autogaze.model import AutoGaze
 from autogaze.report.overlay import Overlay
 from autogaze.report.page import write_report
 from autogaze.report.small_copy import Rebuild, SmallCopy, choose_shown, most_shown
-from autogaze.tiling import FrameGazer, check_stride, make_tiling
 
-DEFAULT_CHECKPOINT = "autogaze-base"
 SHIPPED_RECONSTRUCTOR = "autogaze-reconstructor"
 
 

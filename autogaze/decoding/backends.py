@@ -13,15 +13,13 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from autogaze.decoding.choice import Slots
 from autogaze.decoding.request import Request
-
-if TYPE_CHECKING:
-    from autogaze.model import AutoGaze
+from autogaze.network.network import GazeNetwork
 
 BACKENDS = {  # name: module, imported when it is asked, since some need packages that not everyone has
     "reference": "autogaze.decoding.reference",
@@ -49,14 +47,14 @@ class Decoding(Protocol):
         ...
 
 
-def chosen_backend(model: AutoGaze) -> tuple[str, str]:
+def chosen_backend(model: GazeNetwork) -> tuple[str, str]:
     """The back end that decodes for a model, and why, or how; for `autogaze info`."""
     name, reason = pick_backend(model)
-    means: Callable[[AutoGaze], str] = importlib.import_module(BACKENDS[name]).means
+    means: Callable[[GazeNetwork], str] = importlib.import_module(BACKENDS[name]).means
     return name, reason or means(model)
 
 
-def pick_backend(model: AutoGaze) -> tuple[str, str]:
+def pick_backend(model: GazeNetwork) -> tuple[str, str]:
     """The back end that decodes for a model, and why it is the reference where nobody asked for that.
 
     `model.decoding` says which; where it is "auto" the environment variable AUTOGAZE_DECODING does, and where
@@ -69,7 +67,7 @@ def pick_backend(model: AutoGaze) -> tuple[str, str]:
     if asked not in ("auto", *BACKENDS):
         raise ValueError(f"decoding must be auto or one of {', '.join(BACKENDS)}, got {asked!r}")
     name = asked if asked != "auto" else "cpu" if model.device.type == "cpu" else "cuda"
-    why_not: Callable[[AutoGaze, bool], str] = importlib.import_module(BACKENDS[name]).why_not
+    why_not: Callable[[GazeNetwork, bool], str] = importlib.import_module(BACKENDS[name]).why_not
     reason = why_not(model, asked == name)
     if not reason:
         return name, ""
@@ -87,9 +85,9 @@ def current_name(name: str) -> str:
     return OLD_NAMES[name]
 
 
-def begin(model: AutoGaze, request: Request, frames: int, stream: bool = False) -> Decoding:
+def begin(model: GazeNetwork, request: Request, frames: int, stream: bool = False) -> Decoding:
     """A decoding that never spends more than `request`, of `frames` frames in all, or of a stream, which has any number
     of them and comes frame by frame with the same request."""
     name, _ = pick_backend(model)
-    start: Callable[[AutoGaze, Request, int, bool], Decoding] = importlib.import_module(BACKENDS[name]).begin
+    start: Callable[[GazeNetwork, Request, int, bool], Decoding] = importlib.import_module(BACKENDS[name]).begin
     return start(model, request, frames, stream)

@@ -6,14 +6,12 @@ Source: AutoGaze, arXiv:2603.12254 sec. 3.2 (multi-token prediction, self-decide
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from autogaze.network.residual import FrameResidual
+from autogaze.network.residual import FrameResidual
 
 Slots = tuple[Tensor, Tensor, Tensor]  # ids int64, chosen bool, predicted loss float32: slots last
 

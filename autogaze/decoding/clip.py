@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,9 +13,7 @@ from autogaze.core.gaze import Gaze
 from autogaze.decoding.backends import begin
 from autogaze.decoding.choice import Slots, join_slots
 from autogaze.decoding.request import Request
-
-if TYPE_CHECKING:
-    from autogaze.model import AutoGaze
+from autogaze.network.network import GazeNetwork
 
 FRAMES_AT_ONCE = 16  # frames of a clip encoded at once, and
 IMAGES_AT_ONCE = {"cuda": 1024, "cpu": 256}  # frames of all clips: they bound memory on long clips and many tiles
@@ -27,12 +24,12 @@ def frames_at_once(batch: int, device: torch.device) -> int:
     return max(1, min(FRAMES_AT_ONCE, IMAGES_AT_ONCE.get(device.type, 256) // batch))
 
 
-def decode_clip(model: AutoGaze, video: Tensor, request: Request) -> Gaze:
+def decode_clip(model: GazeNetwork, video: Tensor, request: Request) -> Gaze:
     """Choose patches in every frame of a batch of clips; see `AutoGaze.generate`."""
     return decode_chunks(model, video.split(frames_at_once(len(video), model.device), dim=1), request)
 
 
-def decode_chunks(model: AutoGaze, chunks: Iterable[Tensor], request: Request) -> Gaze:
+def decode_chunks(model: GazeNetwork, chunks: Iterable[Tensor], request: Request) -> Gaze:
     """`decode_clip` of a video (B, T, 3, H, W) that comes in stretches of frames, so that it need not exist at once."""
     if request.requirement is not None:
         request = replace(request, requirement=model.config.threshold(request.requirement))
@@ -44,7 +41,7 @@ def decode_chunks(model: AutoGaze, chunks: Iterable[Tensor], request: Request) -
     return join_frames(slots, model)
 
 
-def join_frames(slots: list[Slots], model: AutoGaze) -> Gaze:
+def join_frames(slots: list[Slots], model: GazeNetwork) -> Gaze:
     """One gaze of stretches of frames: ids, chosen and predicted losses, padded to the longest frame."""
     ids, chosen, loss = join_slots(slots, partial(torch.cat, dim=1))
     return Gaze(ids.where(chosen, 0), chosen, model.grid, loss)

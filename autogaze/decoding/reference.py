@@ -21,26 +21,26 @@ from autogaze.decoding.request import Request
 from autogaze.decoding.sequence import position_in_frame
 from autogaze.network.decoder import DecoderLayer, GazeDecoder, rotate, rotation
 from autogaze.network.encoder import EncoderCache, FrameTokens
+from autogaze.network.network import GazeNetwork
 from autogaze.network.residual import FrameResidual, ResidualMap
 
 if TYPE_CHECKING:
     from autogaze.decoding.cpu.residual import NativeResidualMap
-    from autogaze.model import AutoGaze
 
 REBASE_AT = 1 << 15  # positions stay below this, far past any clip of 16 frames, so that rotary angles stay exact
 
 
-def why_not(model: AutoGaze, asked: bool) -> str:
+def why_not(model: GazeNetwork, asked: bool) -> str:
     """The reason why this back end cannot decode for a model: there is none."""
     return ""
 
 
-def means(model: AutoGaze) -> str:
+def means(model: GazeNetwork) -> str:
     """How this back end decodes, for `autogaze info`."""
     return "PyTorch's own operations"
 
 
-def begin(model: AutoGaze, request: Request, frames: int, stream: bool) -> LoopDecoding:
+def begin(model: GazeNetwork, request: Request, frames: int, stream: bool) -> LoopDecoding:
     """See `backends.begin`."""
     return LoopDecoding(model, request, frames, partial(Memory, model.gaze_decoder), model.residual_map)
 
@@ -194,7 +194,7 @@ class LoopDecoding:
 
     def __init__(
         self,
-        model: AutoGaze,
+        model: GazeNetwork,
         request: Request,
         frames: int,
         memory: Callable[[int, int, int], Memory],

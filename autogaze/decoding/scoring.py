@@ -6,7 +6,7 @@ stood alone, and no N x N mask is ever made.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,21 +15,25 @@ from torch.nn import functional as F
 from autogaze.core.gaze import Gaze
 from autogaze.decoding.sequence import positions_of_ids, predicted_from
 from autogaze.network.decoder import GazeDecoder
-
-if TYPE_CHECKING:
-    from autogaze.model import AutoGaze, Scores
+from autogaze.network.network import GazeNetwork
 
 
-def score(model: AutoGaze, video: Tensor, gaze: Gaze, temperature: float | None, as_decoded: bool) -> Scores:
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a model says about given ids; zero at slots that were not chosen."""
+
+    log_action_probs: Tensor  # (B, T, K) float, log-probability of each id
+    task_loss_prediction: Tensor  # (B, T, K) float, predicted reconstruction loss after each id
+
+
+def score(model: GazeNetwork, video: Tensor, gaze: Gaze, temperature: float | None, as_decoded: bool) -> Scores:
     """See `AutoGaze.score`."""
-    from autogaze.model import Scores
-
     logits, after = score_all(model, video, gaze, as_decoded)
     log_probs = _log_probs(logits, gaze, temperature)
     return Scores(log_probs.where(gaze.chosen, 0), after.where(gaze.chosen, 0))
 
 
-def score_all(model: AutoGaze, video: Tensor, gaze: Gaze, as_decoded: bool) -> tuple[Tensor, Tensor]:
+def score_all(model: GazeNetwork, video: Tensor, gaze: Gaze, as_decoded: bool) -> tuple[Tensor, Tensor]:
     """What the model says of every id at each slot of a gaze, given the slots of the groups before.
 
     Args:
@@ -53,7 +57,7 @@ def score_all(model: AutoGaze, video: Tensor, gaze: Gaze, as_decoded: bool) -> t
     return logits, torch.where(slot % group == group - 1, own, predicted)
 
 
-def loss_states(model: AutoGaze, video: Tensor, gaze: Gaze) -> tuple[Tensor, Tensor]:
+def loss_states(model: GazeNetwork, video: Tensor, gaze: Gaze) -> tuple[Tensor, Tensor]:
     """What the predicted loss after each slot of a gaze is read from while `generate` runs.
 
     Args:
@@ -72,7 +76,7 @@ def loss_states(model: AutoGaze, video: Tensor, gaze: Gaze) -> tuple[Tensor, Ten
     return states, torch.where(end, 0, slot % group + 1)
 
 
-def _check(model: AutoGaze, video: Tensor, gaze: Gaze) -> None:
+def _check(model: GazeNetwork, video: Tensor, gaze: Gaze) -> None:
     if gaze.grid != model.grid:
         raise ValueError(f"the gaze is on another grid than the model: {gaze.grid} and {model.grid}")
     if gaze.ids.shape[:2] != video.shape[:2]:
@@ -86,7 +90,7 @@ def _check(model: AutoGaze, video: Tensor, gaze: Gaze) -> None:
         )
 
 
-def _hidden_states(model: AutoGaze, visual: Tensor, gaze: Gaze, as_decoded: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _hidden_states(model: GazeNetwork, visual: Tensor, gaze: Gaze, as_decoded: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states (B, N, width) of the packed sequence, and where in it the last visual token of each frame (B, T)
     and each gaze token (B, T, K) stand (a token that was not chosen: anywhere)."""
     tokens = model.gaze_decoder.model.embed_tokens(gaze.ids.where(gaze.chosen, 0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,9 +11,7 @@ from autogaze.core.gaze import Gaze
 from autogaze.decoding.backends import begin
 from autogaze.decoding.clip import join_frames
 from autogaze.decoding.request import make_request
-
-if TYPE_CHECKING:
-    from autogaze.model import AutoGaze
+from autogaze.network.network import GazeNetwork
 
 
 class GazeStream:
@@ -22,7 +19,7 @@ class GazeStream:
 
     def __init__(
         self,
-        model: AutoGaze,
+        model: GazeNetwork,
         gazing_ratio: float | Tensor | None,
         task_loss_requirement: float | Tensor | None,
         batch: int,

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from autogaze.tiling import tiles_along
+from autogaze.core.tiling import tiles_along
 
 PARTS_FILE = Path(__file__).with_name("break_even.json")
 GAZE_FRAMES = 16  # frames of the clips that the gaze was measured on

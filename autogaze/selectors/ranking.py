@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autogaze.core.checks import check_video
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
 from autogaze.decoding.request import PerFrame, make_request
-from autogaze.model import check_video
 from autogaze.selectors.lattice import Lattice
 
 NEVER = float("-inf")  # score of a patch that a method does not take even where budget is left

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from autogaze import AutoGaze
-from autogaze.checkpoint import save
 from autogaze.cli.calibrate import main
 from autogaze.training.data.manifest import UNKNOWN, clip_facts
 from tests.evaluate.evaluate_folder import make_folder
@@ -53,7 +52,7 @@ def test_only_the_pairs_of_the_config_change(folder: Path, capsys: pytest.Captur
 def test_the_loss_head_is_fitted_first_and_kept_in_the_type_it_had(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save(AutoGaze.from_pretrained(folder / "model"), folder / "model", torch.bfloat16)
+    AutoGaze.from_pretrained(folder / "model").save_pretrained(folder / "model", torch.bfloat16)
     before = load_file(folder / "model" / "model.safetensors")
     assert (
         main(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from autogaze import AutoGaze, Gaze, PatchGrid
-from autogaze.tiling import make_tiling
+from autogaze.core.tiling import make_tiling
 from benchmarks.published_loop import generate_published
 
 DATA = Path(__file__).parent / "data"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import platform
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,10 +21,8 @@ from autogaze.decoding.reference import LoopDecoding, Memory
 from autogaze.decoding.request import Request
 from autogaze.decoding.weights import fold
 from autogaze.network.decoder import DecoderLayer, GazeDecoder
+from autogaze.network.network import GazeNetwork
 from autogaze.network.residual import FrameResidual
-
-if TYPE_CHECKING:
-    from autogaze.model import AutoGaze
 
 BLOCK = 16  # of product.h
 LOG2_E = 1.4426950408889634
@@ -32,7 +30,7 @@ MOST_THREADS = 16
 ALONE, MOST_ALONE = 8, 512  # passes on one thread after threads stalled: doubled each time, less when they do not
 
 
-def why_not(model: AutoGaze, asked: bool) -> str:
+def why_not(model: GazeNetwork, asked: bool) -> str:
     """The reason why C++ cannot decode for this model, or should not unless asked to; empty if it can."""
     if not asked and not measured():
         return 'the C++ was measured with AVX2 and AVX-512 only; decoding = "cpu" tries it'
@@ -58,12 +56,12 @@ def measured() -> bool:
     return platform.machine() in ("x86_64", "AMD64") and "AVX" in torch.backends.cpu.get_cpu_capability()
 
 
-def means(model: AutoGaze) -> str:
+def means(model: GazeNetwork) -> str:
     """How this back end decodes, for `autogaze info`."""
     return "C++ compiled for this processor"
 
 
-def begin(model: AutoGaze, request: Request, frames: int, stream: bool) -> LoopDecoding:
+def begin(model: GazeNetwork, request: Request, frames: int, stream: bool) -> LoopDecoding:
     """See `backends.begin`."""
     rule = None if model.residual_map is None else residual_map(model.residual_map, model.grid)
     passes = Passes(model.gaze_decoder, rule.grid if isinstance(rule, NativeResidualMap) else None)

@@ -28,17 +28,17 @@ from autogaze.decoding.cuda.weights import lay_out
 from autogaze.decoding.request import Request
 from autogaze.network.decoder import rotate, rotation
 from autogaze.network.encoder import EncoderCache
+from autogaze.network.network import GazeNetwork
 
 if TYPE_CHECKING:
     from autogaze.decoding.cuda.workspace import Workspace
-    from autogaze.model import AutoGaze
 
 IMAGES = 512  # most frames of all clips that are recorded whole: what is recorded keeps its memory
 FORMS = 2  # most forms of clips that a workspace keeps recorded
 REBASE_AT = 1 << 17  # tokens after which cached positions are moved back, so that rotary angles stay exact
 
 
-def why_not(model: AutoGaze, asked: bool) -> str:
+def why_not(model: GazeNetwork, asked: bool) -> str:
     """The reason why the kernels cannot decode for this model; empty if they can."""
     if model.device.type != "cuda":
         return f"the model is on {model.device.type}, and the kernels need a CUDA device"
@@ -56,14 +56,14 @@ def why_not(model: AutoGaze, asked: bool) -> str:
     return ""
 
 
-def means(model: AutoGaze) -> str:
+def means(model: GazeNetwork) -> str:
     """How this back end decodes on the model's device, for `autogaze info`."""
     reason = cluster.why_not_here(model.device, cluster.shape_for(model.config))
     few = f"up to {cluster.MOST_CLIPS} clips in bfloat16 take one kernel for all steps of a frame"
     return f"CUDA graphs over Triton kernels; {f'no kernel for whole frames, since {reason}' if reason else few}"
 
 
-def compute_dtype(model: AutoGaze) -> torch.dtype:
+def compute_dtype(model: GazeNetwork) -> torch.dtype:
     """bfloat16 for a bfloat16 model or under autocast, else float32."""
     if model.connector.pos_embed.dtype == torch.bfloat16:
         return torch.bfloat16
@@ -83,7 +83,7 @@ class Pool:
         self.weights: dict[torch.dtype, dict[str, Tensor]] = {}
         self.versions: dict[torch.dtype, int] = {}
 
-    def take(self, model: AutoGaze, plan: Plan) -> Workspace:
+    def take(self, model: GazeNetwork, plan: Plan) -> Workspace:
         """A workspace of a plan, its buffers as somebody left them."""
         from autogaze.decoding.cuda import compiled  # which needs Triton
         from autogaze.decoding.cuda.workspace import Workspace
@@ -103,7 +103,7 @@ class Pool:
             self.idle.append(space)
             del self.idle[: -self.IDLE]
 
-    def weights_of(self, model: AutoGaze, dtype: torch.dtype) -> dict[str, Tensor]:
+    def weights_of(self, model: GazeNetwork, dtype: torch.dtype) -> dict[str, Tensor]:
         """The weights as they are now, where they were before: graphs hold their addresses."""
         modules = [part for part in (model.gaze_decoder, model.residual_map) if part is not None]
         version = sum(p._version for part in modules for p in part.parameters() if not p.is_inference())
@@ -117,10 +117,10 @@ class Pool:
         return self.weights[dtype]
 
 
-_pools: WeakKeyDictionary[AutoGaze, Pool] = WeakKeyDictionary()
+_pools: WeakKeyDictionary[GazeNetwork, Pool] = WeakKeyDictionary()
 
 
-def begin(model: AutoGaze, request: Request, frames: int, stream: bool) -> CudaDecoding:
+def begin(model: GazeNetwork, request: Request, frames: int, stream: bool) -> CudaDecoding:
     """See `backends.begin`."""
     # The workspaces of a model are kept beside it, so that copying or saving a model does not meet them.
     return CudaDecoding(model, _pools.setdefault(model, Pool()), request, frames, stream)
@@ -129,7 +129,7 @@ def begin(model: AutoGaze, request: Request, frames: int, stream: bool) -> CudaD
 class CudaDecoding:
     """Decodes a batch of clips in a workspace that it holds until it is forgotten."""
 
-    def __init__(self, model: AutoGaze, pool: Pool, request: Request, frames: int, stream: bool) -> None:
+    def __init__(self, model: GazeNetwork, pool: Pool, request: Request, frames: int, stream: bool) -> None:
         group, window = model.gaze_decoder.group, model.config.max_num_frames
         self.width = budget = int(request.budget.max())  # no frame will hold more ids
         ring = max(2, frames) if frames <= window else window + 1

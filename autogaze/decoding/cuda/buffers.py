@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,10 +16,8 @@ from autogaze.decoding.cuda.state import COLUMNS
 from autogaze.decoding.cuda.tuning import Tuning, ceil, frames_a_split, power, tune
 from autogaze.decoding.request import Request
 from autogaze.network.encoder import FrameTokens
+from autogaze.network.network import GazeNetwork
 from autogaze.network.residual import patch_at
-
-if TYPE_CHECKING:
-    from autogaze.model import AutoGaze
 
 CHUNK = 16  # frames whose visual tokens, budgets and results are on the device at once
 
@@ -48,7 +45,7 @@ class Buffers:
     """
 
     def __init__(
-        self, model: AutoGaze, weights: dict[str, Tensor], plan: Plan, device: torch.device | str | None = None
+        self, model: GazeNetwork, weights: dict[str, Tensor], plan: Plan, device: torch.device | str | None = None
     ) -> None:
         self.config, self.plan, self.weights, self.chunk = model.config, plan, weights, CHUNK
         self.device = model.device if device is None else torch.device(device)
@@ -166,7 +163,7 @@ class Buffers:
             self.barred.fill_(0) if request.allowed is None else self.barred.copy_(~request.allowed)
             self._allowed = request.allowed
 
-    def room(self, model: AutoGaze, frames: int) -> FrameTokens | None:
+    def room(self, model: GazeNetwork, frames: int) -> FrameTokens | None:
         """See `backends.Decoding.room`; under autocast the types differ."""
         if model.connector.pos_embed.dtype != self.plan.dtype or torch.is_autocast_enabled(self.device.type):
             return None

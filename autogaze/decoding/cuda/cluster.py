@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 from autogaze.decoding.cuda.state import COLUMNS
 from autogaze.decoding.weights import FoldedLayer, FoldedWeights
+from autogaze.network.config import AutoGazeConfig
 from autogaze.network.residual import LEAST_GAIN, STALE_CAP, STALE_FLOOR
 
 if TYPE_CHECKING:
     from autogaze.decoding.cuda.buffers import Buffers
-    from autogaze.model import AutoGazeConfig
 
 SOURCES = Path(__file__).parent / "steps"
 SPLIT, WARPS, HEAD_DIM, KEYS = 2, 12, 32, 32  # blocks a head, warps a block, width of a head, keys a block of attention

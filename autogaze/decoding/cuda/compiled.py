@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +25,13 @@ from autogaze.decoding.cuda import cluster
 from autogaze.decoding.cuda.buffers import Buffers, Plan
 from autogaze.decoding.cuda.tuning import frames_a_split, tune
 from autogaze.decoding.cuda.workspace import FEW_SLOTS, Workspace, can_launch_early
-
-if TYPE_CHECKING:
-    from autogaze.model import AutoGaze
+from autogaze.network.network import GazeNetwork
 
 MOST_CLIPS = 512  # from some hundred on block sizes stay the same
 Variant = tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]  # kernel, grid, arguments, constants
 
 
-def plans(model: AutoGaze, dtype: torch.dtype, samples: bool) -> Iterator[Plan]:
+def plans(model: GazeNetwork, dtype: torch.dtype, samples: bool) -> Iterator[Plan]:
     """One plan for every choice of block sizes that clips can lead to."""
     config, few, window = model.config, model.gaze_decoder.group, model.config.max_num_frames
     rows, most, seen = few + model.visual_tokens, model.grid.patches_per_frame + few, set()
@@ -48,7 +46,7 @@ def plans(model: AutoGaze, dtype: torch.dtype, samples: bool) -> Iterator[Plan]:
 
 
 def variants(
-    model: AutoGaze, weights: dict[str, Tensor], dtype: torch.dtype, samples: bool = False, early: bool | None = None
+    model: GazeNetwork, weights: dict[str, Tensor], dtype: torch.dtype, samples: bool = False, early: bool | None = None
 ) -> list[Variant]:
     """Every kernel with every set of constants that a model needs in a dtype, with arguments of the right types.
 
@@ -93,7 +91,7 @@ _lock = threading.Lock()
 _prepared: set[object] = set()
 
 
-def prepare(model: AutoGaze, weights: dict[str, Tensor], dtype: torch.dtype, samples: bool) -> None:
+def prepare(model: GazeNetwork, weights: dict[str, Tensor], dtype: torch.dtype, samples: bool) -> None:
     """Compile all that clips of any shape can need of a model on its device; does nothing the second time."""
     device, config = model.device, model.config
     key = (device, replace(config, calibration=()), dtype, samples)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from autogaze.decoding.choice import Slots
 from autogaze.network.encoder import EncoderCache
+from autogaze.network.network import GazeNetwork
 
 if TYPE_CHECKING:
     from autogaze.decoding.cuda.workspace import Workspace
-    from autogaze.model import AutoGaze
 
 
 class Recording:
@@ -33,7 +33,7 @@ class Recording:
 
     def __init__(
         self,
-        model: AutoGaze,
+        model: GazeNetwork,
         space: Workspace,
         video: Tensor,
         steps: list[int],

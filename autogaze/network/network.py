@@ -1,0 +1,106 @@
+"""The network: frame encoder, connector, gaze decoder and residual map, with their parameters under published names.
+
+3,258,240 parameters at base size. Nothing here chooses: decoding does, with the network as its argument.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from autogaze.media.preprocess import Preprocessor
+from autogaze.network.config import AutoGazeConfig
+from autogaze.network.decoder import GazeDecoder
+from autogaze.network.encoder import EncoderCache, FrameEncoder, FrameTokens
+from autogaze.network.residual import ResidualMap
+
+Network = TypeVar("Network", bound="GazeNetwork")
+
+
+class Connector(nn.Module):
+    """Learned position embedding of the visual tokens."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.randn(tokens, width) * 0.02)
+
+    def forward(self, visual: Tensor) -> Tensor:
+        return visual + self.pos_embed
+
+
+class GazeNetwork(nn.Module):
+    """What a model computes with. `decoding` names the back end that is to choose ids for it; `preprocessor` makes
+    frames into its input and is saved with the weights."""
+
+    def __init__(self, config: AutoGazeConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or AutoGazeConfig()
+        self.grid = config.grid
+        self.decoding = "auto"
+        self.preprocessor = Preprocessor(size=(config.scales[-1], config.scales[-1]))
+        self.vision_model = FrameEncoder(
+            config.scales[-1],
+            config.patch_size,
+            config.hidden_size,
+            config.hidden_size,
+            config.encoder_depth,
+            config.temporal_kernel,
+            config.spatial_kernel,
+        )
+        self.connector = Connector(self.vision_model.side**2, config.hidden_size)
+        self.gaze_decoder = GazeDecoder(
+            self.grid.patches_per_frame,
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            config.head_dim,
+            config.intermediate_size,
+            config.num_multi_token_pred,
+            config.rms_norm_eps,
+            config.rope,
+        )
+        self.residual_map = (
+            ResidualMap(self.grid, self.vision_model.side, config.patch_size) if config.residual_map else None
+        )
+        self.apply(_initialise)
+        if self.residual_map is not None:  # which predicts losses instead: a head that nobody asks learns nothing
+            self.gaze_decoder.task_loss_prediction_head.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.connector.pos_embed.device
+
+    @cached_property
+    def visual_tokens(self) -> int:
+        """Visual tokens a frame."""
+        return self.vision_model.side**2
+
+    def with_calibration(self: Network, calibration: tuple[tuple[float, float], ...]) -> Network:
+        """Store a calibration of the stop rule (see `autogaze.stop_rule.calibration`); returns self."""
+        self.config = replace(self.config, calibration=calibration)
+        return self
+
+    def embed(
+        self, video: Tensor, cache: EncoderCache | None = None, out: FrameTokens | None = None
+    ) -> tuple[FrameTokens, EncoderCache]:
+        """Visual tokens with their positions and, for a model with `residual_map`, grey frames; and the encoder's
+        cache. `out`: where the tokens are put, in the model's dtype, if no gradient is wanted."""
+        grey = None if out is None else out.grey
+        if out is None and self.residual_map is not None:
+            side = self.vision_model.image_size
+            grey = self.connector.pos_embed.new_empty(*video.shape[:2], 1, side, side)
+        visual, cache = self.vision_model(video, cache, grey)
+        if out is None:
+            return FrameTokens(self.connector(visual), grey), cache
+        torch.add(visual, self.connector.pos_embed, out=out.visual)
+        return out, cache
+
+
+def _initialise(module: nn.Module) -> None:
+    """LLaMA's initialisation for the decoder; convolutions keep torch's."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
