@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,6 @@ def parity(model: AutoGaze, engine: Engine, data: Path | None, count: int, batch
         assert free.task_loss is not None
         requirement = torch.full((len(video),), float("-inf"))
         requirement[1::2] = free.task_loss[free.chosen].float().quantile(0.2).cpu()
-        # Requests differ, so every clip is decoded as if it were alone.
         needed = requirement[:, None].expand(-1, FRAMES)
         expected = model.generate(video, engine.metadata.gazing_ratio, needed)
         got = engine.generate(video, engine.metadata.gazing_ratio, needed)
@@ -141,6 +141,10 @@ def times(model: AutoGaze, path: Path, device: torch.device, ratio: float, batch
         theirs = model.stream(ratio, batch=batch)
         own = frame.to(model.connector.pos_embed.dtype)
         row: dict = {"batch": batch, "pytorch": asdict(measure("pytorch", partial(theirs.step, own), device, 40, 20))}
+        if device.type == "cpu" and find_spec("openvino"):
+            engine = Engine.load(path, device, runtime="openvino")
+            call = partial(engine.stream(ratio, batch=batch).step, frame)
+            row["openvino"] = asdict(measure("openvino", call, device, 40, 20))
         for graph in [False, True] if device.type == "cuda" else [False]:
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
             engine = Engine.load(path, device, stream=stream, cuda_graph=graph)

@@ -319,6 +319,18 @@ def test_the_float32_twin_of_a_bf16_graph_has_the_same_nodes(small: AutoGaze) ->
     np.testing.assert_array_equal(half, np.frombuffer(theirs.raw_data, np.float32))
 
 
+def test_running_leaves_the_callers_denormals_as_they_are(frame_file: Path) -> None:
+    """They are flushed while a file runs, for speed, and that is of the thread."""
+    engine, video = Engine.load(frame_file, "cpu", threads=1), torch.randn(1, 2, 3, 64, 64)
+    for flushed in (False, True):
+        torch.set_flush_denormal(flushed)
+        try:
+            engine.generate(video, 0.3)
+            assert bool(torch.tensor([1e-39]).mul(1.0) == 0) == flushed
+        finally:
+            torch.set_flush_denormal(False)
+
+
 def test_inputs_may_be_numpy_torch_or_dlpack(small: AutoGaze, frame_file: Path) -> None:
     engine, video = Engine.load(frame_file, "cpu", threads=1), torch.randn(1, 2, 3, 64, 64)
 
