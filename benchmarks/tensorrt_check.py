@@ -1,13 +1,13 @@
-"""TensorRT on this machine: builds engines, runs them, compares ids and times with PyTorch, prints a table to send back.
+"""TensorRT on this machine: builds engines, runs them, compares ids and times with PyTorch, prints a table.
 
     python -m benchmarks.tensorrt_check                          the shipped model, three precisions, batches 1 and 8
     python -m benchmarks.tensorrt_check --out trt.json           and keep it as JSON
     python -m benchmarks.tensorrt_check --no-tensorrt --quick    the same with ONNX Runtime on a CPU: tries the script
 
 Needs an NVIDIA GPU and `pip install tensorrt` (data-centre and other GPUs) or `pip install 'autogaze[trt]'` (RTX GPUs).
-Every row stands for itself: where a build or a run fails, the row says why and the next one follows. Ids are compared on
-rendered scenes with float32 PyTorch on the CPU, slot by slot, also after two sequences have parted; `memory` is what the
-engine with its streams adds to the GPU's use.
+Please send the table back. Every row stands for itself: where a build or a run fails it says why and the next one
+follows. Ids are compared with float32 PyTorch on the CPU on rendered scenes, slot by slot, also after sequences have
+parted; `memory` is what the engine with its streams adds to the GPU's use.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         )
         share = f"{row['equal'] / max(1, row['slots']):.2%} of {row['slots']}"
         lines.append(
-            f"| {row['precision']} | {row['runtime']} | {row['build_s']:.1f} | {share} | {times} | {row['memory_mib']:.0f} |"
+            f"| {row['precision']} | {row['runtime']} | {row['build_s']:.1f} | {share} | {times} "
+            f"| {row['memory_mib']:.0f} |"
         )
     return "\n".join(lines)
 
