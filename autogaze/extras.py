@@ -15,6 +15,7 @@ PACKAGES = {  # import name: extra
     "onnxruntime": "export",
     "openvino": "openvino",
     "tensorrt_rtx": "trt",
+    "peft": "adapt",
     "timm": "vit",
     "transformers": "vit",
     "huggingface_hub": "hub",

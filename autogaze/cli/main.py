@@ -19,6 +19,7 @@ from autogaze.interrupt import InterruptError, interruptible
 
 VERBS = {  # verb: (module, one line of help)
     "train": ("autogaze.cli.train", "train reconstructor, labels, pretraining and RL on a folder of videos"),
+    "adapt": ("autogaze.cli.adapt", "teach a ViT to understand gazed patches, without labels"),
     "gaze": ("autogaze.cli.gaze", "look at videos: overlay, arrays, summary"),
     "export": ("autogaze.cli.export", "write a checked ONNX or TensorRT file"),
     "evaluate": ("autogaze.cli.evaluate", "reconstruction loss against ratio, beside other selectors"),

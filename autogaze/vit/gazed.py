@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +13,16 @@ from torch import Tensor, nn
 
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
+from autogaze.media.preprocess import Preprocessor
+from autogaze.vit.adapter import Adapter, AdapterConfig, adapter_attention, load_adapter
 from autogaze.vit.family import Tower, tower_of
 from autogaze.vit.features import PackedFeatures
+from autogaze.vit.load import load_vit, pixels_of
 from autogaze.vit.memory import Memory, Recall, newest, row_of_patch, shown_in_frame
 from autogaze.vit.packing import ATTENTION, Layout, PackedIds, packed_attention
 from autogaze.vit.patches import Taps, cut_patches
+from autogaze.vit.plan import FROZEN, Plan, adapted_plan
+from autogaze.vit.positions import constant
 from autogaze.vit.rotary import unrotated
 from autogaze.vit.wrapped import distributed_wrapper, run, watched
 
@@ -37,18 +43,24 @@ class GazedViT(nn.Module):
             or an earlier frame (`autogaze.vit.memory`). Class and register tokens stand in every frame, or once in a
             clip with "joint".
 
+        size: pixels a side of the frames that `preprocessor` makes; by default those that the ViT was trained on.
+
     Raises:
         ValueError: if the model is not one that patches can be left out of; says why.
     """
 
-    def __init__(self, model: nn.Module, attention: str = "frame") -> None:
+    def __init__(self, model: nn.Module, attention: str = "frame", size: int | None = None) -> None:
         super().__init__()
         if attention not in ATTENTION:
             raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, got {attention!r}")
-        self.attention = attention
+        self.attention, self.size = attention, size
         self.model = model
         self._tower = tower_of(model), model
         self._compiled: dict[str, Any] | None = None
+        self._pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean and std, where a file said them
+        self.adapter: Adapter | None = None
+        self.adapter_config: AdapterConfig | None = None
+        self.adapter_base: dict[str, Any] = {}  # of which ViT; see `autogaze.vit.adapter.fingerprint`
         self._cut = cut_patches
         self.training = self.tower.root.training  # of the ViT, whatever its wrapper says; its parts stay as they are
 
@@ -62,6 +74,58 @@ class GazedViT(nn.Module):
             if self._compiled is not None:
                 tower.run_block = torch.compile(tower.run_block, **self._compiled)
         return tower
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        adapter: str | Path | None = None,
+        attention: str | None = None,
+        size: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> GazedViT:
+        """Load a pretrained ViT, in evaluation mode, and perhaps an adapter that was trained for it.
+
+        Args:
+            name: a timm model (`timm/vit_small_patch14_dinov2`), a hub id or a folder of transformers.
+            adapter: a file of `autogaze adapt`.
+            attention: as in `GazedViT`; by default the adapter's, or "memory" for a frozen ViT (see `recommended`).
+            size: pixels a side of the frames.
+
+        Raises:
+            FileNotFoundError: if there is no such model or adapter.
+            ValueError: if the family is not known, or the adapter was made for another ViT.
+        """
+        loaded = load_vit(name, device, dtype)
+        loaded.model.requires_grad_(True)
+        if attention is None:
+            attention = FROZEN.attention if adapter is None else adapter_attention(adapter)
+        gazed = cls(loaded.model, attention, size)
+        gazed._pixels = loaded.mean, loaded.std
+        if adapter is not None:
+            load_adapter(gazed, adapter)
+        return gazed
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """Makes uint8 frames into what this ViT takes: its size, mean and standard deviation."""
+        mean, std = self._pixels or pixels_of(self.model)
+        rows, columns = self.frame_px
+        centre, spread = (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+        return Preprocessor((rows, columns), centre, spread, rescale_factor=1 / 255, offset=False)
+
+    @property
+    def frame_px(self) -> tuple[int, int]:
+        """(height, width) of the frames that `preprocessor` makes."""
+        if self.size is not None:
+            return self.size, self.size
+        rows, columns = self.tower.native_side
+        return rows * self.patch_size, columns * self.patch_size
+
+    def recommended(self) -> Plan:
+        """Which patches to give this ViT and how to spread them over a clip, with the reason (`autogaze.vit.plan`)."""
+        return FROZEN if self.adapter is None else adapted_plan(self.attention)
 
     @property
     def patch_size(self) -> int:
@@ -144,8 +208,11 @@ class GazedViT(nn.Module):
         attend: Callable[..., Tensor] = partial(_attend, layout)
         if task.picture is not None:
             slots = 0 if task.memory is None else len(task.picture.newest_slot)
-            layout = layout.with_keys(task.picture.shown, len(grid.scales), slots)
+            ages = None if self.adapter is None else task.picture.ages
+            layout = layout.with_keys(task.picture.shown, len(grid.scales), slots, ages)
             attend = partial(_attend, layout)
+            if self.adapter is not None and len(self.adapter.age):
+                attend = Aged(layout, self.adapter)
             if task.memory is not None:
                 newest_row = task.picture.newest_slot
                 if len(layout.patch_rows):
@@ -160,6 +227,10 @@ class GazedViT(nn.Module):
             tokens = tower.embed(patches)
             if (positions := tower.positions(grid)) is not None:
                 tokens = tokens + positions[packed.ids]
+            if self.adapter is not None:
+                starts = constant(tuple(map(float, grid.offsets)), packed.ids.device)
+                scale = (packed.ids[:, None] >= starts).sum(1) - 1
+                tokens = tokens + self.adapter.of_scale(scale, len(grid.scales)).to(tokens.dtype)
             rows = tower.drop(layout.join(tower.prefix(), tokens))
             return layout.images(rows) if images else rows
 
@@ -177,11 +248,13 @@ class GazedViT(nn.Module):
         table = row_of_patch(packed.ids, packed.clip, packed.frame, packed.offsets, frames, patches)
         newest_slot = table.unflatten(0, (clips, frames)).amax(1).flatten()
         shown = shown_in_frame(table, gaze.grid)
+        of_row = packed.frame
         if memory is None:
-            return _Picture(newest(shown, frames), newest_slot)
+            return _Picture(newest(shown, frames), newest_slot, frames, of_row)
         slots = clips * patches
         shown = (shown + slots).where(shown >= 0, shown)
-        return _Picture(newest(shown, frames, memory.shown), newest_slot)
+        of_row = torch.cat([memory.looked - memory.frames, of_row])
+        return _Picture(newest(shown, frames, memory.shown), newest_slot, frames, of_row)
 
     def compile(self, **options: Any) -> None:
         """Compile the cutting of patches and the block, in place; one block's code serves all blocks.
@@ -245,7 +318,7 @@ class GazedViT(nn.Module):
         SigLIP SO400M/14 at 378 px and the published grid: 54, 108, 189 and 378 px rounded to whole patches.
         """
         grid = grid or PatchGrid()
-        side = max(self.tower.native_side)
+        side = max(self.frame_px) // self.patch_size
         cells = [max(1, round(side * scale / grid.scales[-1])) for scale in grid.scales]
         return tuple(sorted({count * self.patch_size for count in cells}))
 
@@ -256,6 +329,15 @@ class _Picture:
 
     shown: Tensor  # (B * T, cells) int64: row of [slots of a stream's memory, patches]
     newest_slot: Tensor  # (B * P,) int64: packed row of the newest token of every patch of the grid, or -1
+    frames: int  # T
+    of_row: Tensor  # (slots + N,) int64: frame of each row, negative before this call
+
+    def ages(self, rows: Tensor) -> Tensor:
+        """(B * T, L) int64: how many frames before its frame each row was looked at."""
+        now = (torch.arange(len(rows), device=rows.device) % self.frames)[:, None]
+        if len(self.of_row) == 0:
+            return torch.zeros_like(rows)
+        return (now - self.of_row[rows]).clamp(min=0)
 
     def remember(self, memory: Memory, features: Tensor, kept: Tensor, keys: list[tuple[Tensor, Tensor]]) -> None:
         """Bring a stream's memory up to date with what was encoded."""
@@ -268,6 +350,10 @@ class _Picture:
         slot_of_row[self.newest_slot.where(self.newest_slot >= 0, len(features))] = slot
         taken = slot_of_row[(last - slots).clamp(min=0, max=len(features))]
         memory.shown = taken.where(last >= slots, last)
+        if len(features):
+            looked = self.of_row[-len(features) :][self.newest_slot.clamp(min=0)] + memory.frames
+            memory.looked = looked.where(self.newest_slot >= 0, memory.looked)
+        memory.frames += self.frames
 
 
 @dataclass(eq=False)
@@ -282,6 +368,19 @@ class _Encoding:
     picture: _Picture | None = None
     memory: Memory | None = None
     kept_keys: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # of a stream, once it was encoded
+
+
+class Aged:
+    """Attention with memory whose keys are offset by their age; every attention of the ViT has offsets of its own."""
+
+    def __init__(self, layout: Layout, adapter: Adapter) -> None:
+        self.layout, self.adapter, self.number = layout, adapter, 0
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+        assert self.layout.key_ages is not None
+        offsets = self.adapter.of_age(self.number, self.layout.key_ages)
+        self.number += 1
+        return packed_attention(q, k, v, self.layout, scale, offsets)
 
 
 def _attend(layout: Layout, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:

@@ -130,7 +130,7 @@ class HfTower(Tower):
             yield Part(f"{at}encoder", self.encoder, hooked=False)
         for index, layer in enumerate(self.layers):
             path, layer = f"{at}encoder.layers.{index}", opened(layer)
-            yield Part(path, layer)
+            yield Part(path, layer, block=True)
             attn = opened(_part(layer, "self_attn", "attention"))
             yield Part(f"{path}.attention", attn)
             for name in ("attention", "output"):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from autogaze.extras import explain
+from autogaze.vit.wrapped import inner
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # mean and standard deviation of families whose folder says nothing of them
@@ -43,7 +44,8 @@ class LoadedViT:
             return int(getattr(self.model, "num_prefix_tokens", 0))
         config = self.model.config
         has_class = config.model_type not in ("siglip_vision_model", "siglip2_vision_model", "siglip", "siglip2")
-        return int(has_class) + int(getattr(config, "num_register_tokens", 0) or 0)
+        two = config.model_type == "deit"  # and a distillation token
+        return int(has_class) + int(two) + int(getattr(config, "num_register_tokens", 0) or 0)
 
     def normalise(self, frames: Tensor) -> Tensor:
         """Frames (N, 3, H, W) in [0, 1] as the model wants them."""
@@ -90,6 +92,35 @@ def load_vit(
     return loaded
 
 
+def pixels_of(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of RGB in [0, 1] that a ViT in memory was trained with, as far as it says."""
+    model = inner(model)
+    for known in (getattr(model, "pretrained_cfg", None), getattr(model, "default_cfg", None)):
+        if known and known.get("mean"):
+            return tuple(known["mean"]), tuple(known["std"])
+    config = getattr(model, "config", None)
+    if config is None:
+        return IMAGENET
+    place = str(getattr(config, "_name_or_path", "") or "")
+    found = _processor(place) if place and Path(place).is_dir() else None
+    return found or _of_family(str(config.model_type))
+
+
+def _of_family(kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return STATISTICS.get(kind.removesuffix("_vision_model"), IMAGENET)
+
+
+def _processor(place: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation from a preprocessor's file."""
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(place)
+    except (OSError, ValueError):
+        return None
+    return tuple(processor.image_mean), tuple(processor.image_std)
+
+
 def _from_timm(name: str) -> LoadedViT:
     try:
         import timm
@@ -105,7 +136,7 @@ def _from_timm(name: str) -> LoadedViT:
 
 def _from_transformers(name: str) -> LoadedViT:
     try:
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoModel
     except ImportError as error:
         raise explain(error, name) from error
     folder = Path(name).expanduser()
@@ -114,9 +145,6 @@ def _from_transformers(name: str) -> LoadedViT:
         model = AutoModel.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"no ViT {name!r}: {' '.join(str(error).split())[:200]}") from error
-    try:
-        processor = AutoImageProcessor.from_pretrained(place)
-        statistics = (tuple(processor.image_mean), tuple(processor.image_std))
-    except (OSError, ValueError):  # weights without a preprocessor's file: what the family was trained with
-        statistics = STATISTICS.get(str(model.config.model_type), IMAGENET)
+    # weights without a preprocessor's file: what the family was trained with
+    statistics = _processor(place) or _of_family(str(model.config.model_type))
     return LoadedViT(name, getattr(model, "vision_model", model), *statistics, "transformers")

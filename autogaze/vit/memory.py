@@ -36,12 +36,15 @@ class Memory:
     keys: list[tuple[Tensor, Tensor]]  # of each attention, k and v (B * P, heads, head size)
     features: Tensor | None  # (B * P, D)
     shown: Tensor  # (B, cells) int64: slot of the patch that shows each cell, or NOTHING
+    looked: Tensor  # (B * P,) int64: frame in which each slot was last filled
+    frames: int = 0  # of the stream so far
 
     @classmethod
     def empty(cls, grid: PatchGrid, clips: int, device: torch.device | str) -> Memory:
         """A memory of nothing."""
         rows, columns = grid.sides[-1]
-        return cls([], None, torch.full((clips, rows * columns), NOTHING, device=device))
+        slots = torch.zeros(clips * grid.patches_per_frame, dtype=torch.int64, device=device)
+        return cls([], None, torch.full((clips, rows * columns), NOTHING, device=device), slots)
 
 
 @lru_cache(maxsize=16)

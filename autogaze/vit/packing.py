@@ -16,6 +16,7 @@ rows are a plain batch of sequences, which needs neither the variable-length ker
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -103,6 +104,7 @@ class Layout:
     regular: bool = False  # every run has `longest_run` rows and no row is filler
     keys: Tensor | None = None  # (S, Lk) int64 with memory: the key rows of every run, the first `key_counts` of them
     key_counts: Tensor | None = None  # (S,) int64
+    key_ages: Tensor | None = None  # (S, Lk) int64: frames since each key was looked at
 
     @property
     def count(self) -> int:
@@ -132,19 +134,23 @@ class Layout:
         regular = packed.whole and attention not in ("block_causal", "memory")
         return cls(order, patch_rows, prefix_rows, runs, groups.contiguous(), longest, longest_group, regular)
 
-    def with_keys(self, shown: Tensor, scales: int, kept: int = 0) -> Layout:
+    def with_keys(
+        self, shown: Tensor, scales: int, kept: int = 0, ages: Callable[[Tensor], Tensor] | None = None
+    ) -> Layout:
         """The layout of attention with memory: every frame sees its prefix tokens and what shows its cells.
 
         Args:
             shown: (B * T, cells) int64: among `kept` slots and the packed patches behind them, what shows each cell.
             scales: of the grid.
             kept: slots of a memory, whose keys are put in front of the packed rows'.
+            ages: of such rows (S, L), in frames; None where nobody asks for them.
         """
         rows, counts = each_once(shown, scales)
+        key_ages = None if ages is None else F.pad(ages(rows), (self.prefix_rows.shape[1], 0))
         packed = kept + self.patch_rows[(rows - kept).clamp(min=0, max=max(0, len(self.patch_rows) - 1))]
         rows = rows if len(self.patch_rows) == 0 else packed.where(rows >= kept, rows)
         keys = torch.cat([kept + self.prefix_rows, rows], dim=1)
-        return replace(self, keys=keys, key_counts=counts + self.prefix_rows.shape[1])
+        return replace(self, keys=keys, key_counts=counts + self.prefix_rows.shape[1], key_ages=key_ages)
 
     def join(self, prefix: Tensor | None, patches: Tensor) -> Tensor:
         """(R, ...) prefix tokens of every run and (N, ...) patches -> (M, ...) packed rows."""
@@ -194,18 +200,21 @@ def _interleave(offsets: Tensor, patches: int, prefix: int) -> tuple[Tensor | No
     return order, patch_rows, prefix_rows
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None = None) -> Tensor:
+def packed_attention(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None = None, offsets: Tensor | None = None
+) -> Tensor:
     """Attention of packed rows: every row sees its run; block-causal, also the earlier runs of its group.
 
     Args:
         q, k, v: (M, heads, head size).
         scale: of the scores; 1 / sqrt(head size) by default.
+        offsets: (S, Lk, heads, head size) added to the keys, with memory: of their age.
 
     Returns:
         (M, heads, head size); without a gradient, filler rows are undefined.
     """
     if layout.keys is not None and layout.key_counts is not None:
-        return _remembering(q, k, v, layout, layout.keys, layout.key_counts, scale)
+        return _remembering(q, k, v, layout, layout.keys, layout.key_counts, scale, offsets)
     if layout.regular and (layout.longest_run >= LONG_RUN or not has_flash(q)):
         return _regular(q, k, v, layout.longest_run, scale)
     if not has_flash(q):
@@ -264,30 +273,53 @@ def _regular(q: Tensor, k: Tensor, v: Tensor, length: int, scale: float | None) 
 
 
 def _remembering(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, keys: Tensor, counts: Tensor, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    keys: Tensor,
+    counts: Tensor,
+    scale: float | None,
+    offsets: Tensor | None,
 ) -> Tensor:
     """Attention with memory: every run's queries over key rows of their own, from anywhere."""
     if len(q) == 0:
         return torch.zeros_like(q)
     valid = torch.arange(keys.shape[1], device=q.device) < counts[:, None]
     if not has_flash(q):
-        return _masked_keys(q, k, v, layout, keys, valid, scale)
-    if not _differentiable(q, k, v):
+        return _masked_keys(q, k, v, layout, keys, valid, scale, offsets)
+    if not _differentiable(q, k, v, *([] if offsets is None else [offsets])):
         starts = keys.shape[1] * torch.arange(len(keys) + 1, device=q.device, dtype=torch.int32)
-        keys = keys.flatten()
+        found = k[keys] if offsets is None else k[keys] + offsets.to(k.dtype)
         return _flash(
-            q, k[keys], v[keys], layout.runs, starts, layout.longest_run, len(valid[0]), scale, counts.to(torch.int32)
+            q,
+            found.flatten(0, 1),
+            v[keys].flatten(0, 1),
+            layout.runs,
+            starts,
+            layout.longest_run,
+            keys.shape[1],
+            scale,
+            counts.to(torch.int32),
         )
     real = (torch.arange(len(q), device=q.device) < layout.runs[-1])[:, None, None]
     ends = counts.cumsum(0)
-    offsets = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
+    bounds = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
     rows = keys[valid]
-    out = _flash(q.where(real, 0.0), k[rows], v[rows], layout.runs, offsets, layout.longest_run, keys.shape[1], scale)
+    found = k[rows] if offsets is None else k[rows] + offsets[valid].to(k.dtype)
+    out = _flash(q.where(real, 0.0), found, v[rows], layout.runs, bounds, layout.longest_run, keys.shape[1], scale)
     return out.where(real, 0.0)
 
 
 def _masked_keys(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, keys: Tensor, valid: Tensor, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    keys: Tensor,
+    valid: Tensor,
+    scale: float | None,
+    offsets: Tensor | None,
 ) -> Tensor:
     """Frames of about one length together: the first frame of a clip may be many times as long as the others."""
     first = torch.zeros(1, dtype=torch.int64, device=q.device)
@@ -302,8 +334,9 @@ def _masked_keys(
         real = rows < layout.runs[runs + 1, None]
         rows = rows.clamp(max=len(q) - 1)
         taken = keys[runs]
+        taken_keys = k[taken] if offsets is None else k[taken] + offsets[runs].to(k.dtype)
         found = F.scaled_dot_product_attention(
-            q[rows].transpose(1, 2), k[taken].transpose(1, 2), v[taken].transpose(1, 2), mask[runs], scale=scale
+            q[rows].transpose(1, 2), taken_keys.transpose(1, 2), v[taken].transpose(1, 2), mask[runs], scale=scale
         ).transpose(1, 2)
         target = rows.where(real, len(q)).flatten()
         out = torch.cat([out, out[:1]]).index_copy(0, target, found.flatten(0, 1))[:-1]

@@ -125,7 +125,7 @@ class TimmTower(Tower):
     def parts(self) -> Iterator[Part]:
         yield Part("", self.root, hooked=False)
         for index, block in enumerate(self.model.blocks):
-            yield Part(f"blocks.{index}", opened(block), tuple(_BLOCKS))
+            yield Part(f"blocks.{index}", opened(block), tuple(_BLOCKS), block=True)
             for path, attn in _attentions(block):
                 yield Part(f"blocks.{index}.{path}", opened(attn), _ATTENTIONS)
         if (pool := getattr(self.model, "attn_pool", None)) is not None:

@@ -32,6 +32,7 @@ class Part:
     module: nn.Module
     known: tuple[str, ...] = ()  # names of classes that the formula is for; empty: any class of its library
     hooked: bool = True  # the formula is run with `run`, and shows hooks what they see in the dense model
+    block: bool = False  # one of the blocks that the ViT is a stack of
 
 
 def inner(model: nn.Module) -> nn.Module:
