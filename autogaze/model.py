@@ -7,6 +7,7 @@ Architecture and parameter names are the published ones (arXiv:2603.12254). One 
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from autogaze.decoding.scoring import Scores, score
 from autogaze.decoding.stream import GazeStream
 from autogaze.decoding.tiles import decode_tiled
 from autogaze.media.preprocess import check_frames
+from autogaze.media.source import prefetch
 from autogaze.media.video import FRAMES_AT_ONCE, read_chunks
 from autogaze.network.config import AutoGazeConfig
 from autogaze.network.network import Connector, GazeNetwork  # models pickled by version 0.1 look for Connector here
@@ -96,10 +98,12 @@ class AutoGaze(GazeNetwork):
         tiles: bool = False,
         gaze_stride: int = 1,
     ) -> Gaze:
-        """Look at a whole video: reading, preprocessing, tiling and merging included, frame by frame.
+        """Look at a whole video: reading, preprocessing, tiling and merging included.
+
+        Frames are chosen in many at a time while the next ones are decoded.
 
         Args:
-            source: a video file, or uint8 RGB frames (T, H, W, 3).
+            source: a video, a photo, the address of a stream, or uint8 RGB frames (T, H, W, 3).
             gazing_ratio: largest share of a frame's patches, in [0, 1].
             task_loss_requirement: reconstruction loss at which a frame may stop. If only one of the two is given, the
                 other sets no limit; if none is, both are the model's own (`config`), as published.
@@ -118,7 +122,8 @@ class AutoGaze(GazeNetwork):
             gazing_ratio, task_loss_requirement = self.config.gazing_ratio, self.config.task_loss_requirement
         look = FrameGazer(self, gazing_ratio, task_loss_requirement, tiles, gaze_stride)
         if isinstance(source, str | Path):
-            return Gaze.join([look(chunk.frames) for chunk in read_chunks(source)])
+            with closing(prefetch(read_chunks(source))) as chunks:
+                return Gaze.join([look(chunk.frames) for chunk in chunks])
         return Gaze.join([look(part) for part in check_frames(source).split(FRAMES_AT_ONCE)])
 
     def score(

@@ -31,6 +31,7 @@ from autogaze.decoding.frames import FrameGazer
 from autogaze.device import pick_device
 from autogaze.files import atomic_path
 from autogaze.media.clip_files import ARRAYS, OVERLAY, REPORT, SUMMARY, content_hash
+from autogaze.media.source import prefetch
 from autogaze.media.video import FrameChunk, VideoInfo, read_chunks
 from autogaze.media.writer import VideoWriter, open_writer
 from autogaze.model import AutoGaze
@@ -60,7 +61,7 @@ class GazeOptions:
 class Seconds:
     """Where the time of one video went; the total holds what is in none of them too."""
 
-    decode: float = 0.0
+    decode: float = 0.0  # waiting for frames, which are decoded ahead
     gaze: float = 0.0
     write: float = 0.0  # drawing and encoding the overlay, collecting arrays
     report: float = 0.0
@@ -194,7 +195,8 @@ def gaze_video(
             folder.mkdir(parents=True, exist_ok=True)
             drawn = _Pictures(model, info, folder, rebuild, files, spent) if pictures else None
             arrays: GazeFileWriter | None = None
-            for chunk, gaze in gaze_chunks(model, _timed(read_chunks(info.path), spent), options, spent):
+            timed = _timed(files.enter_context(closing(prefetch(read_chunks(info.path)))), spent)
+            for chunk, gaze in gaze_chunks(model, timed, options, spent):
                 if arrays is None:
                     arrays = files.enter_context(closing(GazeFileWriter(gaze.grid)))
                 arrays.add(gaze, chunk.times_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,10 +11,15 @@ from torch import Tensor
 
 from autogaze.core.gaze import Gaze
 from autogaze.core.tiling import Tiling, check_stride, make_tiling
-from autogaze.decoding.stream import GazeStream
+from autogaze.decoding.backends import Decoding, begin
+from autogaze.decoding.clip import frames_at_once, join_frames
+from autogaze.decoding.request import Request, make_request
 from autogaze.media.preprocess import check_frames
+from autogaze.media.source import to_device
 from autogaze.media.video import FRAMES_AT_ONCE
 from autogaze.network.network import GazeNetwork
+
+ENDLESS = 1 << 31  # frames of a video whose length is not known
 
 
 class FrameGazer:
@@ -41,36 +47,57 @@ class FrameGazer:
         check_stride(gaze_stride, tiles)
         self.model, self.tiles, self.gaze_stride = model, tiles, gaze_stride
         self.gazing_ratio, self.task_loss_requirement = gazing_ratio, task_loss_requirement
-        self._stream: GazeStream | None = None
+        self._decoding: Decoding | None = None
         self._tiling: Tiling | None = None
         self._frame_size: tuple[int, int] | None = None
+        self._at_once = 1  # frames
+        self._requests: dict[int, Request] = {}  # by the number of frames
 
+    @torch.no_grad()
     def __call__(self, frames: np.ndarray | Tensor) -> Gaze:
-        """The gaze (1, T, K) of the next frames, (T, H, W, 3) uint8, all frames of a video of one size."""
+        """The gaze (1, T, K) of the next frames, (T, H, W, 3) uint8, all frames of a video of one size.
+
+        Frames are chosen in many at a time. Where the first call brings a single one, they are expected one by one, as
+        from a camera, and each is answered as fast as it can be.
+        """
         frames = check_frames(frames)
         size = (int(frames.shape[-3]), int(frames.shape[-2]))
-        if self._stream is None:
-            self._open(size)
+        if self._decoding is None:
+            self._open(size, one_by_one=len(frames) == 1)
         if frames.ndim != 4 or size != self._frame_size:
             raise ValueError(
                 f"frames must be uint8 (T, H, W, 3) of {self._frame_size} pixels like the first ones, "
                 f"got {tuple(frames.shape)}"
             )
-        return Gaze.join([self._look(frame) for frame in frames])
+        return Gaze.join([self._choose(part) for part in frames.split(self._at_once)])
 
-    def _open(self, size: tuple[int, int]) -> None:
+    def _open(self, size: tuple[int, int], one_by_one: bool) -> None:
         self._tiling = make_tiling(self.model.grid, size, gaze_stride=self.gaze_stride) if self.tiles else None
         self._frame_size = size
-        batch = self._tiling.count if self._tiling else 1
-        self._stream = GazeStream(self.model, self.gazing_ratio, self.task_loss_requirement, batch)
+        self._at_once = 1 if one_by_one else frames_at_once(self._batch, self.model.device)
+        self._decoding = begin(self.model, self._request(1), ENDLESS, stream=one_by_one)
 
-    def _look(self, frame: Tensor) -> Gaze:
-        assert self._stream is not None
-        frame = frame[None].to(self.model.device)
+    @property
+    def _batch(self) -> int:
+        return 1 if self._tiling is None else self._tiling.count
+
+    def _request(self, frames: int) -> Request:
+        """What is asked of so many frames; the same object each time, which a back end knows again."""
+        if frames not in self._requests:
+            grid, config = self.model.grid, self.model.config
+            request = make_request(grid, self._batch, frames, self.gazing_ratio, self.task_loss_requirement)
+            if request.requirement is not None:
+                request = replace(request, requirement=config.threshold(request.requirement))
+            self._requests[frames] = request
+        return self._requests[frames]
+
+    def _choose(self, frames: Tensor) -> Gaze:
+        assert self._decoding is not None
+        frames, request = to_device(frames, self.model.device), self._request(len(frames))
         if self._tiling is None:
-            return self._stream.step(self.model.preprocessor(frame)[0])
-        tiles = self._tiling.cut(self.model.preprocessor.normalise(frame)[None])
-        gaze = self._stream.step(tiles[:, 0])
+            return join_frames([self._decoding.decode(self.model.preprocessor(frames), request)], self.model)
+        tiles = self._tiling.cut(self.model.preprocessor.normalise(frames)[None])
+        gaze = join_frames([self._decoding.decode(tiles, request)], self.model)
         return Gaze.from_patch_mask(self._tiling.join(gaze.patch_mask()), self._tiling.whole)
 
 
