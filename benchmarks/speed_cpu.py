@@ -1,6 +1,9 @@
 """How fast gazing is on a CPU, beside the published way in the same run.
 
     python -m benchmarks.speed_cpu --out benchmarks/results/<date>-<cpu>-speed-cpu.json
+    python -m benchmarks.speed_cpu --busy 2
+
+The second command has so many busy loops beside it, and compares the threads asked for with one.
 
 Random weights at base size, one clip of 16 random frames at 224, float32; encoder, decoder and selection included.
 The two sides take turns, so that other work on the machine slows both. The published side is
@@ -15,7 +18,9 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -70,6 +75,33 @@ def compare(model: AutoGaze, video: torch.Tensor, ratio: float, runs: int) -> Co
     )
 
 
+def busy(model: AutoGaze, video: torch.Tensor, loops: int, threads: int, runs: int) -> dict[str, object]:
+    """Milliseconds a clip as a stream of one thread and of several, in turns, beside busy loops."""
+    beside = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
+    turns = []
+    try:
+        for _ in range(runs + 1):
+            turn = []
+            for count in (1, threads):
+                torch.set_num_threads(count)
+                stream, start = model.stream(0.1), time.perf_counter()
+                for frame in video.unbind(1):
+                    stream.step(frame)
+                turn.append((time.perf_counter() - start) * 1e3)
+            turns.append(turn)
+    finally:
+        for loop in beside:
+            loop.kill()
+    one, several = (statistics.median(side) for side in zip(*turns[1:], strict=True))
+    return {
+        "busy_loops": loops,
+        "threads": threads,
+        "one_ms": one,
+        "several_ms": several,
+        "several_to_one": several / one,
+    }
+
+
 def load_average() -> list[float] | None:
     """Processes that wanted to run in the last 1, 5 and 15 minutes; this one counts its threads."""
     return [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None
@@ -89,12 +121,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of both sides (default 2)")
     parser.add_argument("--runs", type=int, default=5, help="turns at every gazing ratio (default 5)")
+    parser.add_argument("--busy", type=int, default=0, help="busy loops beside; compares --threads with one")
     parser.add_argument("--out", help="JSON file to write")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     model, video = AutoGaze(AutoGazeConfig.base()).eval(), torch.randn(1, FRAMES, 3, 224, 224)
     rows, load_before = [], load_average()
+    if args.busy:
+        print(json.dumps(busy(model, video, args.busy, args.threads, args.runs)))
+        return 0
     for ratio in GOALS:
         row = compare(model, video, ratio, args.runs)
         print(

@@ -12,6 +12,7 @@ from autogaze.decoding import backends, reference
 from autogaze.decoding.cpu.backend import NativeMemory
 from autogaze.decoding.cpu.build import library
 from autogaze.decoding.reference import Memory
+from autogaze.decoding.request import allowed_ids, make_request
 from tests.gaze_models import random_video, small_model, typical_loss
 
 
@@ -76,6 +77,49 @@ def test_each_clip_with_a_request_of_its_own_gets_what_it_gets_alone(way: str) -
             alone = model.generate(video[i : i + 1], float(ratios[i]), float(asked[i]))
             assert torch.equal(gaze[i : i + 1].patch_mask(), alone.patch_mask())
             assert torch.equal(gaze[i : i + 1].packed().ids, alone.packed().ids)
+
+
+@pytest.mark.parametrize("residual_map", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_clip_is_decoded_as_if_alone_whatever_is_beside_it(way: str, seed: int, residual_map: bool) -> None:
+    """In batches of any size, all asked the same, or beside clips that are asked to go on for longer, or to stop."""
+    model, video = small_model(seed, residual_map=residual_map), random_video(4, 5, seed=seed)
+    asked = typical_loss(model, video, 0.4)
+    model.decoding = way
+    alone = [model.generate(clip[None], 0.8, asked) for clip in video]
+    for beside in (1.0, 1.0001, -9.0, 9e9):
+        requirements = torch.tensor([asked, asked * beside, asked, asked * beside])
+        for count in range(1, 5):
+            gaze = model.generate(video[:count], 0.8, asked if beside == 1 else requirements[:count])
+            for i in range(0, count, 1 if beside == 1 else 2):
+                assert torch.equal(gaze[i : i + 1].packed().ids, alone[i].packed().ids)
+    assert len({int(gaze.counts.sum()) for gaze in alone}) > 1
+
+
+@pytest.mark.parametrize("scales", [(16,), (64,), (16, 64)])
+@pytest.mark.parametrize("residual_map", [False, True])
+def test_ids_of_scales_that_are_not_allowed_are_never_chosen(
+    way: str, scales: tuple[int, ...], residual_map: bool
+) -> None:
+    model, video = small_model(residual_map=residual_map), random_video(3, 4)
+    allowed = allowed_ids(model.grid, scales)
+    assert allowed is not None
+    for ratio, requirement, temperature in (
+        (1.0, None, None),
+        (0.5, typical_loss(model, video, 0.4), None),
+        (torch.tensor([0.05, 0.4, 1.0]), None, None),
+        (0.5, None, 1.0),
+    ):
+        gazes = []
+        for model.decoding in ("reference", way):
+            generator = torch.Generator().manual_seed(1)
+            request = make_request(model.grid, 3, 4, ratio, requirement, temperature, generator, scales)
+            gazes.append(model.decode(video, request))
+        assert_same(*gazes)
+        mask = gazes[1].patch_mask()
+        assert not bool(mask[..., ~allowed].any()) and torch.equal(mask.sum(-1), gazes[1].counts)
+        if isinstance(ratio, float) and ratio == 1.0:
+            assert bool(mask[..., allowed].all())
 
 
 @pytest.mark.parametrize("quantile", [None, 0.2])

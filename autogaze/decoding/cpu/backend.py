@@ -7,6 +7,7 @@ vector register, so that a pass reads keys, values and weights once, in order, a
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from functools import partial
 from typing import cast
@@ -63,6 +64,7 @@ def means(model: GazeNetwork) -> str:
 
 def begin(model: GazeNetwork, request: Request, frames: int, stream: bool) -> LoopDecoding:
     """See `backends.begin`."""
+    wait_shortly()
     rule = None if model.residual_map is None else residual_map(model.residual_map, model.grid)
     passes = Passes(model.gaze_decoder, rule.grid if isinstance(rule, NativeResidualMap) else None)
     return LoopDecoding(model, request, frames, partial(NativeMemory, passes), rule)
@@ -104,6 +106,16 @@ def openmp(name: str) -> int | None:
         return ctypes.cast(getattr(ctypes.CDLL(None), name), ctypes.c_void_p).value
     except AttributeError:
         return None
+
+
+def wait_shortly() -> None:
+    """Keep OpenMP's threads from spinning where they wait, on a machine of few processors and once a process, unless
+    the environment says how they shall wait."""
+    processors, parallel, found = os.cpu_count() or 1, openmp("GOMP_parallel"), library()
+    told = any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"))
+    if parallel and not told and torch.get_num_threads() > 1 and processors <= MOST_THREADS:
+        assert not isinstance(found, str), found
+        found.autogaze_wait_shortly(parallel, processors)
 
 
 def pack(decoder: GazeDecoder, native: ctypes.CDLL) -> Tensor:
@@ -201,13 +213,13 @@ class NativeMemory(Memory):
 
     def __init__(self, passes: Passes, batch: int, window: int, capacity: int) -> None:
         self.passes = passes
+        self.last_turns: tuple[Tensor | None, Tensor] = None, torch.empty(0, device="cpu")
         super().__init__(passes.decoder, batch, window, capacity)
 
     def allocate(self) -> tuple[list[Tensor], list[Tensor]]:
         self.room += -self.room % BLOCK
-        values = super().allocate()[1]
-        keys = [held.view(self.batch, self.heads, -1, self.head_dim, BLOCK) for held in super().allocate()[0]]
-        return keys, values
+        keys, values = super().allocate()
+        return [held.view(self.batch, self.heads, -1, self.head_dim, BLOCK) for held in keys], values
 
     def turns(self, positions: Tensor) -> Tensor:
         """(n, 1, head_dim / 2) complex rotation of every position (n,), by NumPy, which wakes no other threads."""
@@ -215,7 +227,9 @@ class NativeMemory(Memory):
         return torch.from_numpy(np.cos(angles) + 1j * np.sin(angles))
 
     def scores(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        scores, vocabulary = self.passes.run(tokens, self.turns(positions), self), self.decoder.vocabulary
+        if positions is not self.last_turns[0]:  # all groups of a frame have the same
+            self.last_turns = positions, self.turns(positions)
+        scores, vocabulary = self.passes.run(tokens, self.last_turns[1], self), self.decoder.vocabulary
         logits = self.decoder.group * vocabulary
         return scores[:, :logits].unflatten(1, (-1, vocabulary)), scores[:, logits:]
 

@@ -118,6 +118,7 @@ def load() -> ctypes.CDLL:
     address, count = ctypes.c_void_p, ctypes.c_int64
     native.autogaze_scratch.argtypes, native.autogaze_scratch.restype = [address], count
     native.autogaze_pass.argtypes, native.autogaze_pass.restype = [address], count
+    native.autogaze_wait_shortly.argtypes, native.autogaze_wait_shortly.restype = [address, count], None
     native.autogaze_pack.argtypes = [address, count, count, ctypes.c_double, count, count, address]
     native.autogaze_pack.restype = None
     native.autogaze_choose.argtypes = [address] * 3 + [count] * 4 + [address] * 4

@@ -15,6 +15,9 @@ int64_t autogaze_pass(const Pass* pass) {
              [&](int thread, Team& team) { Worker(*pass, space, team, thread).run(); });
 }
 
+// See `wait_shortly`.
+void autogaze_wait_shortly(Parallel parallel, int64_t processors) { wait_shortly(parallel, unsigned(processors)); }
+
 // A matrix (rows, count) as blocks of weights, times a factor, zeros behind its last row.
 //   step: blocks from one to the next in `out`. head_dim: if not 0, of a rotary projection, whose pairs are half a head
 //   apart and come to stand side by side.
