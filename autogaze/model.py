@@ -137,7 +137,7 @@ class AutoGaze(GazeNetwork):
             temperature: None scores as published (no mask of taken ids, log(p + 1e-8)); a number scores under the
                 policy that samples at this temperature (taken ids and `eos` impossible).
             as_decoded: give ids the rotary positions that `generate` gives them, which differ from a plain count
-                (see `autogaze.decoding.plain`); by default with a temperature only, since published scores count.
+                (see `autogaze.decoding.sequence`); by default with a temperature only, since published scores count.
 
         Source: arXiv:2603.12254 sec. 3.3.
         """

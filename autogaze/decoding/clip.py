@@ -29,6 +29,7 @@ def decode_clip(model: GazeNetwork, video: Tensor, request: Request) -> Gaze:
     return decode_chunks(model, video.split(frames_at_once(len(video), model.device), dim=1), request)
 
 
+@torch.no_grad()
 def decode_chunks(model: GazeNetwork, chunks: Iterable[Tensor], request: Request) -> Gaze:
     """`decode_clip` of a video (B, T, 3, H, W) that comes in stretches of frames, so that it need not exist at once."""
     if request.requirement is not None:

@@ -15,6 +15,7 @@ import torch
 
 import tests.decoding.interpreter  # noqa: F401, I001 - before Triton and what imports it
 from autogaze import AutoGaze
+from autogaze.decoding.clip import decode_clip
 from autogaze.decoding.cuda import cluster, kernels
 from autogaze.decoding.cuda.buffers import Buffers
 from autogaze.decoding.request import make_request
@@ -85,9 +86,9 @@ def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) 
     decoders.append(gazer)
     asked = make_request(gazer.grid, *video.shape[:2], **request)
     gazer.decoding = "reference"
-    plain = gazer.decode(video, asked)
+    plain = decode_clip(gazer, video, asked)
     gazer.decoding = "cuda"
-    fast = gazer.decode(video, asked)
+    fast = decode_clip(gazer, video, asked)
     width = plain.ids.shape[-1]
     ids, chosen, loss = fast.ids[..., :width], fast.chosen[..., :width], fast.task_loss[..., :width]
     same = (plain.ids == ids)[plain.chosen].float()

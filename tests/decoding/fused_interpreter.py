@@ -13,6 +13,7 @@ import torch
 import tests.decoding.interpreter  # noqa: F401, I001 - before Triton and what imports it
 from autogaze import AutoGaze, Gaze
 from autogaze.decoding import clip
+from autogaze.decoding.clip import decode_clip
 from autogaze.decoding.cuda import backend, buffers, recording, tuning
 from autogaze.decoding.request import make_request
 from autogaze.model import AutoGazeConfig
@@ -41,9 +42,9 @@ def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2, resid
 def compare(name: str, gazer: AutoGaze, video: torch.Tensor, **request: object) -> Gaze:
     asked = make_request(gazer.grid, *video.shape[:2], **request)
     gazer.decoding = "reference"
-    plain = gazer.decode(video, asked)
+    plain = decode_clip(gazer, video, asked)
     gazer.decoding = "cuda"
-    fast = gazer.decode(video, asked)
+    fast = decode_clip(gazer, video, asked)
     width = plain.ids.shape[-1]
     rest = fast.chosen[..., width:]
     difference = (plain.task_loss - fast.task_loss[..., :width]).nan_to_num().abs().max()

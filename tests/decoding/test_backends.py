@@ -9,6 +9,7 @@ import torch
 
 from autogaze import AutoGaze, Gaze
 from autogaze.decoding import backends, reference
+from autogaze.decoding.clip import decode_clip
 from autogaze.decoding.cpu.backend import NativeMemory
 from autogaze.decoding.cpu.build import library
 from autogaze.decoding.reference import Memory
@@ -114,7 +115,7 @@ def test_ids_of_scales_that_are_not_allowed_are_never_chosen(
         for model.decoding in ("reference", way):
             generator = torch.Generator().manual_seed(1)
             request = make_request(model.grid, 3, 4, ratio, requirement, temperature, generator, scales)
-            gazes.append(model.decode(video, request))
+            gazes.append(decode_clip(model, video, request))
         assert_same(*gazes)
         mask = gazes[1].patch_mask()
         assert not bool(mask[..., ~allowed].any()) and torch.equal(mask.sum(-1), gazes[1].counts)
@@ -173,6 +174,15 @@ def test_results_are_ordinary_tensors(way: str) -> None:
         gaze = model.generate(video, ratio)
         assert gaze.task_loss is not None and not gaze.ids.is_inference() and not gaze.task_loss.is_inference()
         model.score(video, gaze, 1.0).log_action_probs.sum().backward()
+
+
+def test_choosing_keeps_no_graph_of_gradients(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, video = small_model(residual_map=True), random_video(1, 2)
+    model.decoding, embed, seen = way, model.embed, []
+    monkeypatch.setattr(model, "embed", lambda *given: seen.append(torch.is_grad_enabled()) or embed(*given))
+    model.generate(video, 0.5)
+    model.stream(0.5).step(video[:, 0])
+    assert seen == [False, False]
 
 
 def test_weights_that_change_are_used_at_once(way: str) -> None:
