@@ -21,6 +21,7 @@ PACKAGES = {  # import name: extra
     "huggingface_hub": "hub",
     "gradio": "demo",
     "ray": "ray",
+    "torchcodec": "video",
 }
 
 
