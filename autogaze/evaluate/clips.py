@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
+from autogaze.evaluate.recompress import recompress
 from autogaze.media.clip_files import VIDEO_SUFFIXES, find_clips, shown, why_no_clip_name
 from autogaze.media.preprocess import Preprocessor, resize
-from autogaze.media.video import count_frames, read_frames
+from autogaze.media.video import count_frames, read_frames, read_video
 from autogaze.training.data.manifest import clip_facts
 
 THREADS = 8  # FFmpeg decodes outside the interpreter's lock
@@ -35,6 +36,8 @@ class ClipSet:
     groups: tuple[str, ...]  # clips of one group come from the same source
     frames: Tensor  # (N, T, H, W, 3) uint8
     preprocessor: Preprocessor
+    paths: tuple[Path, ...] = ()  # of the files
+    picked: tuple[tuple[int, ...], ...] = ()  # numbers of the frames that were taken of each file
     skipped: tuple[str, ...] = ()  # names of files that could not be read
 
     def __len__(self) -> int:
@@ -46,6 +49,18 @@ class ClipSet:
             part = slice(start, start + size)
             frames = self.frames[part].to(device)
             yield part, self.preprocessor.normalise(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+
+    def compressed(self, crf: int) -> Tensor:
+        """`frames` taken from the whole files after a second H.264 compression at a constant rate factor."""
+
+        def one(path: Path, picked: tuple[int, ...]) -> Tensor:
+            clip = recompress(read_video(path, threads=1).frames, crf)
+            return resize(
+                torch.from_numpy(clip[list(picked)]), tuple(self.frames.shape[2:4]), self.preprocessor.resample
+            )
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            return torch.stack(list(pool.map(one, self.paths, self.picked)))
 
 
 def load_clips(
@@ -84,7 +99,7 @@ def load_clips(
     skipped = [(shown(path.name), clip) for path, clip in zip(paths, read, strict=True) if isinstance(clip, str)]
     for name, reason in skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)
-    kept = [(path, clip) for path, clip in zip(paths, read, strict=True) if isinstance(clip, Tensor)]
+    kept = [(path, clip) for path, clip in zip(paths, read, strict=True) if not isinstance(clip, str)]
     if not kept:
         raise ValueError(
             f"{folder} holds no readable clip of {frames} frames ({len(paths)} videos found, "
@@ -95,8 +110,10 @@ def load_clips(
         tuple(path.relative_to(folder).as_posix() for path, _ in kept),
         tuple(kind for kind, _ in facts),
         tuple(group for _, group in facts),
-        torch.stack([clip for _, clip in kept]),
+        torch.stack([clip for _, (clip, _) in kept]),
         preprocessor,
+        tuple(path for path, _ in kept),
+        tuple(picked for _, (_, picked) in kept),
         tuple(name for name, _ in skipped),
     )
 
@@ -108,8 +125,10 @@ def pick_frames(count: int, frames: int, stride: int | None) -> list[int]:
     return list(range(0, count, stride))[:frames]
 
 
-def _read(path: Path, grid: PatchGrid, resample: str, frames: int, stride: int | None) -> Tensor | str:
-    """(T, H, W, 3) uint8 at the grid's size, or why there is none."""
+def _read(
+    path: Path, grid: PatchGrid, resample: str, frames: int, stride: int | None
+) -> tuple[Tensor, tuple[int, ...]] | str:
+    """(T, H, W, 3) uint8 at the grid's size with the numbers of the frames, or why there is none."""
     unfit = why_no_clip_name(path)
     if unfit:
         return unfit
@@ -118,7 +137,7 @@ def _read(path: Path, grid: PatchGrid, resample: str, frames: int, stride: int |
         picked = pick_frames(count, frames, stride)
         if len(picked) < frames:
             return f"{count} frames, {frames} are needed" + (f" at stride {stride}" if stride else "")
-        return torch.from_numpy(read_frames(path, picked, each=_resized(grid, resample)).frames)
+        return torch.from_numpy(read_frames(path, picked, each=_resized(grid, resample)).frames), tuple(picked)
     except (ValueError, OSError) as error:
         return str(error)
 

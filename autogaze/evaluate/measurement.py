@@ -62,9 +62,15 @@ class Evaluator:
 
     def measure(self, method: Method, gazing_ratio: float) -> Measurement:
         """Let a method choose in every clip, and score what it chose."""
-        generator = torch.Generator().manual_seed(self.seed)
-        scores = self.score(lambda video, part: method.choose(video, gazing_ratio, generator))
-        return Measurement(method.name, method.sort, gazing_ratio, scores)
+        return self.judge(method, gazing_ratio, self.gazes(method, gazing_ratio))
+
+    def gazes(self, method: Method, gazing_ratio: float) -> dict[int, Gaze]:
+        """What a method chooses in every batch of clips, by the index of the batch's first clip."""
+        return method.gazes(self.clips, self.batch, self.device, gazing_ratio, self.seed)
+
+    def judge(self, method: Method, gazing_ratio: float, gazes: dict[int, Gaze]) -> Measurement:
+        """Score what a method chose."""
+        return Measurement(method.name, method.sort, gazing_ratio, self.score(lambda _, part: gazes[part.start]))
 
     @torch.no_grad()
     @EXACT
@@ -99,10 +105,10 @@ class Evaluator:
 
     def dense_losses(self) -> Tensor:
         """(N, T) on the CPU: the loss of every frame when all patches are looked at."""
+        return self.frame_losses(lambda video, _: self.everything(video))[0]
+
+    def everything(self, video: Tensor) -> Gaze:
+        """All patches of every frame."""
         grid = self.reconstructor.grid
-
-        def everything(video: Tensor, _: slice) -> Gaze:
-            mask = torch.ones(*video.shape[:2], grid.patches_per_frame, dtype=torch.bool, device=video.device)
-            return Gaze.from_patch_mask(mask, grid)
-
-        return self.frame_losses(everything)[0]
+        mask = torch.ones(*video.shape[:2], grid.patches_per_frame, dtype=torch.bool, device=video.device)
+        return Gaze.from_patch_mask(mask, grid)

@@ -1,4 +1,4 @@
-"""Methods under test: checkpoints, selectors without a network, and the greedy oracle, all behind one call."""
+"""Methods under test: checkpoints, selectors without a network, and greedy oracles, all behind one call."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
-from autogaze.evaluate.oracle import GreedyOracle
+from autogaze.evaluate.clips import ClipSet
+from autogaze.evaluate.oracle import FeatureOracle, GreedyOracle
 from autogaze.model import AutoGaze
+from autogaze.pretrain.distance import FeatureDistance
 from autogaze.pretrain.reconstructor.network import Reconstructor
 from autogaze.selectors import SELECTORS, make_selector
 
 NETWORK, SELECTOR, ORACLE = "network", "selector", "oracle"  # what a method is
-UNTRAINED = "untrained"
+UNTRAINED, RECONSTRUCTION_ORACLE, FEATURE_ORACLE = "untrained", "oracle", "feature-oracle"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,19 @@ class Method:
     sort: str  # NETWORK, SELECTOR or ORACLE
     choose: Callable[[Tensor, float, torch.Generator], Gaze]  # (video, gazing_ratio, generator)
     model: AutoGaze | None = None  # of a network
+    choose_files: Callable[[ClipSet, slice, float], Gaze] | None = None  # of a method that reads the files instead
+
+    def gazes(
+        self, clips: ClipSet, batch: int, device: torch.device | str, gazing_ratio: float, seed: int = 0
+    ) -> dict[int, Gaze]:
+        """What it chooses in every batch of clips, by the index of the batch's first clip."""
+        generator, found = torch.Generator().manual_seed(seed), {}
+        for part, video in clips.batches(batch, device):
+            if self.choose_files is not None:
+                found[part.start] = self.choose_files(clips, part, gazing_ratio).to(device)
+            else:
+                found[part.start] = self.choose(video, gazing_ratio, generator)
+        return found
 
 
 def selector_method(name: str, grid: PatchGrid) -> Method:
@@ -51,33 +66,49 @@ def model_method(name: str, model: AutoGaze, grid: PatchGrid) -> Method:
 
 def oracle_method(reconstructor: Reconstructor) -> Method:
     """The greedy search on the judge itself: what a gaze could reach, not something that can be used."""
-    return Method("oracle", ORACLE, GreedyOracle(reconstructor))
+    return Method(RECONSTRUCTION_ORACLE, ORACLE, GreedyOracle(reconstructor))
+
+
+def feature_oracle_method(distance: FeatureDistance, grid: PatchGrid) -> Method:
+    """The greedy search on what a ViT sees of the pasted picture: what a gaze could reach for that ViT."""
+    return Method(FEATURE_ORACLE, ORACLE, FeatureOracle(distance, grid))
 
 
 def make_methods(
-    checkpoints: Sequence[str], against: Sequence[str], reconstructor: Reconstructor, device: torch.device | str
+    checkpoints: Sequence[str],
+    against: Sequence[str],
+    reconstructor: Reconstructor,
+    device: torch.device | str,
+    features: FeatureDistance | None = None,
 ) -> list[Method]:
     """Methods from what the command line names.
 
     Args:
         checkpoints: folders, names or hub ids, each optionally as label=checkpoint; listed from weak to strong.
-        against: names of selectors, "untrained" (the first checkpoint's architecture, random weights), "oracle".
+        against: names of selectors, "untrained" (the first checkpoint's architecture, random weights), "oracle",
+            "feature-oracle".
         reconstructor: the judge.
         device: where models run.
+        features: the distance that the feature oracle searches on.
 
     Raises:
-        ValueError: if two methods have the same name, a selector is unknown, or "untrained" has no architecture.
+        ValueError: if two methods have the same name, a selector is unknown, "untrained" has no architecture or
+            "feature-oracle" no features.
     """
     models = {label: AutoGaze.from_pretrained(folder, device=device) for label, folder in map(parse_label, checkpoints)}
     if UNTRAINED in against:
         if not models:
             raise ValueError("untrained needs a --checkpoint, whose architecture it takes")
         models = {UNTRAINED: untrained(next(iter(models.values()))), **models}
-    names = [name for name in against if name not in (UNTRAINED, "oracle")]
+    if FEATURE_ORACLE in against and features is None:
+        raise ValueError(f"{FEATURE_ORACLE} needs --features, whose distance it searches on")
+    names = [name for name in against if name not in (UNTRAINED, RECONSTRUCTION_ORACLE, FEATURE_ORACLE)]
     methods = [selector_method(name, reconstructor.grid) for name in names]
     methods += [model_method(name, model, reconstructor.grid) for name, model in models.items()]
-    if "oracle" in against:
+    if RECONSTRUCTION_ORACLE in against:
         methods.append(oracle_method(reconstructor))
+    if FEATURE_ORACLE in against and features is not None:
+        methods.append(feature_oracle_method(features, reconstructor.grid))
     if len(models) < len(checkpoints) or len({method.name for method in methods}) < len(methods):
         raise ValueError(
             f"every method needs its own name, got {[method.name for method in methods]}; use --checkpoint LABEL=FOLDER"
@@ -103,4 +134,4 @@ def parse_label(text: str) -> tuple[str, str]:
 
 def known_methods() -> tuple[str, ...]:
     """What `against` may name."""
-    return (*SELECTORS, UNTRAINED, "oracle")
+    return (*SELECTORS, UNTRAINED, RECONSTRUCTION_ORACLE, FEATURE_ORACLE)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from autogaze.evaluate.bootstrap import Interval
+from autogaze.evaluate.feature_summary import FeatureComparison, FeatureRow
 from autogaze.evaluate.requirement import RequirementRow
 from autogaze.files import write_json
 
@@ -113,6 +114,8 @@ class Results:
     ratios_for_loss: tuple[RatioForLoss, ...]
     worst: tuple[WorstClip, ...]
     requirements: tuple[RequirementRow, ...] = ()
+    features: tuple[FeatureRow, ...] = ()
+    feature_comparisons: tuple[FeatureComparison, ...] = ()
 
     @property
     def dense_loss(self) -> float:

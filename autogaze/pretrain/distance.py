@@ -39,6 +39,10 @@ class Distance(Protocol):
         """(N,) float32 of pictures (N, 3, H, W) against `target` of as many frames."""
         ...
 
+    def with_map(self, pictures: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """The same, and where in the picture it comes from: (N, rows, columns) float32, in any raster."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureDistance:
@@ -64,8 +68,15 @@ class FeatureDistance:
             return self.features(frames)
 
     def __call__(self, pictures: Tensor, target: Target) -> Tensor:
-        patch, pooled = self.parts(self.features(pictures), target)
-        return self.patch * patch + self.pooled * pooled
+        return self.with_map(pictures, target)[0]
+
+    def with_map(self, pictures: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        tokens, pooled = self.parts(self.features(pictures), target)
+        height, width = pictures.shape[-2:]
+        rows = round((tokens.shape[1] * height / width) ** 0.5)
+        if tokens.shape[1] % rows:
+            raise ValueError(f"{self.vit.name} gives {tokens.shape[1]} tokens: no raster of {height} x {width} pixels")
+        return self.patch * tokens.mean(1) + self.pooled * pooled, tokens.unflatten(1, (rows, -1))
 
     def features(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """`target`, but with gradients; in the type that the ViT or autocast gives."""
@@ -77,10 +88,9 @@ class FeatureDistance:
 
     @staticmethod
     def parts(features: Target, target: Target) -> tuple[Tensor, Tensor]:
-        """Mean distance of the patch tokens and distance of the pooled feature, (N,) float32 each."""
-        cosines = ((a.float() * b.float()).sum(-1) for a, b in zip(features, target, strict=True))
-        tokens, pooled = cosines
-        return 1 - tokens.mean(-1), 1 - pooled
+        """Distance of each patch token (N, L) and of the pooled feature (N,), float32."""
+        tokens, pooled = ((a.float() * b.float()).sum(-1) for a, b in zip(features, target, strict=True))
+        return 1 - tokens, 1 - pooled
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,11 @@ class PixelDistance:
         return (frames.detach(),)
 
     def __call__(self, pictures: Tensor, target: Target) -> Tensor:
-        return (pictures.float() - target[0].float()).abs().mean((1, 2, 3))
+        return self.with_map(pictures, target)[0]
+
+    def with_map(self, pictures: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        error = (pictures.float() - target[0].float()).abs().mean(1)
+        return error.mean((1, 2)), error
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +126,24 @@ class WeightedDistance:
         return tuple(part for _, distance in self.terms for part in distance.target(frames))
 
     def __call__(self, pictures: Tensor, target: Target) -> Tensor:
-        total, start = pictures.new_zeros(len(pictures), dtype=torch.float32), 0
+        return self.with_map(pictures, target)[0]
+
+    def with_map(self, pictures: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        losses, maps, start = [], [], 0
         for weight, distance in self.terms:
-            total = total + weight * distance(pictures, target[start : start + distance.width])
+            loss, local = distance.with_map(pictures, target[start : start + distance.width])
+            losses.append(weight * loss)
+            maps.append(weight * local)
             start += distance.width
-        return total
+        finest = max((local.shape[-2:] for local in maps), key=lambda size: size[0])
+        return torch.stack(losses).sum(0), torch.stack([resized(local, finest) for local in maps]).sum(0)
+
+
+def resized(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Maps (N, rows, columns) in another raster."""
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    return F.interpolate(maps[:, None], tuple(size), mode="bilinear", antialias=True)[:, 0]
 
 
 def unit_range(pictures: Tensor, preprocessor: Preprocessor) -> Tensor:

@@ -6,11 +6,13 @@ Frame after frame, each pick takes the patch after which the pasted picture (`re
 nearest to the true frame. Trying all 265 patches at every pick would cost 265 passes of the ViT. Instead a few
 candidates are tried exactly, all clips and candidates in one batch, and three cheap lists nominate them in turn:
 
-- patches that remove most absolute pixel error;
-- patches whose pixels lie down the gradient of the distance: one backward pass estimates the gain of all of them;
-- the best runners-up of the picks before, which were tried already and do not overlap what was taken since.
+- patches over tokens that are far from their true features, less how far they are when the whole frame is shown at
+  the scale of the patch (a pass a scale and frame, none a pick);
+- the best runners-up of the picks before, which were tried already and do not overlap what was taken since;
+- patches that remove most absolute pixel error.
 
-With as many candidates as patches the search is exhaustive.
+The gradient of the distance does not help: a patch changes more than a first-order estimate can follow. With as many
+candidates as patches the search is exhaustive.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
-from autogaze.pretrain.distance import Distance, Target
+from autogaze.pretrain.distance import Distance, Target, resized
 from autogaze.pretrain.labels.greedy import GreedyGaze, apart
 from autogaze.pretrain.reconstructor.paste import Painter, check_video
 from autogaze.selectors.canvas import EMPTY
@@ -112,6 +114,7 @@ class _Frame:
         ids (B, K) and loss (B, K + 1): found so far.
         picture: (B, 3, H, W), what is shown after the picks so far.
         levels: (B, rows, columns), the scale shown in each cell, `EMPTY` where it is older than this frame.
+        far: (B, rows, columns), the map of the distance of what is shown.
     """
 
     def __init__(
@@ -131,11 +134,15 @@ class _Frame:
 
     def search(self, settings: FeatureSearch) -> None:
         """Pick until every clip's budget is spent."""
-        self.loss[:, 0] = self._distance(self.picture, self.target, settings.at_once)
+        self.loss[:, 0], self.far = self._measure(self.picture, self.target, settings.at_once)
+        scales = self.seen.shape[1]
+        target = tuple(part.repeat_interleave(scales, 0) for part in self.target)
+        at_scale = self._measure(self.seen.flatten(0, 1), target, settings.at_once)[1]
+        self.far_at_scale = at_scale.unflatten(0, (-1, scales))
         while len(clips := (self.count < self.budget).nonzero()[:, 0]):
-            loss, gradient = self._gradient(clips, settings.at_once)
-            ids, usable = self._nominate(clips, gradient, settings.candidates)
-            found = self._try(clips, ids, settings.at_once)
+            loss = self.loss[clips, self.count[clips]]
+            ids, usable = self._nominate(clips, settings.candidates)
+            found, maps = self._try(clips, ids, settings.at_once)
             gains = (loss[:, None] - found).masked_fill(~usable, NEVER)
             self.tried[clips] = self.tried[clips].scatter(1, ids, gains)
             order = gains.argsort(1, descending=True)
@@ -143,46 +150,37 @@ class _Frame:
             limit = (self.budget - self.count)[clips].clamp(max=settings.picks)
             picks, valid = apart(self.geometry.overlap, ids, gains, gains > NEVER, limit, settings.worth)
             self._take(clips, picks, valid)
-            after = loss - gains[:, 0]
-            if settings.picks > 1:
-                after = self._distance(self.picture[clips], _rows(self.target, clips), settings.at_once)
-            self.loss[clips, self.count[clips]] = after
+            if settings.picks == 1:
+                after, far = loss - gains[:, 0], maps[torch.arange(len(clips), device=ids.device), order[:, 0]]
+            else:
+                after, far = self._measure(self.picture[clips], _rows(self.target, clips), settings.at_once)
+            self.loss[clips, self.count[clips]], self.far[clips] = after, far
 
-    def _gradient(self, clips: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
-        """Distance (N,) of what some clips show, and its gradient (N, 3, H, W)."""
-        losses, gradients = [], []
-        for part in clips.split(at_once):
-            with torch.enable_grad():
-                picture = self.picture[part].detach().requires_grad_()
-                loss = self.distance(picture, _rows(self.target, part))
-                gradients.append(torch.autograd.grad(loss.sum(), picture)[0])
-            losses.append(loss.detach())
-        return torch.cat(losses), torch.cat(gradients)
-
-    def _nominate(self, clips: Tensor, gradient: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def _nominate(self, clips: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Candidates (N, count) of some clips, and which of them may be taken: the heads of three lists, in turn."""
-        geometry, seen, levels = self.geometry, self.seen[clips], self.levels[clips]
-        scales = torch.arange(seen.shape[1], device=seen.device)[:, None, None]
-        shown = levels[:, None] < scales  # where a patch of each scale would show
+        geometry, levels, taken = self.geometry, self.levels[clips], self.taken[clips]
+        shown = levels[:, None] < torch.arange(self.seen.shape[1], device=levels.device)[:, None, None]
         error = geometry.lattice.pool((self.frame[clips] - self.picture[clips]).abs().mean(1))
-        pixels = geometry.sums((error[:, None] - self.error[clips]).where(shown, 0.0))
-        slope = (gradient[:, None] * (self.picture[clips][:, None] - seen)).sum(2)
-        slopes = geometry.sums(geometry.lattice.pool(slope).where(shown, 0.0))
-        taken = self.taken[clips]
-        ranks = [_ranks(gains.masked_fill(taken, NEVER)) for gains in (pixels, slopes, self.tried[clips])]
-        place = torch.stack([3 * rank + n for n, rank in enumerate(ranks)]).amin(0)
-        ids = place.masked_fill(taken, 3 * taken.shape[1]).topk(min(count, taken.shape[1]), dim=1, largest=False)[1]
+        far = (self.far[clips][:, None] - self.far_at_scale[clips]).relu()
+        lists = (
+            geometry.sums(far.where(shown, 0.0)),
+            self.tried[clips],
+            geometry.sums((error[:, None] - self.error[clips]).where(shown, 0.0)),
+        )
+        ranks = [_ranks(gains.masked_fill(taken, NEVER)) for gains in lists]
+        turn = torch.stack([len(ranks) * rank + n for n, rank in enumerate(ranks)]).amin(0)
+        turn = turn.masked_fill(taken, len(ranks) * (taken.shape[1] + 1))
+        ids = turn.topk(min(count, taken.shape[1]), dim=1, largest=False).indices
         return ids, ~taken.gather(1, ids)
 
-    def _try(self, clips: Tensor, ids: Tensor, at_once: int) -> Tensor:
-        """Distance (N, M) if each patch of `ids` (N, M) alone were taken."""
-        shape, flat = ids.shape, ids.flatten()
-        rows = clips[:, None].expand(shape).flatten()
-        losses = []
-        for row, patch in zip(rows.split(at_once), flat.split(at_once), strict=True):
-            pictures = self._with(row, patch)
-            losses.append(self._distance(pictures, _rows(self.target, row), at_once))
-        return torch.cat(losses).view(shape)
+    def _try(self, clips: Tensor, ids: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
+        """Distance (N, M), and its map (N, M, rows, columns), if each patch of `ids` (N, M) alone were taken."""
+        rows, losses, maps = clips[:, None].expand(ids.shape).flatten(), [], []
+        for row, patch in zip(rows.split(at_once), ids.flatten().split(at_once), strict=True):
+            loss, local = self._measure(self._with(row, patch), _rows(self.target, row), at_once)
+            losses.append(loss)
+            maps.append(local)
+        return torch.cat(losses).view(ids.shape), torch.cat(maps).unflatten(0, ids.shape)
 
     def _with(self, rows: Tensor, patches: Tensor) -> Tensor:
         """(N, 3, H, W): what clips `rows` (N,) show after one more patch each."""
@@ -192,12 +190,15 @@ class _Frame:
         return self.seen[rows, scale].where(pixels, self.picture[rows])
 
     @torch.no_grad()
-    def _distance(self, pictures: Tensor, target: Target, at_once: int) -> Tensor:
-        parts = [
-            self.distance(pictures[i : i + at_once], _rows(target, slice(i, i + at_once)))
-            for i in range(0, len(pictures), at_once)
-        ]
-        return torch.cat(parts)
+    def _measure(self, pictures: Tensor, target: Target, at_once: int) -> tuple[Tensor, Tensor]:
+        """Distance (N,) of pictures, and its map (N, rows, columns) on the lattice."""
+        losses, maps, size = [], [], self.geometry.lattice.size
+        for start in range(0, len(pictures), at_once):
+            some = slice(start, start + at_once)
+            loss, local = self.distance.with_map(pictures[some], _rows(target, some))
+            losses.append(loss)
+            maps.append(resized(local, size))
+        return torch.cat(losses), torch.cat(maps)
 
     def _take(self, clips: Tensor, picks: Tensor, valid: Tensor) -> None:
         """Take patches (N, M) of some clips, the valid ones of each row first; they do not overlap."""
