@@ -5,9 +5,10 @@
 
 One run measures everything: loss, PSNR, SSIM and paste-and-upsample at ratios 0.01 to 0.4, per kind of clip, with
 bootstrapped confidence; requirement mode; the ratio needed for a loss; the time of every method; and whether the
-project's goals are met. FILE.json holds all of it, FILE.md the tables and FILE.png the curves. Everything is float32
-without TF32, but the oracle's search, which runs in bfloat16. Frames are taken evenly over each clip unless
---stride is given.
+project's goals are met. With --features MODEL also what pretrained ViTs see, of clean and of disturbed clips.
+FILE.json holds all of it, FILE.md the tables, FILE.png and FILE-features.png the curves. Everything is float32
+without TF32, but ViTs that judge (TF32) and the oracles' search (bfloat16). Frames are taken evenly over each clip
+unless --stride is given.
 """
 
 from __future__ import annotations
@@ -26,14 +27,25 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from autogaze.cli.evaluate import sampling_in_words
+from autogaze.cli.evaluate import add_feature_arguments, sampling_in_words, wanted_disturbances
 from autogaze.device import pick_device
 from autogaze.evaluate.bootstrap import Interval
 from autogaze.evaluate.clips import load_clips
-from autogaze.evaluate.evaluation import ORACLE_RATIOS, RATIOS, Plan, evaluate, load_reconstructor
+from autogaze.evaluate.evaluation import ORACLE_RATIOS, RATIOS, Plan, evaluate, load_reconstructor, load_viewers
+from autogaze.evaluate.feature_summary import ALL, BASELINE, RATIO
+from autogaze.evaluate.feature_table import feature_tables
 from autogaze.evaluate.measurement import Evaluator
-from autogaze.evaluate.methods import NETWORK, ORACLE, UNTRAINED, Method, known_methods, make_methods
-from autogaze.evaluate.plot import plot_losses
+from autogaze.evaluate.methods import (
+    FEATURE_ORACLE,
+    NETWORK,
+    ORACLE,
+    RECONSTRUCTION_ORACLE,
+    UNTRAINED,
+    Method,
+    known_methods,
+    make_methods,
+)
+from autogaze.evaluate.plot import plot_features, plot_losses
 from autogaze.evaluate.requirement import COMMON, OWN
 from autogaze.evaluate.results import Results
 from autogaze.evaluate.summary import LOSS_MINUS, LOSS_OVER, RANDOM, WAY
@@ -43,6 +55,10 @@ from autogaze.files import write_text
 TIMED_RATIO = 0.1
 RUNS = 5
 GOAL_RATIOS = (0.05, 0.1)
+# patch tokens of the pasted picture: (disturbance, ratio): largest share of difference's distance
+FEATURE_GOALS = {("clean", 0.05): 0.72, ("clean", 0.1): 0.55, ("noise-20", 0.05): 0.52, ("noise-20", 0.1): 0.48}
+OVER_EARLIER = {0.05: 0.85, 0.1: 0.80}  # of the checkpoint before
+ORACLES = (RECONSTRUCTION_ORACLE, FEATURE_ORACLE)  # one of them runs: the judge that is asked for has its own
 MOST_OVER_RANDOM, MOST_OVER_BEST, LEAST_WAY, MOST_CCTV = 0.72, 0.88, 0.60, 0.03
 
 
@@ -73,16 +89,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     begun = time.perf_counter()
     device = pick_device(args.device)
     reconstructor = load_reconstructor(args.reconstructor).to(device)
-    methods = make_methods(args.checkpoint, args.against or known_methods(), reconstructor, device)
+    viewers = load_viewers(args.features, device)
+    against = args.against or [name for name in known_methods() if name != (ORACLES[0 if viewers else 1])]
+    methods = make_methods(args.checkpoint, against, reconstructor, device, viewers[0].distance if viewers else None)
     folder = args.data / args.split if args.split else args.data
     preprocessor = next(method.model.preprocessor for method in methods if method.model is not None)
     clips = load_clips(folder, reconstructor.grid, preprocessor, args.frames, args.stride, args.limit)
     print(f"{len(clips)} clips read, {time.perf_counter() - begun:.0f} s", file=sys.stderr)
-    plan = Plan(RATIOS, tuple(args.oracle_ratios), True, folder.name, sampling_in_words(args.stride))
+    plan = Plan(
+        RATIOS,
+        tuple(args.oracle_ratios),
+        wanted_disturbances(args),
+        tuple(args.disturbed_ratios),
+        True,
+        folder.name,
+        sampling_in_words(args.stride),
+    )
     evaluator = Evaluator(reconstructor, clips, device, args.batch)
-    results = evaluate(methods, evaluator, plan)
+    results = evaluate(methods, evaluator, plan, viewers)
     timings = time_methods(methods, evaluator) if args.time else []
-    goals = check_goals(results)
+    goals = check_goals(results) + check_feature_goals(results)
+    text = "\n".join([goal_table(goals), markdown(results), feature_tables(results), time_table(timings)])
     more = {
         "what": "quality",
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -94,9 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if args.out is not None:
         results.save(args.out, **more)
-        write_text(args.out.with_suffix(".md"), "\n".join([goal_table(goals), markdown(results), time_table(timings)]))
+        write_text(args.out.with_suffix(".md"), text)
         plot_losses(results, args.out.with_suffix(".png"))
-    print(goal_table(goals), markdown(results), time_table(timings), sep="\n")
+        if results.features:
+            plot_features(results, args.out.with_name(f"{args.out.stem}-features.png"))
+    print(text)
     print(json.dumps({"seconds": more["seconds"], "goals": more["goals"]}))
     return 0
 
@@ -138,6 +167,30 @@ def check_goals(results: Results) -> list[Goal]:
     for row in results.requirements:
         if row.method == name and row.kind == "cctv" and row.requirement in (OWN, COMMON):
             goals.append(_at_most(f"cctv: ratio for {row.requirement}", row.ratio.value, MOST_CCTV))
+    return goals
+
+
+def check_feature_goals(results: Results) -> list[Goal]:
+    """What the last checkpoint's pasted pictures should be to every ViT: beside difference, and the one before."""
+    name, *earlier = reversed(results.methods(NETWORK))
+    goals = []
+    for viewer in dict.fromkeys(row.viewer for row in results.features):
+        rows = [row for row in results.feature_comparisons if (row.viewer, row.method) == (viewer, name)]
+        found = {
+            (row.disturbance, row.against, row.gazing_ratio): row.interval
+            for row in rows
+            if row.kind == ALL and row.figure == RATIO
+        }
+        for (disturbance, ratio), most in FEATURE_GOALS.items():
+            value = _value(found.get((disturbance, BASELINE, ratio)))
+            goals.append(_at_most(f"{viewer}, {disturbance}: distance / {BASELINE}'s at {ratio:g}", value, most))
+        kinds = [row.interval.value for row in rows if row.against == BASELINE and row.disturbance == "clean"]
+        goals.append(_at_most(f"{viewer}: distance / {BASELINE}'s, worst kind and ratio", max(kinds, default=None), 1))
+        for other in earlier[:1]:
+            for ratio, most in OVER_EARLIER.items():
+                interval = found.get(("clean", other, ratio))
+                high = None if interval is None else interval.high
+                goals.append(_at_most(f"{viewer}: distance / {other}'s at {ratio:g}, upper end of 95 %", high, most))
     return goals
 
 
@@ -227,7 +280,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--reconstructor", help="folder of the judge (default: the shipped one)")
     parser.add_argument(
-        "--against", type=lambda text: tuple(text.split(",")), help="default: every selector, untrained, oracle"
+        "--against",
+        type=lambda text: tuple(text.split(",")),
+        help="default: every selector, untrained, and the oracle (with --features the feature-oracle)",
     )
     parser.add_argument(
         "--oracle-ratios",
@@ -235,6 +290,7 @@ def _parser() -> argparse.ArgumentParser:
         default=ORACLE_RATIOS,
         help="ratios at which the oracle runs (default 0.05,0.1)",
     )
+    add_feature_arguments(parser)
     parser.add_argument("--frames", type=int, default=16, help="frames of every clip (default 16)")
     parser.add_argument("--stride", type=int, help="take every STRIDE-th frame (default: evenly over the clip)")
     parser.add_argument("--limit", type=int, help="at most so many clips (default: all)")

@@ -1,6 +1,8 @@
 """`autogaze evaluate --data DIR`: reconstruction loss against gazing ratio, beside other ways to choose patches.
 
-Leaves DIR/results.json (everything, with confidence), tables.md and losses.png in the folder given by --out.
+With --features MODEL also how far the features of pretrained ViTs are from those of the true frames, on clean clips
+and on clips with noise, flicker, shake or a second compression. Leaves results.json (everything, with confidence),
+tables.md, losses.png and features.png in the folder given by --out.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from pathlib import Path
 from autogaze.checkpoint import DEFAULT_CHECKPOINT
 from autogaze.device import pick_device
 from autogaze.evaluate.clips import load_clips
-from autogaze.evaluate.evaluation import ORACLE_RATIOS, RATIOS, Plan, evaluate, load_reconstructor
+from autogaze.evaluate.disturbances import DISTURBANCES, check_disturbances
+from autogaze.evaluate.evaluation import ORACLE_RATIOS, RATIOS, Plan, evaluate, load_reconstructor, load_viewers
+from autogaze.evaluate.feature_table import feature_tables
 from autogaze.evaluate.measurement import Evaluator
 from autogaze.evaluate.methods import known_methods, make_methods
-from autogaze.evaluate.plot import plot_losses
+from autogaze.evaluate.plot import plot_features, plot_losses
 from autogaze.evaluate.results import Results
 from autogaze.evaluate.table import markdown
 from autogaze.files import write_text
@@ -56,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R,R,...",
         help=f"ratios at which the oracle runs too (default {','.join(map(str, ORACLE_RATIOS))})",
     )
+    add_feature_arguments(parser)
     parser.add_argument(
         "--requirement",
         action="store_true",
@@ -67,18 +72,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, help="clips at once (default 8)")
     parser.add_argument("--seed", type=int, default=0, help="of methods that draw (default 0)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write results.json, tables.md and losses.png there")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write results.json, tables.md and plots there")
     parser.add_argument("--json", action="store_true", help="print the means as JSON on the last line of stdout")
+
+
+def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a judge by features is told; `benchmarks.quality` has the same."""
+    parser.add_argument(
+        "--features",
+        action="append",
+        default=[],
+        metavar="[LABEL=]MODEL",
+        help="also judge by the features of this ViT: a folder, hub id or timm name; may be repeated",
+    )
+    parser.add_argument(
+        "--disturb",
+        type=_disturbances,
+        default=tuple(DISTURBANCES),
+        metavar="A,B,...",
+        help=f"with --features: disturbed clips too, of {', '.join(DISTURBANCES)}; none for clean ones alone "
+        "(default: all)",
+    )
+    parser.add_argument(
+        "--disturbed-ratios",
+        type=_numbers,
+        default=ORACLE_RATIOS,
+        metavar="R,R,...",
+        help=f"ratios on disturbed clips (default {','.join(map(str, ORACLE_RATIOS))})",
+    )
+
+
+def wanted_disturbances(args: argparse.Namespace) -> tuple[str, ...]:
+    """Those that the command line asks for; none without a judge that sees them."""
+    return tuple(args.disturb) if args.features else ()
 
 
 def run(args: argparse.Namespace) -> int:
     results = evaluate_folder(args)
-    text = markdown(results)
+    text = "\n".join(filter(None, [markdown(results), feature_tables(results)]))
     if args.out is not None:
         results.save(args.out / "results.json")
         write_text(args.out / "tables.md", text)
         plot_losses(results, args.out / "losses.png")
-        print(f"wrote results.json, tables.md and losses.png to {args.out}", file=sys.stderr)
+        if results.features:
+            plot_features(results, args.out / "features.png")
+        print(f"wrote {', '.join(sorted(path.name for path in args.out.iterdir()))} to {args.out}", file=sys.stderr)
     print(text, file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(summary(results)))
@@ -90,16 +128,20 @@ def evaluate_folder(args: argparse.Namespace) -> Results:
     plan = Plan(
         tuple(args.ratios),
         tuple(args.oracle_ratios),
+        wanted_disturbances(args),
+        tuple(args.disturbed_ratios),
         args.requirement,
         args.data.resolve().name,
         sampling_in_words(args.stride),
     )
     device = pick_device(args.device)
     reconstructor = load_reconstructor(args.reconstructor).to(device)
-    methods = make_methods(args.checkpoint or [DEFAULT_CHECKPOINT], args.against, reconstructor, device)
+    viewers = load_viewers(args.features, device)
+    search = viewers[0].distance if viewers else None
+    methods = make_methods(args.checkpoint or [DEFAULT_CHECKPOINT], args.against, reconstructor, device, search)
     preprocessor = next((method.model.preprocessor for method in methods if method.model is not None), None)
     clips = load_clips(args.data, reconstructor.grid, preprocessor, args.frames, args.stride, args.limit)
-    return evaluate(methods, Evaluator(reconstructor, clips, device, args.batch, args.seed), plan)
+    return evaluate(methods, Evaluator(reconstructor, clips, device, args.batch, args.seed), plan, viewers)
 
 
 def sampling_in_words(stride: int | None) -> str:
@@ -124,7 +166,22 @@ def summary(results: Results) -> dict[str, object]:
         }
         for row in results.rows
     ]
-    return {"clips": results.protocol.clips, "dense_loss": results.dense_loss, "rows": rows}
+    found = {"clips": results.protocol.clips, "dense_loss": results.dense_loss, "rows": rows}
+    features = [
+        {
+            "features": row.viewer,
+            "disturbance": row.disturbance,
+            "method": row.method,
+            "gazing_ratio": row.gazing_ratio,
+            "picture": row.picture,
+            "patch": row.patch.value,
+            "patch_low": row.patch.low,
+            "patch_high": row.patch.high,
+            "pooled": row.pooled.value,
+        }
+        for row in results.features
+    ]
+    return found | ({"features": features} if features else {})
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -132,6 +189,15 @@ def _names(text: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in known_methods()]
     if unknown:
         raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; there are {', '.join(known_methods())}")
+    return names
+
+
+def _disturbances(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none"))
+    try:
+        check_disturbances(names)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return names
 
 

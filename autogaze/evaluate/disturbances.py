@@ -84,7 +84,6 @@ def disturbed(clips: ClipSet, name: str, seed: int = 0) -> ClipSet:
 
     Raises:
         ValueError: if there is no disturbance of that name.
-        ImportError: if it needs PyAV, which is not installed.
     """
     check_disturbances([name])
     frames = DISTURBANCES[name].apply(clips, torch.Generator().manual_seed(seed))

@@ -20,7 +20,6 @@ from autogaze.evaluate.methods import NETWORK, ORACLE, Method, parse_label
 from autogaze.evaluate.requirement import measure_requirement
 from autogaze.evaluate.results import Results
 from autogaze.evaluate.summary import summarise
-from autogaze.media.preprocess import Preprocessor
 from autogaze.pretrain.distance import FeatureDistance
 from autogaze.pretrain.reconstructor.network import Reconstructor
 from autogaze.vit.load import load_vit
@@ -59,6 +58,7 @@ def evaluate(methods: Sequence[Method], evaluator: Evaluator, plan: Plan, viewer
     """
     dense = evaluator.dense_losses()
     measurements, features = [], []
+    viewers = [viewer.of_range(evaluator.clips.preprocessor) for viewer in viewers]
     seen = _feature_evaluator(evaluator, viewers, CLEAN, evaluator.clips) if viewers else None
     for method in methods:
         begun = time.perf_counter()
@@ -106,12 +106,11 @@ def _feature_evaluator(
     return FeatureEvaluator(viewers, clips, truth, disturbance, reconstructor, evaluator.device, evaluator.batch)
 
 
-def load_viewers(names: Sequence[str], preprocessor: Preprocessor, device: torch.device | str) -> list[Viewer]:
+def load_viewers(names: Sequence[str], device: torch.device | str) -> list[Viewer]:
     """ViTs that judge.
 
     Args:
         names: each a hub id, a folder or a timm name, optionally as label=name.
-        preprocessor: says which range the frames will have.
         device: where they run.
 
     Raises:
@@ -122,7 +121,7 @@ def load_viewers(names: Sequence[str], preprocessor: Preprocessor, device: torch
     labelled = [parse_label(name) for name in names]
     if len({label for label, _ in labelled}) < len(labelled):
         raise ValueError(f"every ViT needs its own name, got {', '.join(names)}; use --features LABEL=MODEL")
-    return [Viewer(label, FeatureDistance(load_vit(name, device), preprocessor)) for label, name in labelled]
+    return [Viewer(label, FeatureDistance(load_vit(name, device))) for label, name in labelled]
 
 
 def load_reconstructor(name: str | Path | None = None) -> Reconstructor:

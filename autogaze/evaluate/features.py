@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from autogaze.core.gaze import Gaze
 from autogaze.evaluate.clips import ClipSet
+from autogaze.media.preprocess import Preprocessor
 from autogaze.pretrain.distance import FeatureDistance, Target
 from autogaze.pretrain.reconstructor.network import Reconstructor
 from autogaze.pretrain.reconstructor.paste import paste
@@ -30,6 +31,10 @@ class Viewer:
 
     name: str
     distance: FeatureDistance
+
+    def of_range(self, preprocessor: Preprocessor) -> Viewer:
+        """The same for pictures of a preprocessor's range."""
+        return replace(self, distance=replace(self.distance, preprocessor=preprocessor))
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ class FeatureOracle:
 
     distance: Distance
     grid: PatchGrid
-    settings: FeatureSearch = FeatureSearch()
+    settings: FeatureSearch = FeatureSearch(candidates=24)
 
     def __call__(self, video: Tensor, gazing_ratio: PerFrame, generator: torch.Generator | None = None) -> Gaze:
         """Choose patches; deterministic, `generator` is not used."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 
+import av
 import numpy as np
-
-from autogaze.extras import explain
 
 
 def recompress(frames: np.ndarray, crf: int, fps: int = 30) -> np.ndarray:
@@ -19,14 +18,7 @@ def recompress(frames: np.ndarray, crf: int, fps: int = 30) -> np.ndarray:
 
     Returns:
         (T, H, W, 3) uint8.
-
-    Raises:
-        ImportError: without PyAV.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise explain(error, "a second compression") from error
     result, file = frames.copy(), io.BytesIO()
     height, width = (length - length % 2 for length in frames.shape[1:3])  # 4:2:0 halves both
     with av.open(file, "w", format="mp4") as output:

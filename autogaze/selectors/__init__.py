@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from autogaze.core.grid import PatchGrid
 from autogaze.selectors.coarse import CoarseSelector
-from autogaze.selectors.difference import DifferenceSelector
+from autogaze.selectors.difference import DenoisedDifferenceSelector, DifferenceSelector
 from autogaze.selectors.evs import DissimilaritySelector
+from autogaze.selectors.features import GradientSelector
 from autogaze.selectors.first_frame import FirstFrameSelector
 from autogaze.selectors.flow import FlowSelector
-from autogaze.selectors.gradient import GradientSelector
 from autogaze.selectors.pyramid import PyramidSelector
 from autogaze.selectors.quadtree import QuadTreeSelector
 from autogaze.selectors.random import RandomSelector
@@ -28,6 +28,7 @@ SELECTORS: dict[str, type] = {
     "coarse": CoarseSelector,
     "first-frame": FirstFrameSelector,
     "difference": DifferenceSelector,
+    "difference-denoised": DenoisedDifferenceSelector,
     "flow": FlowSelector,
     "rlt": RunLengthSelector,
     "quadtree": QuadTreeSelector,

@@ -4,6 +4,9 @@ Keeps the last known pixels of every place (mid-grey before anything is known) a
 on the patches, of any scale, that reduce the absolute error of that picture most. This is RGB-difference gazing
 (the baseline of arXiv:2603.12254), made as strong as it can be without a network: it compares with what was
 really seen instead of the previous frame, weighs scales against one another, and counts overlaps once.
+
+`DenoisedDifferenceSelector` is the same with what one would try first against sensor noise: frames are blurred before
+they are compared, and cells that differ by no more than the noise between the first two frames count little.
 """
 
 from __future__ import annotations
@@ -20,8 +23,12 @@ from autogaze.core.grid import PatchGrid
 from autogaze.decoding.request import PerFrame
 from autogaze.selectors.canvas import EMPTY, paste_levels, renditions
 from autogaze.selectors.lattice import Lattice
+from autogaze.selectors.picks import picks_on
 from autogaze.selectors.ranking import NEVER, open_video
 
+FRAMES_AT_ONCE = 64  # that are resampled together: bounds the memory
+UNCHANGED = 0.25  # weight of an error that noise may have made; not 0, so that the rest of a budget is spent well
+STILL_SHARE = 0.1  # of the cells that are taken to show noise alone
 HORIZON = 4  # frames, this one among them, that foresight looks at
 
 
@@ -49,19 +56,35 @@ class DifferenceSelector:
             budget: (B, T) int64.
             forget: (B, T) bool, frames before which everything known is forgotten (cuts).
         """
+        lattice, picks = self.lattice, picks_on(self.lattice, video.device)
+        video = self.compared(video)
+        threshold = self.threshold(video)
         canvas = torch.zeros_like(video[:, 0])
         widths = budget.amax(0).tolist()  # picks of each frame: the one time that the host waits for the device
         ids = torch.zeros(*budget.shape, max(widths), dtype=torch.int64, device=video.device)
+        at_once = max(1, FRAMES_AT_ONCE // len(video))
         for t in range(video.shape[1]):
+            if t % at_once == 0:  # many small kernels: for several frames together
+                some = video[:, t : t + at_once]
+                seen = renditions(some, self.grid)
+                left = lattice.pool((some[:, :, None] - seen).abs().mean(3))
             if forget is not None:
                 canvas = torch.where(forget[:, t, None, None, None], 0.0, canvas)
-            seen = renditions(video[:, t], self.grid)
-            search = _Search(self.lattice, *_errors(self.lattice, canvas, video[:, t], seen))
-            for pick in range(widths[t]):
-                ids[:, t, pick] = search.take(search.gains(), pick < budget[:, t])
-            canvas = paste_levels(canvas, seen, self.lattice.spread(search.levels))
+            error = lattice.pool((video[:, t] - canvas).abs().mean(1))
+            if threshold is not None and t > 0:  # the second frame is there when noise is first asked for
+                error = error.where(error > threshold, UNCHANGED * error)
+            ids[:, t, : widths[t]], levels = picks.choose(error, left[:, t % at_once], budget[:, t], widths[t])
+            canvas = paste_levels(canvas, seen[:, t % at_once], lattice.spread(levels))
         chosen = torch.arange(ids.shape[-1], device=video.device) < budget[..., None]
         return Gaze(ids.where(chosen, 0), chosen, self.grid)
+
+    def compared(self, video: Tensor) -> Tensor:
+        """The pixels that are compared, of a video (B, T, 3, H, W)."""
+        return video
+
+    def threshold(self, video: Tensor) -> Tensor | None:
+        """(B, 1, 1): a cell whose error is not larger may be unchanged; None: every error counts."""
+        return None
 
     @torch.no_grad()
     def gains(self, video: Tensor, gaze: Gaze, group: int, foresight: float = 0.0) -> Tensor:
@@ -115,6 +138,24 @@ class DifferenceSelector:
             canvas = paste_levels(canvas, seen, self.lattice.spread(_levels(self.lattice, mask[:, t])))
         known, of_scale = zip(*errors, strict=True)
         return torch.stack(known, 1), torch.stack(of_scale, 1)
+
+
+class DenoisedDifferenceSelector(DifferenceSelector):
+    """Difference of blurred frames, blind to what noise changes."""
+
+    def compared(self, video: Tensor) -> Tensor:
+        """Blurred with the binomial kernel of 5 pixels a side, whose deviation is 1 pixel."""
+        line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=video.device) / 16
+        planes = F.pad(video.flatten(0, 2)[:, None], (2, 2, 2, 2), mode="replicate")
+        planes = F.conv2d(F.conv2d(planes, line.view(1, 1, 1, 5)), line.view(1, 1, 5, 1))
+        return planes.view(video.shape)
+
+    def threshold(self, video: Tensor) -> Tensor | None:
+        """Noise of the first two frames: what the stillest tenth of the cells differs, and as much again."""
+        if video.shape[1] < 2:
+            return None
+        change = self.lattice.pool((video[:, 1] - video[:, 0]).abs().mean(1)).flatten(1)
+        return 2 * change.quantile(STILL_SHARE, dim=1)[:, None, None]
 
 
 class _Search:

@@ -15,8 +15,8 @@ from torch import Tensor
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
 from autogaze.decoding.request import PerFrame
-from autogaze.selectors.change import finest_change
 from autogaze.selectors.coarse import even_order
+from autogaze.selectors.features import finest_change
 from autogaze.selectors.ranking import best_first, open_video
 
 _COARSER = -10.0  # score of the other scales: taken only once the finest is used up

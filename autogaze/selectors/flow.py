@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autogaze.selectors.luminance import luminance
+from autogaze.selectors.features import luminance
 from autogaze.selectors.ranking import ScoringSelector
 
 

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from autogaze.selectors.luminance import luminance
+from autogaze.selectors.features import luminance
 from autogaze.selectors.ranking import ScoringSelector
 
 _BINS = 32  # grey levels of the histogram
