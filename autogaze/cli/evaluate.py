@@ -109,9 +109,11 @@ def wanted_disturbances(args: argparse.Namespace) -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> int:
     results = evaluate_folder(args)
-    text = "\n".join(filter(None, [markdown(results), feature_tables(results)]))
     if args.out is not None:
         results.save(args.out / "results.json")
+        results = Results.load(args.out / "results.json")  # tables say what the file says, to the last digit
+    text = "\n".join(filter(None, [markdown(results), feature_tables(results)]))
+    if args.out is not None:
         write_text(args.out / "tables.md", text)
         plot_losses(results, args.out / "losses.png")
         if results.features:

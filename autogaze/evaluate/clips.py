@@ -53,11 +53,11 @@ class ClipSet:
     def compressed(self, crf: int) -> Tensor:
         """`frames` taken from the whole files after a second H.264 compression at a constant rate factor."""
 
+        size = (self.frames.shape[2], self.frames.shape[3])
+
         def one(path: Path, picked: tuple[int, ...]) -> Tensor:
             clip = recompress(read_video(path, threads=1).frames, crf)
-            return resize(
-                torch.from_numpy(clip[list(picked)]), tuple(self.frames.shape[2:4]), self.preprocessor.resample
-            )
+            return resize(torch.from_numpy(clip[list(picked)]), size, self.preprocessor.resample)
 
         with ThreadPoolExecutor(THREADS) as pool:
             return torch.stack(list(pool.map(one, self.paths, self.picked)))
