@@ -27,7 +27,7 @@ from autogaze.selectors.picks import picks_on
 from autogaze.selectors.ranking import NEVER, open_video
 
 FRAMES_AT_ONCE = 64  # that are resampled together: bounds the memory
-UNCHANGED = 0.25  # weight of an error that noise may have made; not 0, so that the rest of a budget is spent well
+UNCHANGED = 0.5  # weight of an error that noise may have made; not 0, so that the rest of a budget is spent well
 STILL_SHARE = 0.1  # of the cells that are taken to show noise alone
 HORIZON = 4  # frames, this one among them, that foresight looks at
 
