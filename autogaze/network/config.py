@@ -72,7 +72,8 @@ class AutoGazeConfig:
         """The threshold on the predicted loss at which a requested loss is really met (piecewise linear)."""
         if not self.calibration:
             return requirement
-        asked, threshold = torch.tensor(self.calibration, device=requirement.device).T.contiguous()
+        pairs = torch.tensor(self.calibration, dtype=requirement.dtype, device=requirement.device)
+        asked, threshold = pairs.T.contiguous()
         if len(asked) == 1:
             return requirement + (threshold - asked)
         left = torch.searchsorted(asked, requirement.contiguous()).sub(1).clamp(0, len(asked) - 2)
