@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from autogaze.core.gaze import Gaze
+from autogaze.decoding.clip import decode_clip
+from autogaze.decoding.request import make_request
 from autogaze.export.metadata import Metadata
 from autogaze.export.runner import Engine
 from autogaze.media.scenes import render_scene
@@ -69,17 +71,23 @@ def compare(model: AutoGaze, engine: Engine, clips: Tensor) -> Parity:
     batch, limit = len(clips), (metadata.budget + 0.5) / model.grid.patches_per_frame
     ratio = torch.tensor([min(1.0, limit) / (1 + i % 2) for i in range(batch)], dtype=torch.float64)[:, None]
     ratio = ratio.clamp(min=1 / model.grid.patches_per_frame).expand(batch, clips.shape[1])
-    scales = {} if metadata.allowed_scales == metadata.scales else {"scales": metadata.allowed_scales}
-    free = model.generate(video.to(model.device), ratio, **scales)
+    free = _generate(model, video, ratio, None, metadata)
     assert free.task_loss is not None
     losses = free.task_loss[free.chosen]
     requirement = torch.full((batch, clips.shape[1]), float("-inf"))
     requirement[1::2] = losses.float().quantile(0.2).cpu()
-    expected = model.generate(video.to(model.device), ratio, requirement, **scales).to("cpu")
+    expected = _generate(model, video, ratio, requirement, metadata).to("cpu")
     pixels = clips if metadata.pixels == "uint8" else video
     got = engine.generate(pixels, ratio, requirement).to("cpu")
     threshold = model.config.threshold(requirement)
     return _judge(model, video, expected, got, threshold, metadata)
+
+
+def _generate(model: AutoGaze, video: Tensor, ratio: Tensor, requirement: Tensor | None, metadata: Metadata) -> Gaze:
+    """PyTorch's choice among the ids that the file may choose."""
+    scales = metadata.allowed_scales or None
+    request = make_request(model.grid, len(video), video.shape[1], ratio, requirement, scales=scales)
+    return decode_clip(model, video.to(model.device), request)
 
 
 def _judge(model: AutoGaze, video: Tensor, expected: Gaze, got: Gaze, threshold: Tensor, metadata: Metadata) -> Parity:

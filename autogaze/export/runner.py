@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -205,8 +204,8 @@ class Engine:
             frames,
             self._own_ratio() if ratio is None else ratio,
             never if requirement is None else requirement,
+            scales=self.metadata.allowed_scales or None,
         )
-        request = replace(request, budget=request.budget.clamp(max=int(self.metadata.allowed.sum())))
         if int(request.budget.max()) > limit:
             raise ValueError(
                 f"this file spends at most {limit} of {self.grid.patches_per_frame} ids a frame "

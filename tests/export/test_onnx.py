@@ -20,6 +20,8 @@ onnx = pytest.importorskip("onnx", reason="needs the export extra: onnx")
 pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
 
 from autogaze.core.gaze import Gaze  # noqa: E402
+from autogaze.decoding.clip import decode_clip  # noqa: E402
+from autogaze.decoding.request import make_request  # noqa: E402
 from autogaze.export.forms import input_specs, write_graph  # noqa: E402
 from autogaze.export.metadata import FORMAT, FormatError  # noqa: E402
 from autogaze.export.onnx import ExportOptions, check_graph, export_onnx, float32_twin  # noqa: E402
@@ -213,7 +215,11 @@ def test_only_ids_of_the_chosen_scales_are_taken(small: AutoGaze, tmp_path: Path
         assert (metadata.allowed_scales, metadata.budget) == ((16, 64), 17)
         onnx.save(write_graph(small, metadata), tmp_path / "gaze.onnx")
         engine = Engine.load(tmp_path / "gaze.onnx", "cpu", threads=1)
-        gaze = engine.generate(clips(2, 3), 1.0)
+        video = clips(2, 3)
+        gaze = engine.generate(video, 1.0)
+        request = make_request(small.grid, 2, 3, 1.0, scales=(16, 64))
+        assert_same(decode_clip(small, video, request), gaze)
+        assert compare(small, engine, scenes(metadata, 2, 3)).share == 1.0  # what an export is kept by
         assert gaze.chosen.all() and not ((gaze.ids > 0) & (gaze.ids < 5)).any()  # ids 1 to 4 are of scale 32
         assert all(len(set(frame)) == 17 for frame in gaze.ids.flatten(0, 1).tolist())
     with pytest.raises(ValueError, match=r"scales must be some of the model's \(16, 32, 64\) \(pixels\), got \(48,\)"):
