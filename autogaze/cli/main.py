@@ -36,6 +36,8 @@ VERBS = {  # verb: (module, one line of help)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
+    if argv is None:
+        _open_closed_descriptors()
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = _Command(arguments)
     with interruptible(command.report, last=argv is None) as interrupts:
@@ -52,6 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             interrupted = interrupts.caught
         command.report(interrupted)
         return interrupted.exit_code
+
+
+def _open_closed_descriptors() -> None:
+    """Standard streams that were closed lead nowhere; else the next file would get the number, and somebody's words."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (for as long as the process)
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 class _Command:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -280,6 +283,16 @@ def test_cameras_and_unknown_addresses_are_refused_as_such(
 ) -> None:
     assert main(["gaze", source, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_change_nothing(
+    closed: str, scene: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    words = ["gaze", str(scene), "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "out"), "--json"]
+    command = f"{shlex.join([sys.executable, '-m', 'autogaze', *words])} {closed}"
+    assert subprocess.run(["sh", "-c", command], capture_output=True, timeout=280).returncode == 0
+    assert len(load_gaze(tmp_path / "out/gaze.npz").counts) == 10 == len(read_video(tmp_path / "out/overlay.mp4"))
 
 
 def test_real_clips_of_several_sizes(shared: Path, model: AutoGaze, tmp_path: Path) -> None:
