@@ -42,17 +42,19 @@ from autogaze.vit.gazed import GazedViT
 from autogaze.vit.plan import Plan, choose
 
 WAYS = {
-    "memory": Plan("memory", True, True),  # the finest scale, the first frame in full
-    "memory, even": Plan("memory", True, False),
-    "memory, all scales": Plan("memory", False, False),
-    "frame": Plan("frame", False, False),
-    "frame, finest": Plan("frame", True, False),
-    "frame, finest, first in full": Plan("frame", True, True),
-    "block_causal": Plan("block_causal", False, False),
-    "block_causal, finest": Plan("block_causal", True, False),
-    "joint": Plan("joint", False, False),
-    "joint, finest": Plan("joint", True, False),
-    "joint, finest, first in full": Plan("joint", True, True),
+    "nearest, spread": Plan("nearest", True, "spread"),  # the finest scale, frames in full spread over the clip
+    "memory": Plan("memory", True, "first"),  # the finest scale, the first frame in full
+    "memory, spread": Plan("memory", True, "spread"),
+    "memory, even": Plan("memory", True, "none"),
+    "memory, all scales": Plan("memory", False, "none"),
+    "frame": Plan("frame", False, "none"),
+    "frame, finest": Plan("frame", True, "none"),
+    "frame, first in full": Plan("frame", True, "first"),
+    "block_causal": Plan("block_causal", False, "none"),
+    "block_causal, finest": Plan("block_causal", True, "none"),
+    "joint": Plan("joint", False, "none"),
+    "joint, finest": Plan("joint", True, "none"),
+    "joint, first in full": Plan("joint", True, "first"),
 }
 DRAWS = 2000  # of the bootstrap
 
@@ -106,11 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in args.choosers:
         chooser = name if name in SELECTORS else AutoGaze.from_pretrained(name, device=device).eval()
         for per_frame in args.patches:
-            chosen: dict[tuple[bool, bool], tuple[list[Gaze], float]] = {}
+            chosen: dict[tuple[bool, str], tuple[list[Gaze], float]] = {}
             jobs = [(way, WAYS[way], gazed) for way in args.ways]
             jobs += [("adapted", adapted.recommended(), adapted)] if adapted is not None else []
             for way, plan, vit in jobs:
-                key = (plan.finest, plan.first)
+                key = (plan.finest, plan.whole)
                 if key not in chosen:
                     chosen[key] = choose_all(chooser, clips, plan, per_frame, device, args.batch)
                 vit.attention = plan.attention

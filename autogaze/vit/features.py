@@ -10,6 +10,7 @@ from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
 from autogaze.vit.memory import each_once, row_of_patch, shown_in_frame
+from autogaze.vit.motion import Looks, moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class PackedFeatures:
     head: Callable[[PoolInput], Tensor] = field(repr=False)
     shown: Tensor | None = None  # (B * T, cells) with memory: row of [kept, features] that shows each cell, or -1
     kept: Tensor | None = field(repr=False, default=None)  # (slots, D) features from before this call of a stream
+    looks: Looks | None = field(repr=False, default=None)  # with memory: what is there and was seen of each cell
 
     @property
     def frames(self) -> int:
@@ -59,13 +61,15 @@ class PackedFeatures:
             pooled = self.head(tokens)
             return pooled if self.joint else pooled.unflatten(0, (clips, units))
 
-    def dense(self, fill: float = 0.0) -> Tensor:
+    def dense(self, fill: float = 0.0, follow: bool = True) -> Tensor:
         """Features as a map, for detection and segmentation heads.
 
         A cell of the finest scale takes the feature of the finest chosen patch that covers its centre; with memory,
         of the newest one, from this frame or an earlier one.
 
         Args:
+            follow: with memory, cells that were not looked at again follow what moved in the frames
+                (`autogaze.vit.motion`).
             fill: where no chosen patch covers, or with memory has ever covered, a cell.
 
         Returns:
@@ -79,6 +83,8 @@ class PackedFeatures:
         parts = [self.features, self.features.new_full((1, self.features.shape[-1]), fill)]
         maps = torch.cat(parts if self.kept is None else [self.kept, *parts])[shown]  # row -1 is the filling
         maps = maps.unflatten(1, self.grid.sides[-1]).permute(0, 3, 1, 2)
+        if follow and self.looks is not None:
+            maps = moved(maps, self.looks, (shown >= 0).unflatten(1, self.grid.sides[-1]))
         return maps.unflatten(0, (self.prefix.shape[0], self.frames))
 
     def _of_whole_picture(self, shown: Tensor) -> PoolInput:

@@ -18,10 +18,11 @@ from autogaze.vit.adapter import Adapter, AdapterConfig, adapter_attention, load
 from autogaze.vit.family import Tower, tower_of
 from autogaze.vit.features import PackedFeatures
 from autogaze.vit.load import load_vit, pixels_of
-from autogaze.vit.memory import Memory, Recall, newest, row_of_patch, shown_in_frame
-from autogaze.vit.packing import ATTENTION, Layout, PackedIds, packed_attention
+from autogaze.vit.memory import Memory, Recall, nearest, newest, row_of_patch, shown_in_frame
+from autogaze.vit.motion import Looks, thumbnails
+from autogaze.vit.packing import ATTENTION, REMEMBERS, Layout, PackedIds, packed_attention
 from autogaze.vit.patches import Taps, cut_patches
-from autogaze.vit.plan import FROZEN, Plan, adapted_plan
+from autogaze.vit.plan import CLIP, FROZEN, Plan, adapted_plan
 from autogaze.vit.positions import constant
 from autogaze.vit.rotary import unrotated
 from autogaze.vit.wrapped import distributed_wrapper, run, watched
@@ -40,7 +41,8 @@ class GazedViT(nn.Module):
             name. docs/vit-support.md lists what works in which family.
         attention: what a patch sees: "frame" its own frame (as the model was trained), "block_causal" its own and
             earlier frames of the clip, "joint" the whole clip, "memory" the newest patch of every cell, from its own
-            or an earlier frame (`autogaze.vit.memory`). Class and register tokens stand in every frame, or once in a
+            or an earlier frame, "nearest" the patch of every cell that is nearest in time, also from a later frame
+            (`autogaze.vit.memory`). Class and register tokens stand in every frame, or once in a
             clip with "joint".
 
         size: pixels a side of the frames that `preprocessor` makes; by default those that the ViT was trained on.
@@ -90,7 +92,7 @@ class GazedViT(nn.Module):
         Args:
             name: a timm model (`timm/vit_small_patch14_dinov2`), a hub id or a folder of transformers.
             adapter: a file of `autogaze adapt`.
-            attention: as in `GazedViT`; by default the adapter's, or "memory" for a frozen ViT (see `recommended`).
+            attention: as in `GazedViT`; by default the adapter's, or for a frozen ViT "nearest" (see `recommended`).
             size: pixels a side of the frames.
 
         Raises:
@@ -100,7 +102,7 @@ class GazedViT(nn.Module):
         loaded = load_vit(name, device, dtype)
         loaded.model.requires_grad_(True)
         if attention is None:
-            attention = FROZEN.attention if adapter is None else adapter_attention(adapter)
+            attention = CLIP.attention if adapter is None else adapter_attention(adapter)
         gazed = cls(loaded.model, attention, size)
         gazed._pixels = loaded.mean, loaded.std
         if adapter is not None:
@@ -123,9 +125,15 @@ class GazedViT(nn.Module):
         rows, columns = self.tower.native_side
         return rows * self.patch_size, columns * self.patch_size
 
-    def recommended(self) -> Plan:
-        """Which patches to give this ViT and how to spread them over a clip, with the reason (`autogaze.vit.plan`)."""
-        return FROZEN if self.adapter is None else adapted_plan(self.attention)
+    def recommended(self, stream: bool = False) -> Plan:
+        """Which patches to give this ViT and how to spread them over a clip, with the reason (`autogaze.vit.plan`).
+
+        Args:
+            stream: frames come one by one, so that none can see a later one.
+        """
+        if self.adapter is not None:
+            return adapted_plan(self.attention)
+        return FROZEN if stream else CLIP
 
     @property
     def patch_size(self) -> int:
@@ -172,10 +180,11 @@ class GazedViT(nn.Module):
         taps = Taps.of(gaze.grid, video.shape[-2], video.shape[-1], video.device)
         clips, frames, slots = gaze.ids.shape
         static = whole or capacity is not None
-        picture = self._picture(packed, gaze, memory) if self.attention == "memory" else None
+        picture = self._picture(packed, gaze, memory) if self.attention in REMEMBERS else None
         task = _Encoding(packed, taps, gaze.grid, (clips, frames, slots), static, picture, memory)
         features, prefix = self.encode(video, task)
         joint = self.attention == "joint"
+        looks = None if picture is None else picture.looks(video, gaze.grid.sides[-1], memory)
         kept = None if memory is None or memory.features is None or picture is None else memory.features
         if memory is not None and picture is not None:
             kept = features.new_zeros(len(picture.newest_slot), features.shape[-1]) if kept is None else kept
@@ -193,6 +202,7 @@ class GazedViT(nn.Module):
             self.tower.pool,
             None if picture is None else picture.shown,
             kept,
+            looks,
         )
 
     def encode(self, video: Tensor, task: _Encoding) -> tuple[Tensor, Tensor]:
@@ -249,6 +259,8 @@ class GazedViT(nn.Module):
         newest_slot = table.unflatten(0, (clips, frames)).amax(1).flatten()
         shown = shown_in_frame(table, gaze.grid)
         of_row = packed.frame
+        if self.attention == "nearest":
+            return _Picture(nearest(shown, frames, of_row), newest_slot, frames, of_row)
         if memory is None:
             return _Picture(newest(shown, frames), newest_slot, frames, of_row)
         slots = clips * patches
@@ -337,7 +349,31 @@ class _Picture:
         now = (torch.arange(len(rows), device=rows.device) % self.frames)[:, None]
         if len(self.of_row) == 0:
             return torch.zeros_like(rows)
-        return (now - self.of_row[rows]).clamp(min=0)
+        return (now - self.of_row[rows]).abs()
+
+    def looks(self, video: Tensor, sides: tuple[int, int], memory: Memory | None) -> Looks:
+        """What is there and was seen of each cell; a stream's memory takes it in at once, a clip when it is asked."""
+        clips, cells = len(video), self.shown.shape[1]
+        frame = self.of_row[self.shown.clamp(min=0)] if len(self.of_row) else torch.zeros_like(self.shown)
+        now = (torch.arange(len(self.shown), device=frame.device) % self.frames)[:, None]
+        first = torch.arange(len(self.shown), device=frame.device)[:, None] - now
+        cell = torch.arange(cells, device=frame.device)
+
+        def seen(samples: Tensor, before: Tensor | None = None) -> Tensor:
+            found = samples[first + frame.clamp(min=0), cell]
+            if before is None:
+                return found
+            older = before.repeat_interleave(self.frames, 0)
+            return torch.where((frame < 0)[..., None, None, None], older, found)
+
+        fresh = (frame == now) & (self.shown >= 0)
+        if memory is None:
+            return Looks(lambda: thumbnails(video, sides), seen, fresh)
+        samples = thumbnails(video, sides)
+        before = samples.unflatten(0, (clips, -1))[:, 0] if memory.samples is None else memory.samples
+        found = seen(samples, before)
+        memory.samples = found.unflatten(0, (clips, -1))[:, -1]
+        return Looks(lambda: samples, lambda _: found, fresh)
 
     def remember(self, memory: Memory, features: Tensor, kept: Tensor, keys: list[tuple[Tensor, Tensor]]) -> None:
         """Bring a stream's memory up to date with what was encoded."""

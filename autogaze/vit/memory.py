@@ -8,6 +8,8 @@ a frame of which nothing is chosen, but for rounding.
 A patch takes over the cells whose centre it covers (of a frame's own patches the finest). Packed rows run through a
 clip in time, so the newest row of a cell is the largest one up to a frame: a running maximum.
 
+`attention="nearest"` does the same for whole clips with the token that is nearest in time, also a later one.
+
 `Memory` keeps that between calls, for streams: keys and values of every block, one slot a patch of the grid. It does
 not grow.
 """
@@ -37,6 +39,7 @@ class Memory:
     features: Tensor | None  # (B * P, D)
     shown: Tensor  # (B, cells) int64: slot of the patch that shows each cell, or NOTHING
     looked: Tensor  # (B * P,) int64: frame in which each slot was last filled
+    samples: Tensor | None = None  # (B, cells, 3, ...) what was seen of each cell (`autogaze.vit.motion`)
     frames: int = 0  # of the stream so far
 
     @classmethod
@@ -96,6 +99,24 @@ def newest(shown: Tensor, frames: int, kept: Tensor | None = None) -> Tensor:
     if kept is not None:
         of_clip = torch.cat([torch.maximum(of_clip[:, :1], kept[:, None]), of_clip[:, 1:]], dim=1)
     return of_clip.cummax(1).values.flatten(0, 1)
+
+
+def nearest(shown: Tensor, frames: int, of_row: Tensor) -> Tensor:
+    """(B * T, cells) int64: the row that shows each cell nearest in time, before or after; of two, the earlier one.
+
+    Args:
+        shown: (B * T, cells), as `shown_in_frame` gives it.
+        of_row: (N,) int64, frame of each row.
+    """
+    if len(of_row) == 0:
+        return shown
+    past = newest(shown, frames)
+    none = len(of_row)
+    ahead = shown.where(shown >= 0, none).unflatten(0, (-1, frames)).flip(1).cummin(1).values.flip(1).flatten(0, 1)
+    now = (torch.arange(len(shown), device=shown.device) % frames)[:, None]
+    waited = (now - of_row[past.clamp(min=0)]).where(past >= 0, frames)
+    awaited = (of_row[ahead.clamp(max=none - 1)] - now).where(ahead < none, frames)
+    return torch.where(awaited < waited, ahead, past)
 
 
 def each_once(rows: Tensor, scales: int) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from autogaze.core.gaze import Gaze
 from autogaze.vit.memory import each_once
 
-ATTENTION = ("frame", "block_causal", "joint", "memory")
+ATTENTION = ("frame", "block_causal", "joint", "memory", "nearest")
+REMEMBERS = ("memory", "nearest")
 # Rows of a regular run from which `scaled_dot_product_attention` takes the place of the variable-length kernel. That is
 # FlashAttention 2, older than Hopper, for which torch prefers cuDNN: on an H200 it takes 0.6 to 0.9 of the time at 64
 # rows and above, with heads of 64 and of 72; at 26 rows heads of 72 are slower (docs/log.md).
@@ -131,7 +132,7 @@ class Layout:
         groups = runs[::frames] if attention == "block_causal" else runs
         longest_group = longest * frames if attention == "block_causal" else longest
         order, patch_rows, prefix_rows = _interleave(patches.long(), len(packed.ids), prefix)
-        regular = packed.whole and attention not in ("block_causal", "memory")
+        regular = packed.whole and attention not in ("block_causal", *REMEMBERS)
         return cls(order, patch_rows, prefix_rows, runs, groups.contiguous(), longest, longest_group, regular)
 
     def with_keys(
@@ -147,8 +148,9 @@ class Layout:
         """
         rows, counts = each_once(shown, scales)
         key_ages = None if ages is None else F.pad(ages(rows), (self.prefix_rows.shape[1], 0))
-        packed = kept + self.patch_rows[(rows - kept).clamp(min=0, max=max(0, len(self.patch_rows) - 1))]
-        rows = rows if len(self.patch_rows) == 0 else packed.where(rows >= kept, rows)
+        if len(self.patch_rows):  # else all that is shown is in the memory
+            packed = kept + self.patch_rows[(rows - kept).clamp(min=0, max=len(self.patch_rows) - 1)]
+            rows = packed.where(rows >= kept, rows)
         keys = torch.cat([kept + self.prefix_rows, rows], dim=1)
         return replace(self, keys=keys, key_counts=counts + self.prefix_rows.shape[1], key_ages=key_ages)
 

@@ -8,8 +8,7 @@ frame and 14 or 15 in each of the others. Figures: docs/adapt.md, `python -m ben
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,8 +19,6 @@ from autogaze.decoding.request import make_request
 from autogaze.model import AutoGaze
 from autogaze.selectors import make_selector
 
-Chooser = Callable[[Tensor, Tensor, "Plan"], Gaze]  # (video (B, T, 3, H, W) in -1..1, ratios (B, T), plan)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -29,8 +26,21 @@ class Plan:
 
     attention: str = "memory"
     finest: bool = True  # patches of the finest scale alone
-    first: bool = True  # the first frame in full, as far as the clip's budget goes
+    whole: str = "first"  # frames in full: "first", "spread" (as many as the budget has room for) or "none"
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.whole not in ("first", "spread", "none"):
+            raise ValueError(f'whole must be "first", "spread" or "none", got {self.whole!r}')
+
+    def keys(self, cells: int, frames: int, per_frame: float) -> list[int]:
+        """Frames that are looked at in full, or as far as the budget goes."""
+        if self.whole == "none" or frames == 0:
+            return []
+        if self.whole == "first":
+            return [0]
+        count = min(frames, max(1, round(per_frame * frames) // cells))
+        return [min(frames - 1, round((k + 0.5) * frames / count - 0.5)) for k in range(count)]
 
     def counts(self, cells: int, frames: int, per_frame: float) -> list[int]:
         """Patches to spend in each frame of a clip.
@@ -41,16 +51,15 @@ class Plan:
             per_frame: mean number of patches a frame.
         """
         total = round(per_frame * frames)
-        first = min(cells, total) if self.first else round(total / frames)
-        rest = total - first
-        ends = [round(rest * t / max(1, frames - 1)) for t in range(frames)]
-        return [first, *(min(cells, b - a) for a, b in zip(ends, ends[1:], strict=False))]
-
-    def ratios(self, grid: PatchGrid, frames: int, per_frame: float) -> Tensor:
-        """(T,) float64 gazing ratios for `generate` and selectors, on the grid that they choose on."""
-        counts = self.counts(grid.patches_per_scale[-1], frames, per_frame)
-        spent = torch.tensor(counts, dtype=torch.float64)
-        return ((spent + 0.5).mul(spent > 0) / grid.patches_per_frame).clamp(max=1.0)
+        keys = self.keys(cells, frames, per_frame)
+        full = min(cells, total)
+        others = [t for t in range(frames) if t not in keys]
+        rest = total - full * len(keys)
+        ends = [round(rest * k / max(1, len(others))) for k in range(len(others) + 1)]
+        counts = dict.fromkeys(keys, full) | {
+            t: min(cells, b - a) for t, a, b in zip(others, ends, ends[1:], strict=False)
+        }
+        return [counts[t] for t in range(frames)]
 
     def grid(self, grid: PatchGrid) -> PatchGrid:
         """The grid that selectors choose on."""
@@ -61,14 +70,23 @@ FROZEN = Plan(
     reason="a ViT that was not trained on gazed patches knows neither coarse patches nor frames of a few tokens: it "
     "gets the finest scale alone, the first frame in full, then what changed, and remembers the rest"
 )
-FRAME = Plan("frame", False, False, "every frame for itself, in all scales, as published")
+CLIP = Plan(
+    "nearest",
+    whole="spread",
+    reason="where a clip is there as a whole, frames in full spread over it, and changes between them, say more of it "
+    "than one frame in full and more changes; every frame sees the look at each cell that is nearest in time",
+)
 
 
 def adapted_plan(attention: str) -> Plan:
     """What a ViT is adapted to, and then gets: with memory the same as a frozen one, else patches of all scales."""
     if attention == "memory":
         return Plan(reason="this ViT was adapted to patches of the finest scale, with memory")
-    return Plan(attention, False, False, f"this ViT was adapted to patches of all scales with {attention} attention")
+    if attention == "nearest":
+        return replace(
+            CLIP, reason="this ViT was adapted to frames in full, and changes, with the look nearest in time"
+        )
+    return Plan(attention, False, "none", f"this ViT was adapted to patches of all scales with {attention} attention")
 
 
 def choose(chooser: AutoGaze | str, video: Tensor, plan: Plan, per_frame: float) -> Gaze:
@@ -79,16 +97,58 @@ def choose(chooser: AutoGaze | str, video: Tensor, plan: Plan, per_frame: float)
         video: (B, T, 3, H, W) float in -1..1, as `AutoGaze.preprocessor` gives it.
         plan: what is asked for.
         per_frame: mean number of patches a frame.
+
+    Returns:
+        (B, T, K) on the chooser's grid, or with `plan.finest` on the finest scale of it.
     """
     frames = video.shape[1]
+    own = PatchGrid() if isinstance(chooser, str) else chooser.grid
+    grid = plan.grid(own)
+    cells = grid.patches_per_scale[-1]
+    counts = plan.counts(cells, frames, per_frame)
+    if plan.whole != "spread":
+        return _chosen(chooser, video, plan, counts)
+    keys = plan.keys(cells, frames, per_frame)
+    parts: dict[int, Gaze] = {}
+    for run in _runs(keys, frames):  # each begins with a frame in full, and goes away from it in time
+        of_run = [counts[t] for t in run]
+        part = _chosen(chooser, video[:, run], plan, of_run if sum(of_run[1:]) else of_run[:1])
+        parts |= {
+            t: Gaze(part.ids[:, k : k + 1], part.chosen[:, k : k + 1], grid)
+            for k, t in enumerate(run[: part.ids.shape[1]])
+        }
+    one = parts[keys[0]]
+    nothing = Gaze(one.ids[..., :0], one.chosen[..., :0], grid)
+    return Gaze.join([parts.get(t, nothing) for t in range(frames)])
+
+
+def _runs(keys: list[int], frames: int) -> list[list[int]]:
+    """From every frame in full to half the way to the next one, forwards and backwards in time."""
+    ends = [0, *((a + b) // 2 + 1 for a, b in zip(keys, keys[1:], strict=False)), frames]
+    forwards = [list(range(key, end)) for key, end in zip(keys, ends[1:], strict=True)]
+    backwards = [list(range(key, start - 1, -1)) for key, start in zip(keys, ends, strict=False)]
+    return [run for run in forwards + backwards if len(run) > 1 or run in forwards]
+
+
+def _chosen(chooser: AutoGaze | str, video: Tensor, plan: Plan, counts: list[int]) -> Gaze:
+    """So many patches in each of the first frames, on the plan's grid."""
+    video = video[:, : len(counts)]
+    own = PatchGrid() if isinstance(chooser, str) else chooser.grid
+    grid = plan.grid(own)
+    if plan.finest and len(counts) == 1 and counts[0] == grid.patches_per_frame:  # nothing to choose
+        ids = torch.arange(counts[0], device=video.device).expand(len(video), 1, -1)
+        return Gaze(ids, torch.ones_like(ids, dtype=torch.bool), grid)
     if isinstance(chooser, str):
-        grid = plan.grid(PatchGrid())
-        return make_selector(chooser, grid)(video, plan.ratios(grid, frames, per_frame).tolist())
-    grid = chooser.grid
-    scales = grid.scales[-1:] if plan.finest else None
-    ratios = plan.ratios(grid, frames, per_frame).tolist()
-    gaze = chooser.decode(video, make_request(grid, len(video), frames, ratios, scales=scales))
+        return make_selector(chooser, grid)(video, _ratios(counts, grid))
+    scales = own.scales[-1:] if plan.finest else None
+    gaze = chooser.decode(video, make_request(own, len(video), len(counts), _ratios(counts, own), scales=scales))
     return only_finest(gaze) if plan.finest else gaze
+
+
+def _ratios(counts: list[int], grid: PatchGrid) -> Tensor:
+    """(1, T) gazing ratios of so many patches."""
+    spent = torch.tensor(counts, dtype=torch.float64)
+    return ((spent + 0.5).mul(spent > 0) / grid.patches_per_frame).clamp(max=1.0)[None]
 
 
 def only_finest(gaze: Gaze) -> Gaze:

@@ -163,6 +163,45 @@ def test_too_small_a_capacity_is_refused() -> None:
         GazedViT(_vit())(_video(), gaze, capacity=3)
 
 
+@torch.no_grad()
+def test_cells_are_cells_whatever_their_pixels() -> None:
+    """A gaze on 4 x 4 cells of 16 px is one for 4 x 4 patches of 8 px, where the frames have so many."""
+    coarse = PatchGrid((16, 32, 64), 16)
+    gaze = _gaze()
+    video, gazed = _video(), GazedViT(_vit())
+    expected = gazed(video, gaze)
+    found = gazed(video, Gaze(gaze.ids, gaze.chosen, coarse))
+    assert found.grid == GRID and torch.equal(found.features, expected.features)
+
+
+def test_a_preprocessor_makes_what_the_vit_was_trained_on() -> None:
+    vit = timm.create_model("vit_tiny_patch16_224")
+    made = GazedViT(vit).preprocessor
+    assert made.size == (224, 224) and made.mean == tuple(vit.pretrained_cfg["mean"])
+    dino = transformers.Dinov2Model(
+        transformers.Dinov2Config(hidden_size=12, num_hidden_layers=1, num_attention_heads=2)
+    )
+    made = GazedViT(dino, size=196).preprocessor
+    assert made.size == (196, 196) and made.mean == (0.485, 0.456, 0.406)
+    siglip = transformers.SiglipVisionModel(
+        transformers.SiglipVisionConfig(
+            hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12
+        )
+    )
+    black = GazedViT(siglip).preprocessor(torch.zeros(1, 30, 40, 3, dtype=torch.uint8))
+    assert black.shape == (1, 1, 3, 224, 224) and torch.allclose(black, torch.tensor(-1.0))
+
+
+def test_a_frozen_vit_is_told_what_it_can_use() -> None:
+    plan = GazedViT(_vit()).recommended()
+    assert plan.attention == "nearest" and plan.finest and "frames in full" in plan.reason
+    counts = plan.counts(196, 16, 26)
+    assert sum(counts) == 416 and counts[4] == counts[12] == 196 and max(counts[:4]) <= 2
+    assert plan.keys(196, 16, 26) == [4, 12] and plan.keys(196, 16, 13) == [8]
+    stream = GazedViT(_vit()).recommended(stream=True)
+    assert stream.attention == "memory" and stream.counts(196, 16, 26)[0] == 196
+
+
 def test_training_a_model_with_attention_dropout_is_refused() -> None:
     gazed = GazedViT(_vit(attn_drop_rate=0.1))
     gazed(_video(), _gaze())
@@ -171,7 +210,7 @@ def test_training_a_model_with_attention_dropout_is_refused() -> None:
 
 
 def test_unknown_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match="frame, block_causal, joint, memory, got 'causal'"):
+    with pytest.raises(ValueError, match="frame, block_causal, joint, memory, nearest, got 'causal'"):
         GazedViT(_vit(), attention="causal")
 
 

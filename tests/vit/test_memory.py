@@ -127,6 +127,51 @@ def test_a_cell_that_was_never_seen_is_filled() -> None:
     assert (~filled)[0].nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [1, 5]]
 
 
+@FAMILIES
+@torch.no_grad()
+def test_the_nearest_look_may_come_later_and_all_looks_are_dense(case: Case) -> None:
+    model = case.build().eval()
+    gazed = GazedViT(model, "nearest")
+    grid = _grid(gazed.patch_size)
+    video = _video(grid)
+    mask = torch.zeros(CLIPS, FRAMES, grid.patches_per_frame, dtype=torch.bool)
+    mask[:, [0, 3], grid.offsets[-1] :] = True
+    features = gazed(video, Gaze.from_patch_mask(mask, grid))
+    dense = case.dense(model, video.flatten(0, 1))
+    patches, prefix = (x.unflatten(0, (CLIPS, FRAMES)) for x in (dense.patches, dense.prefix))
+    maps = features.dense(follow=False).flatten(3).mT
+    assert torch.allclose(maps, patches[:, [0, 0, 3, 3]], atol=1e-4)
+    assert torch.allclose(features.prefix, prefix[:, [0, 0, 3, 3]], atol=1e-4)
+    if dense.pooled is not None:
+        pooled = dense.pooled.unflatten(0, (CLIPS, FRAMES))
+        assert torch.allclose(features.pool(), pooled[:, [0, 0, 3, 3]], atol=1e-4)
+
+
+@torch.no_grad()
+def test_kept_features_follow_what_moves() -> None:
+    """The camera goes right by one cell a frame: what was seen in a cell is then found in the one left of it."""
+    grid = PatchGrid((64,), 8)
+    wide = torch.nn.functional.interpolate(torch.randn(1, 3, 16, 32), (64, 128), mode="bilinear")
+    video = torch.stack([wide[..., 8 * t : 8 * t + 64] for t in range(2)], 1)
+    mask = torch.zeros(1, 2, 64, dtype=torch.bool)
+    mask[:, 0] = True
+    gaze = Gaze.from_patch_mask(mask, grid)
+    gazed = GazedViT(CASES[0].build().eval(), "memory")
+    stream = ViTStream(gazed)
+    for features in (
+        gazed(video, gaze),
+        [
+            stream.step(video[:, t : t + 1], Gaze(gaze.ids[:, t : t + 1], gaze.chosen[:, t : t + 1], grid))
+            for t in (0, 1)
+        ],
+    ):
+        if isinstance(features, list):
+            first, second = (step.dense()[0, 0] for step in features)
+        else:
+            first, second = features.dense()[0]
+        assert torch.allclose(second[:, 1:-1, 1:-2], first[:, 1:-1, 2:-1], atol=1e-5)
+
+
 def test_streams_need_memory_and_keep_their_grid() -> None:
     model = CASES[0].build().eval()
     with pytest.raises(ValueError, match=r'attention="memory", this GazedViT has .frame.'):

@@ -116,7 +116,7 @@ def _row(case: Case) -> str:
     names = {"token": "class token", "avg": "average", "map": "attention", "avgmax": "average and maximum"}
     return (
         f"| {case.family} | {case.name} | {gazed.tower.prefix_tokens or 'none'} | {positions} | "
-        f"{names.get(pooling, pooling)} | frame, block_causal, joint, memory |"
+        f"{names.get(pooling, pooling)} | frame, block_causal, joint, memory, nearest |"
     )
 
 
