@@ -254,6 +254,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompts", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--prompt-frames", type=int, default=64, help="frames of each prompt side by side")
     parser.add_argument("--new-tokens", type=int, default=16, help="tokens of each answer side by side")
+    parser.add_argument("--gaze", default="autogaze-base", help="name or folder of the gaze model")
     parser.add_argument("--ratio", type=float, default=0.1)
     parser.add_argument("--side", type=int, default=448, help="pixels of a frame")
     parser.add_argument("--runs", type=int, default=5)
@@ -263,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    gaze = AutoGaze.from_pretrained("autogaze-base", device).eval()
+    gaze = AutoGaze.from_pretrained(args.gaze, device).eval()
     gaze = gaze.to(torch.bfloat16) if device.type == "cuda" else gaze
     result: dict[str, Any] = {
         "machine": machine() | {"transformers": transformers.__version__},

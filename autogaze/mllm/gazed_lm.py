@@ -13,7 +13,7 @@ from autogaze.mllm.family import Features, Inputs
 from autogaze.mllm.gazing import UnitGazer
 from autogaze.mllm.prompt import Prompt, build, videos_of
 from autogaze.mllm.reading import Messages, Reader
-from autogaze.mllm.units import keep_units
+from autogaze.mllm.units import UnitGrid, keep_units
 from autogaze.model import AutoGaze
 
 Kept = list[Tensor]  # (steps, per_step) bool on the CPU, of every video
@@ -30,9 +30,9 @@ class GazedVideoLM:
         processor: the model's.
         gaze: the gaze model; None keeps every unit.
         gazing_ratio: largest share of the units of a step (a frame, or a pair where the tower takes two at once).
-        task_loss_requirement: reconstruction loss at which a step may stop. If neither is given, the gaze model's own.
+        task_loss_requirement: reconstruction loss at which a step may stop.
         max_visual_tokens: most visual tokens of all videos of one prompt: the units without which the most would be
-            lost stay, wherever they are.
+            lost stay, wherever they are. If none of these three is given, ratio and requirement are the gaze model's.
         first_step: keep the first step of every video in full, besides the ratio.
 
     Raises:
@@ -51,6 +51,9 @@ class GazedVideoLM:
     ) -> None:
         if max_visual_tokens is not None and max_visual_tokens < 1:
             raise ValueError(f"max_visual_tokens must be positive, got {max_visual_tokens}")
+        asked = (gazing_ratio, task_loss_requirement, max_visual_tokens)
+        if gaze is None and any(number is not None for number in asked):
+            raise ValueError("leaving out units needs a gaze model: give `gaze`, or no ratio, requirement or budget")
         self.model, self.processor, self.gaze = model, processor, gaze
         self.family = family_of(model, processor)
         self._read = Reader(self.family)
@@ -80,14 +83,15 @@ class GazedVideoLM:
                 `size`, `videos_kwargs`.
 
         Raises:
-            ValueError: if the processor refuses the messages, or `max_visual_tokens` is less than a token a step.
+            ValueError: if the processor refuses the messages, `max_visual_tokens` is less than a token a step, or a
+                video of `previous` had another size.
         """
         inputs = self._read(messages, add_generation_prompt, **settings)
         rows = inputs["input_ids"]
         marks = [ids == self.family.step_token() for ids in rows]
         grids = self.family.grids(inputs)
         owners = videos_of(marks, [grid.steps for grid in grids])
-        known = _known(previous, owners)
+        known = _known(previous, owners, grids)
         kept = self._choose(inputs, owners, known, previous)
         features = self._encode(inputs, kept, known, previous)
         ids, mask, positions = build(self.family, inputs, rows, marks, kept)
@@ -115,14 +119,16 @@ class GazedVideoLM:
             what the model's `generate` returns; ids begin with the prompt's.
 
         Raises:
-            ValueError: if `use_cache=False` is asked of a model with plain positions: without a cache transformers
-                takes positions that are not consecutive for several sequences in one.
+            ValueError: if `past_key_values` holds all of the prompt, or more.
         """
         prompt = prompt if isinstance(prompt, Prompt) else self.prepare(prompt)
-        if options.get("use_cache", True) is False and prompt.position_ids.ndim == 2 and prompt.ratio < 1:
-            raise ValueError(f"{type(self.model).__name__} needs its cache to generate from part of a video's tokens")
         cache = options.get("past_key_values")
-        past = 0 if cache is None else cache.get_seq_length()
+        past, length = 0 if cache is None else cache.get_seq_length(), prompt.input_ids.shape[1]
+        if past >= length:
+            raise ValueError(
+                f"past_key_values holds {past} tokens and the prompt has {length}: give the cache of an earlier turn, "
+                "without what this prompt does not begin with (cache.crop)"
+            )
         return self.model.generate(**prompt.model_inputs(past), **options)
 
     def decode(self, prompt: Prompt, generated: Tensor) -> list[str]:
@@ -162,9 +168,19 @@ class GazedVideoLM:
         return kept
 
 
-def _known(old: Prompt | None, owners: Sequence[int]) -> list[int | None]:
+def _known(old: Prompt | None, owners: Sequence[int], grids: Sequence[UnitGrid]) -> list[int | None]:
     """For every video, which one of an old prompt it is: the first ones of each conversation, in order."""
     left: dict[int, list[int]] = {}
     for place, owner in enumerate(old.prompt_of if old else ()):
         left.setdefault(owner, []).append(place)
-    return [left[owner].pop(0) if left.get(owner) else None for owner in owners]
+    known = [left[owner].pop(0) if left.get(owner) else None for owner in owners]
+    for index, (at, grid) in enumerate(zip(known, grids, strict=True)):
+        if old is None or at is None:
+            continue
+        was, now = tuple(old.kept[at].shape), (grid.steps, grid.rows, grid.columns)
+        if was != now:
+            raise ValueError(
+                f"video {index} of the messages had {' x '.join(map(str, was))} units in the previous prompt, now "
+                f"{' x '.join(map(str, now))}: `previous` must be of the same conversations"
+            )
+    return known

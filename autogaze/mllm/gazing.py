@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isnan
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class UnitGazer:
     ) -> None:
         if gazing_ratio is not None and not 0 < gazing_ratio <= 1:
             raise ValueError(f"gazing_ratio must be in (0, 1], got {gazing_ratio}")
+        if task_loss_requirement is not None and isnan(task_loss_requirement):
+            raise ValueError("task_loss_requirement must be a number, got nan")
         self.model = model
         self.gazing_ratio, self.task_loss_requirement = gazing_ratio, task_loss_requirement
         self.first_step = first_step

@@ -53,9 +53,12 @@ class Prompt:
         Args:
             past: tokens whose keys and values the caller has; what stands in front of them is not given again.
         """
+        # Plain positions with gaps are read as several packed sequences where there is neither a cache nor a mask, and
+        # `generate` drops a mask of ones. Any number but 0 marks a token that is there; one of twos stays.
+        gaps = self.position_ids.ndim == 2 and self.ratio < 1
         inputs: dict[str, Any] = {
             "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
+            "attention_mask": self.attention_mask * 2 if gaps else self.attention_mask,
             "position_ids": self.position_ids,
         }
         outputs = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
+
+from autogaze import AutoGaze
+from autogaze.mllm import GazedVideoLM
+from autogaze.model import AutoGazeConfig
 
 WORDS = """user assistant what happens in this video and then seconds Frame from a b c d e
 0 1 2 3 4 5 6 7 8 9 < > . : ,"""
@@ -35,7 +40,7 @@ def clip(case: Case, seed: int = 0, frames: int | None = None) -> torch.Tensor:
     still = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
     shots = still.repeat(frames or case.frames, 1, 1, 1)
     for t, shot in enumerate(shots):
-        shot[:, 5 : 5 + height // 4, 7 * t : 7 * t + width // 4] = 40 * t + 20
+        shot[:, 5 : 5 + height // 4, 7 * t : 7 * t + width // 4] = (40 * t + 20) % 256
     return shots
 
 
@@ -237,3 +242,22 @@ CASES += [
     Case("LLaVA-NeXT-Video", _llava, (56, 56)),
     Case("VideoLLaMA3", _video_llama, (112, 168)),
 ]
+BY_NAME = {case.name: case for case in CASES}
+
+
+@lru_cache
+def built(case: Case) -> tuple[nn.Module, Any]:
+    """Model and processor of a case, made once."""
+    torch.manual_seed(0)
+    return case.build()
+
+
+@lru_cache
+def gaze() -> AutoGaze:
+    torch.manual_seed(0)
+    return AutoGaze(AutoGazeConfig.tiny()).eval()
+
+
+def gazed(case: Case, **options: Any) -> GazedVideoLM:
+    """A case with a tiny gaze model in front."""
+    return GazedVideoLM(*built(case), gaze(), **{"gazing_ratio": 0.2, **options})
