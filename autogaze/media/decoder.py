@@ -101,7 +101,8 @@ class Decoder:
     @property
     def fps(self) -> float:
         """Frames a second, 25 where the file says nothing that can be."""
-        rates = (self.stream.average_rate, self.stream.guessed_rate, self.stream.base_rate)
+        # FFmpeg's guess is the average, but where a container counts fields (H.264 in AVI) the codec's own rate.
+        rates = (self.stream.guessed_rate, self.stream.average_rate, self.stream.base_rate)
         return next((float(rate) for rate in rates if rate and 0 < rate <= MOST_FPS), 25.0)
 
     @property
@@ -133,16 +134,17 @@ class Decoder:
             VideoError: at damage.
         """
         begun, late = False, entered or self.may_begin_late
+        joint = _Joint()
         try:
             for packet in self.container.demux(self.stream):
+                if joint.is_damage(packet, begun):
+                    raise self.damaged()
                 try:
                     decoded = packet.decode()
                 except av.FFmpegError as error:
                     if begun or not late:
                         raise self.damaged(error) from error
                     continue
-                if packet.is_corrupt and begun:
-                    raise self.damaged()
                 for frame in decoded:
                     if frame.is_corrupt:
                         if begun or not late:
@@ -200,6 +202,35 @@ class Decoder:
         if stream.codec_context is None:
             raise VideoError(f"{self.name}: there is no decoder for its codec; {_TO_CONVERT}")
         return stream
+
+
+class _Joint:
+    """Tells a hole from the place where two recordings of a stream were joined: there the clock starts again.
+
+    At both a transport stream's counters jump, for which the demuxer marks a packet; that and the jump of the clock
+    may be a few packets apart.
+    """
+
+    NEAR = 4  # packets
+
+    def __init__(self) -> None:
+        self.last: int | None = None  # when the last packet is decoded
+        self.waiting = 0  # packets until a mark counts as damage
+        self.since = self.NEAR  # packets since the clock went back
+
+    def is_damage(self, packet: av.Packet, begun: bool) -> bool:
+        """Whether what is marked is damage, as of this packet; the last one is empty."""
+        back = None not in (packet.dts, self.last) and packet.dts < self.last  # type: ignore[operator]
+        self.since = 0 if back else self.since + 1
+        self.last = self.last if packet.dts is None else packet.dts
+        if self.since < self.NEAR:
+            self.waiting = 0
+            return False
+        overdue = self.waiting == 1 or (self.waiting > 0 and not packet.size)
+        self.waiting = max(0, self.waiting - 1)
+        if packet.is_corrupt and begun and not self.waiting:
+            self.waiting = self.NEAR
+        return overdue
 
 
 def time_of(frame: av.VideoFrame) -> Fraction | None:

@@ -7,6 +7,7 @@ Pillow reads them, since it says when a file is cut short and knows every mode. 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,34 @@ def is_photo(path: Path) -> bool:
     if head.startswith(b"\x89PNG"):
         return b"acTL" not in head[: head.find(b"IDAT")]  # an animation says so before its pixels
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return not (head[12:16] == b"VP8X" and head[20] & 2)
+        return not _moves(head)
     if head[4:12] in (b"ftypavif", *(b"ftyp" + brand for brand in _HEIC_BRANDS)):
         return True
     return head.startswith(_STILLS)
+
+
+def is_webp_animation(path: Path) -> bool:
+    """Whether a file is an animated WebP: a video that FFmpeg cannot decode."""
+    with path.open("rb") as file:
+        return _moves(file.read(24))
+
+
+def read_animation(path: Path) -> Iterator[tuple[np.ndarray, float]]:
+    """Frames (H, W, 3) uint8 RGB of an animated WebP with their times in seconds, from 0.
+
+    Raises:
+        VideoError: if it is damaged.
+    """
+    name, time_s = shown(path), 0.0
+    try:
+        with Image.open(path) as image:
+            for number in range(getattr(image, "n_frames", 1)):
+                image.seek(number)
+                image.load()
+                yield np.array(image.convert("RGB")), time_s
+                time_s += max(1, int(image.info.get("duration", 0) or 40)) / 1000
+    except (OSError, ValueError, EOFError) as error:
+        raise VideoError(f"{name} is a damaged animation: {error}") from error
 
 
 def read_photo(path: Path) -> np.ndarray:
@@ -72,6 +97,11 @@ def photo_format(path: Path) -> str:
     """Its format's name in small letters, such as "jpeg"."""
     with Image.open(path) as image:
         return (image.format or "photo").lower()
+
+
+def _moves(head: bytes) -> bool:
+    """Whether a WebP's header says that it is an animation."""
+    return head.startswith(b"RIFF") and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import av
@@ -21,7 +21,7 @@ import numpy as np
 
 from autogaze.media.clip_files import VideoError, is_url, locate, shown
 from autogaze.media.decoder import Decoder, VideoInfo, time_of
-from autogaze.media.photo import is_photo, photo_format, read_photo
+from autogaze.media.photo import is_photo, is_webp_animation, photo_format, read_animation, read_photo
 from autogaze.media.writer import VideoWriter, open_writer, write_video  # noqa: F401 (one import for both)
 
 FRAMES_AT_ONCE = 16
@@ -58,6 +58,10 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     if not isinstance(source, str) and is_photo(Path(source)):
         height, width = read_photo(Path(source)).shape[:2]
         return VideoInfo(Path(source), width, height, PHOTO_FPS, 1, photo_format(Path(source)))
+    if not isinstance(source, str) and is_webp_animation(Path(source)):
+        (picture, _), *others = read_animation(Path(source))
+        fps = len(others) / others[-1][1] if others else PHOTO_FPS
+        return VideoInfo(Path(source), picture.shape[1], picture.shape[0], fps, 1 + len(others), "webp")
     with Decoder(source, threads=1) as decoder:
         return _describe(decoder, decoder.rgb(next(decoder.frames())).shape)
 
@@ -132,6 +136,8 @@ def count_frames(path: str | os.PathLike[str], threads: int | None = 1) -> int:
     path = locate(path)
     if is_photo(path):
         return 1
+    if is_webp_animation(path):
+        return sum(1 for _ in read_animation(path))
     with Decoder(path, threads) as decoder:
         if decoder.codec in ONE_FRAME_A_PACKET and decoder.form.split(",")[0] in INDEXED:
             return sum(not packet.is_discard for packet in decoder.packets())
@@ -181,6 +187,9 @@ def _pictures(
     if not isinstance(source, str) and is_photo(Path(source)):
         yield from [(read_photo(Path(source)), 0.0)][: int(start_s == 0)]
         return
+    if not isinstance(source, str) and is_webp_animation(Path(source)):
+        yield from islice((pair for pair in read_animation(Path(source)) if pair[1] >= start_s), 0, None, stride)
+        return
     with Decoder(source, threads) as decoder:
         timed = _timed(decoder)
         first = next(timed)
@@ -229,6 +238,9 @@ def _numbered(path: Path, first: int, threads: int | None) -> Iterator[tuple[int
     """RGB frames with number and time, from `first` or an earlier one on."""
     if is_photo(path):
         yield 0, read_photo(path), 0.0
+        return
+    if is_webp_animation(path):
+        yield from ((number, *pair) for number, pair in enumerate(read_animation(path)))
         return
     ticks = _ticks(path, path.stat().st_mtime_ns) if first > SEEK_FROM else ()
     with Decoder(path, threads) as decoder:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from autogaze.media.video import VideoError, count_frames, probe, read_chunks, read_frames, read_video
 from tests.media.make_video import KINDS, encode, scene
@@ -102,3 +103,20 @@ def test_far_frames_are_found_by_seeking(suffix: str, tmp_path: Path) -> None:
     assert np.array_equal(later.frames, read.frames[150:154]) and np.allclose(later.times_s, read.times_s[150:154])
     with pytest.raises(VideoError, match="fewer than 301 frames"):
         read_frames(tmp_path / f"clip{suffix}", [300])
+
+
+def test_recordings_joined_end_to_end_are_read_to_the_end(whole: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "joined.ts").write_bytes(whole[".ts"] * 2)
+    read = read_video(tmp_path / "joined.ts")
+    assert len(read) == 2 * FRAMES and np.all(np.diff(read.times_s) > 0)
+
+
+def test_an_animated_webp_is_a_video(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(np.full((32, 48, 3), 40 * k, np.uint8)) for k in range(6)]
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:], duration=100, lossless=True)
+    read = read_video(tmp_path / "a.webp")
+    assert [frame.mean() for frame in read.frames] == [40 * k for k in range(6)]
+    assert np.allclose(read.times_s, np.arange(6) / 10)
+    info = probe(tmp_path / "a.webp")
+    assert (info.frames, info.width, info.fps) == (6, 48, 10) and count_frames(tmp_path / "a.webp") == 6
+    assert np.array_equal(read_frames(tmp_path / "a.webp", [4]).frames, read.frames[4:5])
