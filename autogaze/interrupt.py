@@ -20,7 +20,7 @@ from types import FrameType
 from autogaze.files import remove_unfinished
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-GRACE_S = 10.0  # for cleaning up
+GRACE_S = 15.0  # for cleaning up
 
 
 class InterruptError(BaseException):

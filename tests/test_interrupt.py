@@ -15,7 +15,7 @@ import pytest
 
 from autogaze.interrupt import InterruptError, interruptible
 from autogaze.media.scenes import write_scenes
-from autogaze.media.video import open_writer
+from autogaze.media.writer import open_writer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 ROOT = Path(__file__).resolve().parents[1]

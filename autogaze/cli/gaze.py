@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from autogaze.checkpoint import DEFAULT_CHECKPOINT, find
+from autogaze.cli import archive
 from autogaze.cli.outputs import VIDEO_HELP, open_all, output_folders
 from autogaze.core.gaze import Gaze
 from autogaze.core.gaze_file import GazeFileWriter
@@ -139,9 +140,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--json", action="store_true", help="print the summaries as JSON on the last line of stdout")
+    archive.add_arguments(parser)
+
+
+kept = archive.kept
 
 
 def run(args: argparse.Namespace) -> int:
+    if archive.wanted(args):
+        return archive.run(args)
     infos = open_all(args.video)
     check_stride(args.gaze_stride, args.tiles)
     folders = output_folders(infos, args.out)

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out must be a folder, {args.out} is a file")
     from autogaze.pipeline.run import train  # Lightning takes seconds to import: check the words first
+    from autogaze.training.world import rank
 
     try:
         summary = train(stages, recipes, args.data, args.out, args.resume)
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             f"no space left on the disk of {args.out}: the last checkpoint is intact; make room and go on with --resume"
         ) from error
+    if rank() > 0:
+        return 0
     if args.json:
         print(json.dumps(summary))
     else:

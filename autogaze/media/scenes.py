@@ -19,7 +19,7 @@ import numpy as np
 
 from autogaze.media.video import write_video
 
-KINDS = ("pan", "object", "handheld", "zoom", "cut", "flicker", "static")
+KINDS = ("pan", "object", "handheld", "zoom", "cut", "flicker", "static", "water")
 
 
 def render_scene(
@@ -33,7 +33,8 @@ def render_scene(
         size: (height, width) in pixels.
         kind: one of `KINDS`; by default the seed chooses. "pan" moves the camera, "object" moves things before a
             still camera, "handheld" does both, "zoom" nears, "cut" changes the scene once, "flicker" changes the
-            light, "static" stays as it is.
+            light, "static" stays as it is, "water" moves things before a still camera that also sees a surface whose
+            grain is new in every frame.
 
     Returns:
         (frames, height, width, 3) uint8 RGB.
@@ -56,8 +57,10 @@ def render_scene(
         ]
         return np.concatenate(parts)
     world, camera, things = _world(rng, size), _camera(rng, kind, frames), _things(rng, kind, size)
+    surface = _Surface.draw(rng, size) if kind == "water" else None
     light = 1 + 0.3 * np.sin(np.arange(frames) * rng.uniform(0.5, 1.5)) if kind == "flicker" else np.ones(frames)
-    return np.stack([_frame(world, camera[t], things, t, size, light[t]) for t in range(frames)])
+    scene = np.stack([_frame(world, camera[t], things, t, size, light[t]) for t in range(frames)])
+    return scene if surface is None else np.stack([surface.over(frame, rng) for frame in scene])
 
 
 def write_scenes(
@@ -71,12 +74,13 @@ def write_scenes(
 ) -> dict[str, int]:
     """Render clips into `folder`/train and `folder`/val; returns how many went where.
 
-    Kinds take turns, and every val clip is of another seed than any train clip.
+    Kinds take turns, val clips lie evenly among the others, and each clip is of a seed of its own.
     """
     held_out = max(1, round(clips * share_val)) if clips > 1 else 0
+    of_val = {k * clips // held_out for k in range(held_out)}
     counts = {"train": 0, "val": 0}
     for k in range(clips):
-        split = "val" if k < held_out else "train"
+        split = "val" if k in of_val else "train"
         kind = KINDS[k % len(KINDS)]
         scene = render_scene(seed + k, frames, size, kind)
         write_video(Path(folder) / split / f"{kind}-{seed + k:04d}.mp4", scene, fps)
@@ -92,6 +96,34 @@ class _Thing:
     cover: np.ndarray  # (h, w, 1) float32 in [0, 1]
     start: tuple[float, float]  # pixels (x, y) of its centre
     speed: tuple[float, float]  # pixels a frame
+
+
+@dataclass(frozen=True, eq=False)
+class _Surface:
+    """A part of the frame that glitters: a look at it is out of date one frame later."""
+
+    cover: np.ndarray  # (height, width, 1) float32 in [0, 1]
+    grain_px: int
+    strength: float  # standard deviation of the light
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, size: tuple[int, int]) -> _Surface:
+        """A surface of a quarter to two fifths of the frame, in one or two pieces."""
+        height, width = size
+        hills = cv2.resize(
+            rng.standard_normal((4, 4)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
+        )
+        cover = (hills > np.quantile(hills, 1 - rng.uniform(0.25, 0.4))).astype(np.float32)
+        grain_px = max(1, round(rng.uniform(0.02, 0.04) * min(size)))
+        return cls(cv2.GaussianBlur(cover, (0, 0), 1.5)[..., None], grain_px, rng.uniform(20, 35))
+
+    def over(self, frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        height, width = frame.shape[:2]
+        cells = (-(-height // self.grain_px), -(-width // self.grain_px))
+        light = cv2.resize(
+            rng.standard_normal(cells).astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR
+        )
+        return (frame + self.cover * light[..., None] * self.strength).clip(0, 255).astype(np.uint8)
 
 
 def _world(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -162,7 +194,7 @@ def _camera(rng: np.random.Generator, kind: str, frames: int) -> np.ndarray:
 def _things(rng: np.random.Generator, kind: str, size: tuple[int, int]) -> list[_Thing]:
     height, width = size
     things = []
-    for _ in range(int(rng.integers(1, 4)) if kind in ("object", "handheld") else 0):
+    for _ in range(int(rng.integers(1, 4)) if kind in ("object", "handheld", "water") else 0):
         extent = rng.uniform(0.07, 0.18) * min(height, width)
         side = max(3, int(extent * 3))
         cover = _shape(rng, side, side, np.array([side / 2, side / 2]), extent)

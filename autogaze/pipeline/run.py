@@ -30,6 +30,7 @@ from autogaze.stop_rule.calibration import calibrate
 from autogaze.training.data.sources import resolve
 from autogaze.training.recipes import CALIBRATE, PretrainRecipe, Recipes
 from autogaze.training.trainer import quiet_lightning
+from autogaze.training.world import connect, is_launched, rank, wait
 
 WAYS: dict[str, Callable[[Run], Any]] = {
     "reconstructor": train_reconstructor,
@@ -51,25 +52,41 @@ def train(stages: Sequence[str], recipes: Recipes, data: str | None, out: Path, 
             is set aside.
 
     Returns:
-        What `RUN/summary.json` holds.
+        What `RUN/summary.json` holds. Of several processes the first one alone sums up, the others get their stages.
     """
     quiet_lightning()
+    connect()
+    first = rank() == 0
+    if not first:
+        wait()  # until scenes are rendered and files are listed
     run = Run(out, resolve(data, out), recipes, resume)
-    out.mkdir(parents=True, exist_ok=True)
+    if first:
+        out.mkdir(parents=True, exist_ok=True)
+        if is_launched():
+            run.index()
+        wait()
     results: dict[str, Any] = {}
     for stage in (stage for stage in stages if stage in WAYS):
-        if not resume:
-            set_aside(run.labels if stage == "labels" else run.stage(stage))
-        print(f"autogaze: stage {stage}", file=sys.stderr)
+        if first:
+            if not resume:
+                set_aside(run.labels if stage == "labels" else run.stage(stage))
+            print(f"autogaze: stage {stage}", file=sys.stderr)
+        wait()
         begun = time.monotonic()
         result = WAYS[stage](run)
         results[stage] = {**asdict(result), "this_call_minutes": round((time.monotonic() - begun) / 60, 2)}
+        wait()
+    if not first:
+        wait()
+        return results
     trained = any((run.stage(stage) / WEIGHTS).is_file() for stage in ("pretrain", "rl"))  # PPO leaves no model
     if CALIBRATE in stages and not trained:
         run.needs("pretrain")
     if trained and {"pretrain", "rl", CALIBRATE} & set(stages):
         results |= finish(run)
-    return _record(run, results)
+    summary = _record(run, results)
+    wait()
+    return summary
 
 
 def finish(run: Run) -> dict[str, Any]:

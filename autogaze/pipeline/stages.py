@@ -29,9 +29,10 @@ from autogaze.pretrain.published_labels import import_published
 from autogaze.pretrain.reconstructor.module import ReconstructorModule
 from autogaze.pretrain.reconstructor.network import Reconstructor, ReconstructorConfig
 from autogaze.training.data.sources import RunClips
-from autogaze.training.launch import launch, rank
+from autogaze.training.launch import launch
 from autogaze.training.recipes import PretrainRecipe, Recipes, TrainerRecipe
 from autogaze.training.trainer import LAST, StageResult, batches_of, finished, fit, read_result
+from autogaze.training.world import is_launched, rank, wait, world
 
 WEIGHTS = "model.safetensors"
 PPO_CLIPS = 32  # that PPO plays on
@@ -79,7 +80,7 @@ class Run:
 
 def epoch_size(recipe: TrainerRecipe) -> int:
     """Clips of a run, so that all of it is one epoch."""
-    return batches_of(recipe, recipe.max_steps) * recipe.batch_clips * recipe.devices
+    return batches_of(recipe, recipe.max_steps) * recipe.batch_clips * world().size
 
 
 def device() -> torch.device:
@@ -114,7 +115,13 @@ def make_labels(run: Run) -> LabelsResult:
     """Stage 2: RUN/labels.parquet."""
     devices, begun = run.recipes.labels.devices, time.monotonic()
     run.needs("reconstructor")
-    if devices == 1:
+    if is_launched():
+        _search_labels(run)
+        wait()
+        if rank() == 0:
+            join_shards(run.labels)
+        wait()
+    elif devices == 1:
         _search_labels(run)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # of the clips that were held: the next stage may run in other processes
@@ -140,14 +147,15 @@ def _search_labels(run: Run) -> None:
         "difference" if difference else "greedy",
         greedy,
     )
-    begun, several = time.monotonic(), f" ({recipe.devices} processes)" if recipe.devices > 1 else ""
-    with tqdm(total=recipe.clips, desc=f"labels{several}", unit="clip", mininterval=1.0, disable=rank() > 0) as bar:
+    here, begun = world(), time.monotonic()
+    several = f" ({here.size} processes)" if here.size > 1 else ""
+    with tqdm(total=recipe.clips, desc=f"labels{several}", unit="clip", mininterval=1.0, disable=here.rank > 0) as bar:
 
         def progress(done: int, wanted: int) -> bool:
             bar.update(round(done / wanted * recipe.clips) - bar.n)  # the others are about as far
             return recipe.max_minutes is None or time.monotonic() - begun < 60 * recipe.max_minutes
 
-        search_labels(judge, clips, run.labels, settings, where, rank(), recipe.devices, progress)
+        search_labels(judge, clips, run.labels, settings, where, here.rank, here.size, progress)
 
 
 def pretrain(run: Run) -> StageResult:
@@ -197,6 +205,8 @@ def train_rl(run: Run) -> Any:
     """Stage 4: RUN/rl, by GRPO, or by PPO where the recipe says so."""
     recipe = run.recipes.rl
     if recipe.algorithm == "ppo":
+        if is_launched():
+            raise ValueError("PPO runs in one process: start it without torchrun")
         return train_ppo(run)
     return _on_devices(_fit_grpo, run, recipe, "rl")
 
@@ -224,8 +234,8 @@ def train_ppo(run: Run) -> Any:
 
 
 def _on_devices(work: Callable[[Run], StageResult], run: Run, recipe: TrainerRecipe, stage: str) -> StageResult:
-    """Train in this process, or, on several devices, in one new process each."""
-    if recipe.devices == 1:
+    """Train in this process, alone or with those that torchrun or SLURM started; else in a new one for each device."""
+    if is_launched() or recipe.devices == 1:
         return work(run)
     folder = run.stage(stage)
     if run.resume and (result := finished(folder, recipe)):

@@ -1,7 +1,10 @@
-"""Start one process a device. Each builds its own model and data from recipes and files: nothing large is handed over.
+"""Start one process a device of this machine, for `devices=N`; on several machines torchrun or SLURM start them.
 
-Lightning's own ways do not fit a command that runs several stages: "ddp" starts the whole command again in every
-process, and "ddp_spawn" pickles the data module with all that it holds, from a process that may have used CUDA.
+The processes find themselves in the environment that torchrun makes (`autogaze.training.world`), so that what they run
+knows only one way. What this adds to torchrun: a mistake in one of them is one line of the command that the user
+typed, stages without training run in that command alone, and no port or rendezvous has to be thought of. Lightning's
+"ddp" starts the whole command again in every process, and "ddp_spawn" pickles the data module with all that it holds,
+from a process that may have used CUDA. Here each builds its own model and data from recipes and files.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.process import BaseProcess
@@ -23,13 +27,11 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from autogaze.interrupt import GRACE_S, InterruptError, interruptible
 
-LOCAL_RANK = "LOCAL_RANK"  # Lightning reads it, and takes a process that has it for one that was started for it
-
 
 def launch(work: Callable[..., Any], processes: int, *arguments: Any) -> None:
     """Run `work(*arguments)` in so many new processes and wait for all.
 
-    The processes know their number from `rank()`, use the CUDA device of that number where there is one, and find
+    The processes know their number from `world()`, use the CUDA device of that number where there is one, and find
     each other through MASTER_ADDR and MASTER_PORT. When one fails, or this process is interrupted, all are ended.
 
     Args:
@@ -59,7 +61,7 @@ def launch(work: Callable[..., Any], processes: int, *arguments: Any) -> None:
     except ProcessExitedException as error:
         raise ChildProcessError(
             f"process {error.error_index} of {processes} was ended by {error.signal_name or error.exit_code} "
-            "(out of memory?): go on with --resume"
+            "(out of memory?); what was finished is kept"
         ) from error
     finally:
         _end(set(multiprocessing.active_children()) - before)
@@ -82,22 +84,12 @@ def _end(processes: Iterable[BaseProcess]) -> None:
     """End processes: kindly, then by force."""
     for process in processes:
         process.terminate()
-    deadline = time.monotonic() + GRACE_S + 2
+    deadline = time.monotonic() + GRACE_S + 5
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():
             process.kill()
             process.join()
-
-
-def rank() -> int:
-    """Number of this process among those that `launch` started; 0 in any other."""
-    return int(os.environ.get(LOCAL_RANK, 0))
-
-
-def is_launched() -> bool:
-    """Whether `launch` started this process."""
-    return LOCAL_RANK in os.environ
 
 
 def _process(number: int, settings: tuple[int, int, Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -114,10 +106,16 @@ def _process(number: int, settings: tuple[int, int, Any], work: Callable[..., An
 
 def _work(number: int, settings: tuple[int, int, Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     processes, port, failures = settings
-    os.environ |= {LOCAL_RANK: str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "GROUP_RANK": "0"}
+    os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if Path("/sys/class/net/lo").exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name that resolves to nothing must not matter
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    with contextlib.suppress(ImportError):
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())  # its own is shared by processes, and left over where one is killed
     if number < torch.cuda.device_count():
         torch.cuda.set_device(number)  # "cuda" means this one from here on
     try:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
@@ -22,10 +21,10 @@ PATIENCE = timedelta(minutes=10)  # a process that waits longer for the others e
 
 
 class Ranks(DDPStrategy):
-    """The strategy of a process that `launch` started."""
+    """The strategy of one of several processes; Lightning's cluster environment says which one it is."""
 
     def __init__(self) -> None:
-        super().__init__(cluster_environment=LightningEnvironment(), timeout=PATIENCE)
+        super().__init__(timeout=PATIENCE)
 
     def configure_ddp(self) -> None:
         """Start from the weights of rank 0; a second group on the CPU shares decisions without waiting for a GPU."""

@@ -32,10 +32,10 @@ from autogaze.training.callbacks import (
     Pace,
     StopOnNaN,
 )
-from autogaze.training.launch import is_launched, rank
 from autogaze.training.ranks import Ranks
 from autogaze.training.recipes import RLRecipe, TrainerRecipe
 from autogaze.training.schedule import progress
+from autogaze.training.world import environment, is_launched, rank, wait, world
 
 MONITOR = "val/reconstruction_loss"
 LAST, CURVE, RECIPE = "last.ckpt", "metrics.csv", "recipe.yaml"
@@ -61,7 +61,7 @@ def fit(
 ) -> StageResult:
     """Train until the recipe's steps or minutes are over.
 
-    On several devices it runs in every process that `launch` started (see stages.py); the first one writes the files.
+    On several devices it runs in every process (see `autogaze.training.world`); the first one writes the files.
 
     Args:
         module: has `.model` with `save_pretrained`, logs `val/reconstruction_loss`, reads `run_progress`.
@@ -87,6 +87,7 @@ def fit(
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
             trainer.fit(module, data, ckpt_path=last if resume and last.is_file() else None, weights_only=False)
+    wait()
     return read_result(folder, last)
 
 
@@ -94,8 +95,10 @@ def make_trainer(recipe: TrainerRecipe, folder: Path, callbacks: Iterable[pl.Cal
     """Lightning's Trainer for a recipe."""
     if recipe.devices > 1 and not is_launched():
         raise ValueError(
-            "training on several devices needs one process each: use `autogaze train`, or autogaze.training.launch"
+            "training on several devices needs one process each: use `autogaze train`, torchrun or "
+            "autogaze.training.launch"
         )
+    here = world()
     gpu = recipe.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and gpu)
     if gpu:
@@ -110,9 +113,10 @@ def make_trainer(recipe: TrainerRecipe, folder: Path, callbacks: Iterable[pl.Cal
     own += [*callbacks, Curve(folder / CURVE, pace), KeepLast(folder / LAST, recipe.checkpoint_every)]
     return pl.Trainer(
         accelerator=recipe.accelerator,
-        devices=recipe.devices,
+        devices=here.local_size,
+        num_nodes=here.nodes,
         precision="bf16-mixed" if bf16 else "32-true",
-        strategy=Ranks() if recipe.devices > 1 else "auto",
+        strategy=Ranks() if here.size > 1 else "auto",
         max_epochs=-1,
         callbacks=own,
         gradient_clip_val=None if manual or not recipe.gradient_clip else recipe.gradient_clip,
@@ -124,7 +128,7 @@ def make_trainer(recipe: TrainerRecipe, folder: Path, callbacks: Iterable[pl.Cal
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), environment()],
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
     )
 

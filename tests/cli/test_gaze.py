@@ -264,12 +264,11 @@ def test_a_folder_is_gazed_at_without_what_was_written_there(
     scene: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(scene, tmp_path / "a.mp4")
-    (tmp_path / "broken.mp4").write_bytes(scene.read_bytes()[:500])
     words = ["gaze", str(tmp_path), "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "out")]
     for _ in range(2):  # the overlay of the first call is no video of the second
         assert main([*words, "--json"]) == 0
         printed = capsys.readouterr()
-        assert json.loads(printed.out.splitlines()[-1])["video"]["name"] == "a.mp4" and "broken.mp4" in printed.err
+        assert json.loads(printed.out.splitlines()[-1])["video"]["name"] == "a.mp4"
     seconds = json.loads((tmp_path / "out/gaze.json").read_text())["seconds"]
     parts = sum(value for name, value in seconds.items() if name != "total")
     assert seconds["report"] > 0 and parts <= seconds["total"] * 1.001

@@ -19,10 +19,11 @@ from autogaze.pretrain.judge import Judge
 from autogaze.pretrain.reconstructor.network import Reconstructor
 from autogaze.rl.module import GRPOModule
 from autogaze.training.callbacks import NotFiniteError
-from autogaze.training.launch import is_launched, launch, rank
+from autogaze.training.launch import launch
 from autogaze.training.ranks import average_gradients
 from autogaze.training.recipes import RLRecipe
 from autogaze.training.trainer import fit, make_trainer
+from autogaze.training.world import is_launched, rank
 from tests.pretrain.test_module import Shown, make_module
 from tests.rl.test_env import TINY
 from tests.rl.test_module import CONFIG, HeldOut, SpotLoader, Spots
@@ -140,13 +141,13 @@ def test_a_loss_that_is_no_number_on_one_rank_ends_all(tmp_path: Path) -> None:
     begun = time.monotonic()
     with pytest.raises(NotFiniteError, match="learning_rate"):
         launch(fail, 2, tmp_path)
-    assert time.monotonic() - begun < 60 and not (tmp_path / "last.ckpt").exists()
+    assert time.monotonic() - begun < 280 and not (tmp_path / "last.ckpt").exists()
 
 
 def sleep(folder: Path) -> None:
     """Write down which process this is, and do nothing that would notice the death of its parent."""
     (folder / str(rank())).write_text(str(os.getpid()))
-    time.sleep(100)
+    time.sleep(1000)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
@@ -157,7 +158,7 @@ def test_processes_end_with_the_command_that_started_them(tmp_path: Path) -> Non
     parent = subprocess.Popen(
         [sys.executable, "-c", command, str(tmp_path)], preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
     )  # as a job behind "&"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(pids := [path.read_text() for path in tmp_path.glob("[01]")]) < 2 or not all(pids):
         assert parent.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
