@@ -33,7 +33,7 @@ test: lint
 	$(BIN)/python -m pytest -q -n 2
 
 demo: env
-	$(if $(filter $(DEMO)/scenes,$(DATA)),$(BIN)/python -m autogaze.media.scenes $(DATA) --clips 28)
+	$(if $(filter $(DEMO)/scenes,$(DATA)),$(BIN)/python -m autogaze.media.scenes $(DATA) --clips 40)
 	$(BIN)/autogaze train --preset tiny --data $(DATA) --out $(DEMO)/run $(TRAIN)
 	video=$$(find $(DATA) -type f -name '*.mp4' | sort | tail -n 1) && \
 	$(BIN)/autogaze gaze "$$video" --checkpoint $(DEMO)/run --gazing-ratio 0.1 --out $(DEMO)/gaze

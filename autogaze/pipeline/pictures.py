@@ -12,7 +12,7 @@ from autogaze.pretrain.module import VALIDATION_RATIO, GazeModule
 from autogaze.report.overlay import Overlay
 from autogaze.training.data.clip import Clip
 
-CLIPS, FRAMES, PANEL_PX = 2, 4, 224
+CLIPS, FRAMES, PANEL_PX = 2, 4, 320  # the legend of four scales fits above a panel of 320
 
 
 class Pictures(pl.Callback):

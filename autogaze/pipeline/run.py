@@ -66,11 +66,11 @@ def train(stages: Sequence[str], recipes: Recipes, data: str | None, out: Path, 
             run.index()
         wait()
     results: dict[str, Any] = {}
-    for stage in (stage for stage in stages if stage in WAYS):
+    for stage in (stage for stage in stages if stage in WAYS and needed(stage, stages, recipes)):
         if first:
             if not resume:
                 set_aside(run.labels if stage == "labels" else run.stage(stage))
-            print(f"autogaze: stage {stage}", file=sys.stderr)
+            print(f"autogaze: stage {stage}", file=sys.stderr, flush=True)
         wait()
         begun = time.monotonic()
         result = WAYS[stage](run)
@@ -89,6 +89,14 @@ def train(stages: Sequence[str], recipes: Recipes, data: str | None, out: Path, 
     return summary
 
 
+def needed(stage: str, stages: Sequence[str], recipes: Recipes) -> bool:
+    """Whether anything reads what a stage leaves; one that is asked for by itself is always run."""
+    if stage != "labels" or "pretrain" not in stages or not recipes.pretrain.on_policy:
+        return True
+    print("autogaze: no labels are needed: pretraining corrects the model's own gazes (on_policy)", file=sys.stderr)
+    return False
+
+
 def finish(run: Run) -> dict[str, Any]:
     """Calibrate the best trained model, write RUN/model, and compare it with what it must beat."""
     recipe = run.recipes.pretrain
@@ -103,6 +111,7 @@ def finish(run: Run) -> dict[str, Any]:
     trained = [name for name in models if name != "untrained"] or ["untrained"]
     best = min(trained, key=lambda name: summary.reconstruction_loss[name])  # few steps of RL can end worse than NTP
     calibrated(models[best], judge, clips, recipe).save_pretrained(run.model)
+    summary = replace(summary, kept=best)
     print(summary.lines(), file=sys.stderr)
     return {"val": _named(summary, best)}
 

@@ -25,6 +25,7 @@ class Summary:
     clips: int
     reconstruction_loss: dict[str, float]  # of the trained model, its earlier stages, and selectors
     dense: float  # of looking at everything: nothing can be better
+    kept: str = ""  # the model in RUN/model, of those in `reconstruction_loss`
 
     def lines(self) -> str:
         """A small table."""
@@ -34,7 +35,20 @@ class Summary:
             f"  {name:<{width}}  {loss:.4f}"
             for name, loss in sorted(self.reconstruction_loss.items(), key=lambda item: item[1])
         ]
-        return "\n".join([*rows, f"  {'(everything)':<{width}}  {self.dense:.4f}"])
+        rows.append(f"  {'(everything)':<{width}}  {self.dense:.4f}")
+        return "\n".join([*rows, *([self.why()] if self.kept else [])])
+
+    def why(self) -> str:
+        """Which model was kept, why, and how it stands beside an untrained one and a frame difference."""
+        losses = self.reconstruction_loss
+        stages = [name for name in losses if name.startswith("NTP")]
+        why = f"the lowest of {' and '.join(stages)}" if len(stages) > 1 else "the only trained one"
+        beside = []
+        for name in ("untrained", "difference"):
+            if name in losses and name != self.kept:
+                share = losses[self.kept] / losses[name] - 1
+                beside.append(f"{abs(share):.1%} {'below' if share < 0 else 'above'} that of {name}")
+        return f"kept {self.kept}, {why}: its loss is {' and '.join(beside)}"
 
 
 def summarise(models: Mapping[str, AutoGaze], judge: Judge, clips: Sequence[Tensor], ratio: float = RATIO) -> Summary:

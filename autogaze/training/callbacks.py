@@ -8,12 +8,15 @@ from __future__ import annotations
 import csv
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -77,6 +80,28 @@ class Pace(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.spent_s = state_dict["seconds"]
+
+
+class Bar(TQDMProgressBar):
+    """Batches, time and numbers of a stage; no bar for validation, no time left where a clock may end the stage."""
+
+    def __init__(self, recipe: TrainerRecipe, pace: Pace) -> None:
+        often = 1 if sys.stderr.isatty() else recipe.max_steps // 20  # a log file wants few lines
+        super().__init__(refresh_rate=min(200, max(1, often)))
+        self.recipe, self.pace = recipe, pace
+
+    def init_train_tqdm(self) -> Tqdm:
+        bar = super().init_train_tqdm()
+        limit = self.recipe.max_minutes
+        left = f"at most {limit:g} min" if limit is not None else "{remaining} left"
+        bar.bar_format = "{percentage:3.0f}%|{bar:20}| batch {n_fmt}/{total_fmt} [{elapsed}, " + left + "{postfix}]"
+        return bar
+
+    def init_validation_tqdm(self) -> Tqdm:
+        return Tqdm(disable=True)
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 class Interruptible(pl.Callback):

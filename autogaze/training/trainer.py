@@ -18,12 +18,12 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from autogaze.files import write_text
 from autogaze.training.callbacks import (
     AtomicCheckpointIO,
+    Bar,
     Curve,
     Interruptible,
     KeepBest,
@@ -105,8 +105,7 @@ def make_trainer(recipe: TrainerRecipe, folder: Path, callbacks: Iterable[pl.Cal
         torch.set_float32_matmul_precision("high")
     manual = isinstance(recipe, RLRecipe)  # its module steps, clips and accumulates by itself
     pace = Pace(recipe)
-    often = 1 if sys.stderr.isatty() else recipe.max_steps // 20  # a log file wants few lines
-    bar = TQDMProgressBar(refresh_rate=min(200, max(1, often)))
+    bar = Bar(recipe, pace)
     own: list[pl.Callback] = [bar, Interruptible(), pace, StopOnNaN(LOG_EVERY), KeepBest(MONITOR, folder)]
     if recipe.ema_decay:
         own.append(MovingAverage(recipe.ema_decay))
@@ -171,5 +170,6 @@ def quiet_lightning() -> None:
         "pytorch_lightning.utilities.rank_zero",
         "lightning.pytorch.utilities.rank_zero",
         "lightning_fabric.utilities.rank_zero",
+        "pytorch_lightning.trainer.connectors.checkpoint_connector",  # how it reads checkpoints that we wrote
     ):
         logging.getLogger(name).setLevel(logging.WARNING)
