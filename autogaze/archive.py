@@ -77,7 +77,7 @@ class ArchiveResult:
 
 
 def is_archive(words: Sequence[str | os.PathLike[str]]) -> bool:
-    """Whether a command line means an archive: one word, for a folder of several clips, a list of files or a pattern."""
+    """Whether a command line means an archive: one word: a folder of several clips, a list of files, a pattern."""
     if len(words) != 1:
         return False
     word = Path(os.path.expanduser(words[0]))
@@ -105,8 +105,8 @@ def list_videos(word: str | os.PathLike[str]) -> list[Path]:
         names = [Path(name) for name in glob.glob(str(path), recursive=True)]
         found = [one for one in names if one.is_file() and one.suffix.lower() in VIDEO_SUFFIXES]
     if not found:
-        what = "is a directory without" if path.is_dir() else "names no"
-        raise ValueError(f"{shown(path)} {what} a readable video or photo")
+        what = "is a directory without a" if path.is_dir() else "names no"
+        raise ValueError(f"{shown(path)} {what} readable video or photo")
     return sorted(set(found))
 
 

@@ -134,11 +134,26 @@ def test_what_was_ignored_at_the_start_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+class Dropped:
+    """The signal comes while the interpreter drops an object, where exceptions are swallowed."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def test_an_exception_that_is_swallowed_comes_again() -> None:
+    with pytest.raises(InterruptError), interruptible():
+        thing: Dropped | None = Dropped()
+        del thing
+        time.sleep(60)
+
+
 def test_a_main_thread_that_no_exception_reaches_is_ended_all_the_same(tmp_path: Path) -> None:
     code = (
         "import autogaze.interrupt as own, os, pathlib, signal, sys, time\nfrom autogaze.files import atomic_path\n"
-        "own.GRACE_S = 0.3\n"
-        "with own.interruptible(lambda error: print('last words', error)), atomic_path(sys.argv[1]):\n"
+        "words = lambda error: print('last words', error)\n"
+        "with own.interruptible(words, grace_s=0.3), atomic_path(sys.argv[1]):\n"
         "    while True:\n"
         "        try:\n"
         "            os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -25,7 +25,7 @@ import torch
 from torch import multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from autogaze.interrupt import GRACE_S, InterruptError, interruptible
+from autogaze.interrupt import GRACE_OF_PARTS_S, InterruptError, interruptible
 
 
 def launch(work: Callable[..., Any], processes: int, *arguments: Any) -> None:
@@ -84,7 +84,7 @@ def _end(processes: Iterable[BaseProcess]) -> None:
     """End processes: kindly, then by force."""
     for process in processes:
         process.terminate()
-    deadline = time.monotonic() + GRACE_S + 5
+    deadline = time.monotonic() + GRACE_OF_PARTS_S + 5
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():
@@ -96,7 +96,7 @@ def _process(number: int, settings: tuple[int, int, Any], work: Callable[..., An
     # torch sends SIGINT when the parent dies. It must end the process also where a shell made the command ignore it (a
     # background job), and where the process waits for others in a collective, out of Python's reach.
     try:
-        with interruptible(always=True, last=True):
+        with interruptible(always=True, last=True, grace_s=GRACE_OF_PARTS_S):
             if hasattr(signal, "pthread_sigmask"):
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGHUP))
             _work(number, settings, work, arguments)
