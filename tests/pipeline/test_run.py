@@ -19,6 +19,7 @@ import torch
 from autogaze.cli.main import main
 from autogaze.media.scenes import write_scenes
 from autogaze.model import AutoGaze
+from autogaze.pipeline.run import needed
 from autogaze.pipeline.samplings import RunSamplings, neighbouring
 from autogaze.pipeline.stages import Run
 from autogaze.pretrain.labels.file import read_labels
@@ -75,7 +76,15 @@ def test_the_summary_compares_the_model_with_its_start_and_random(finished: Path
     summary = json.loads((finished / "summary.json").read_text())
     losses = summary["val"]["reconstruction_loss"]
     assert {"trained", "untrained", "random", "NTP", "NTP+RL", "difference"} <= losses.keys()
+    assert summary["val"]["kept"] in ("NTP", "NTP+RL")
     assert summary["val"]["gazing_ratio"] == 0.1 and summary["val"]["dense"] < min(losses.values())
+
+
+def test_labels_that_nothing_reads_are_not_made(capsys: pytest.CaptureFixture[str]) -> None:
+    recipes = load_recipes("tiny")
+    assert recipes.pretrain.on_policy and not needed("labels", STAGES, recipes)
+    assert "no labels are needed" in capsys.readouterr().err
+    assert needed("labels", ("labels",), recipes) and needed("labels", STAGES, load_recipes("base"))
 
 
 def test_finished_stages_are_skipped_on_resume(
@@ -121,7 +130,7 @@ def test_a_new_start_sets_the_old_stage_aside(finished: Path, scenes: Path) -> N
         (["--data", "SCENES", "learning_rat=1"], "did you mean learning_rate"),
         (["--data", "SCENES", "--config", "/no/such.yaml"], "no such recipe file"),
         (["--data", "SCENES", "--stage", "labels"], "run `autogaze train --stage reconstructor"),
-        (["--data", "SCENES", "--stage", "pretrain"], "no labels at"),
+        (["--data", "SCENES", "--stage", "pretrain", "on_policy=false"], "no labels at"),
         (["--data", "SCENES", "--stage", "calibrate"], "run `autogaze train --stage pretrain"),
     ],
 )
