@@ -10,6 +10,8 @@ that is one step old, so the device never waits for the host either.
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import threading
 import warnings
 from functools import partial
@@ -44,6 +46,8 @@ def why_not(model: GazeNetwork, asked: bool) -> str:
         return f"the model is on {model.device.type}, and the kernels need a CUDA device"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (it comes with the CUDA builds of PyTorch)"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton compiles for this machine as it runs, and there is no C compiler: install gcc, or set CC"
     if torch.cuda.get_device_capability(model.device) < (8, 0):
         return "the kernels need a GPU of compute capability 8.0 (Ampere) or newer"
     config = model.config
