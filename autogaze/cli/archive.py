@@ -130,4 +130,4 @@ def kept(args: argparse.Namespace, command: str) -> str:
 
 def _videos(word: str) -> list[Path]:
     path = Path(word).expanduser()
-    return list_videos(word) if is_archive([word]) else [path]
+    return list_videos(word) if path.is_dir() or is_archive([word]) else [path]
