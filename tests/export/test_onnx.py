@@ -10,109 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from autogaze.media.preprocess import Preprocessor
 from autogaze.model import AutoGaze, AutoGazeConfig
+from tests.export.models import SMALL, alone, assert_same, clips, requirement, sharp
 
 onnx = pytest.importorskip("onnx", reason="needs the export extra: onnx")
 pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
 
-from autogaze.core.gaze import Gaze  # noqa: E402
-from autogaze.decoding.clip import decode_clip  # noqa: E402
-from autogaze.decoding.request import make_request  # noqa: E402
-from autogaze.export.forms import input_specs, write_graph  # noqa: E402
-from autogaze.export.metadata import FORMAT, FormatError  # noqa: E402
+from autogaze.export.forms import write_graph  # noqa: E402
 from autogaze.export.onnx import ExportOptions, check_graph, export_onnx, float32_twin  # noqa: E402
 from autogaze.export.parity import ParityError, compare, scenes  # noqa: E402
 from autogaze.export.runner import Engine  # noqa: E402
-from autogaze.export.tensors import state_of  # noqa: E402
-
-SMALL = AutoGazeConfig(
-    scales=(16, 32, 64),
-    hidden_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=3,
-    head_dim=16,
-    intermediate_size=96,
-    num_multi_token_pred=4,
-    max_num_frames=5,
-    encoder_depth=2,
-    gazing_ratio=0.5,
-    task_loss_requirement=None,
-)
-
-
-def sharp(config: AutoGazeConfig, factor: float = 3.0) -> AutoGaze:
-    """A random model whose best id wins clearly."""
-    torch.manual_seed(0)
-    model = AutoGaze(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" not in name and "bias" not in name and not name.startswith("residual_map."):
-                parameter *= factor
-    return model
-
-
-def clips(batch: int, frames: int) -> Tensor:
-    """Blocks of 8 pixels that drift, under noise: scales differ in what they take away, and places in what is left."""
-    generator = torch.Generator().manual_seed(batch + frames)
-    blocks = 0.4 * torch.randn(batch, frames, 3, 8, 8, generator=generator).cumsum(dim=1)
-    return blocks.repeat_interleave(8, -1).repeat_interleave(8, -2) + 0.2 * torch.randn(
-        batch, frames, 3, 64, 64, generator=generator
-    )
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["published", "ours"])
-def small(request: pytest.FixtureRequest) -> AutoGaze:
-    """As published, and with the error of what is known."""
-    return sharp(replace(SMALL, residual_map=request.param))
-
-
-@pytest.fixture(scope="module")
-def frame_file(small: AutoGaze, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("onnx") / "frame.onnx"
-    export_onnx(small, path, ExportOptions(gazing_ratio=0.9, batch=(1, 4)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def clip_file(small: AutoGaze, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("onnx") / "clip.onnx"
-    export_onnx(small, path, ExportOptions(clip=True, gazing_ratio=0.5, batch=(1, 4)))
-    return path
-
-
-def requirement(model: AutoGaze, video: Tensor, quantile: float = 0.15) -> float:
-    """A requirement that some frames meet."""
-    free = model.generate(video, 0.9)
-    assert free.task_loss is not None
-    return float(free.task_loss[free.chosen].quantile(quantile))
-
-
-def alone(model: AutoGaze, video: Tensor, ratio: Any, needed: Any) -> Gaze:
-    """The gaze of every clip by itself."""
-    width, gazes = 0, []
-    for i in range(len(video)):
-        parts = (value[i : i + 1] if isinstance(value, Tensor) else value for value in (ratio, needed))
-        gazes.append(model.generate(video[i : i + 1], *parts))
-        width = max(width, gazes[-1].ids.shape[2])
-    fills = (0, False, float("nan"))
-    ids, chosen, loss = (
-        torch.cat([F.pad(part, (0, width - part.shape[-1]), value=fill) for part in parts])
-        for parts, fill in zip(zip(*((g.ids, g.chosen, g.task_loss) for g in gazes), strict=True), fills, strict=True)
-    )
-    return Gaze(ids, chosen, model.grid, loss)
-
-
-def assert_same(expected: Gaze, got: Gaze) -> None:
-    width = expected.ids.shape[2]
-    assert not got.chosen[..., width:].any()
-    torch.testing.assert_close(got.chosen[..., :width], expected.chosen)
-    assert torch.equal(got.ids[..., :width].where(expected.chosen, 0), expected.ids.where(expected.chosen, 0))
-    assert expected.task_loss is not None and got.task_loss is not None
-    torch.testing.assert_close(got.task_loss[..., :width], expected.task_loss, atol=1e-4, rtol=0, equal_nan=True)
 
 
 def test_a_frame_file_equals_generate_past_the_window(small: AutoGaze, frame_file: Path) -> None:
@@ -161,99 +70,6 @@ def test_a_grid_of_one_scale_equals_generate(tmp_path: Path) -> None:
     model, video = sharp(replace(SMALL, scales=(64,), residual_map=True)), clips(2, 3)
     export_onnx(model, tmp_path / "gaze.onnx", ExportOptions(gazing_ratio=0.9))
     assert_same(model.generate(video, 0.9), Engine.load(tmp_path / "gaze.onnx", "cpu", threads=1).generate(video, 0.9))
-
-
-@pytest.mark.parametrize("residual", [False, True])
-def test_a_stream_remembers_a_canvas_if_the_model_has_a_residual_map(residual: bool) -> None:
-    model = AutoGaze(replace(SMALL, residual_map=residual))
-    frame, clip = (ExportOptions(clip=clip, gazing_ratio=0.3).metadata(model) for clip in (False, True))
-    assert frame.format == clip.format == FORMAT
-    names = [spec.name for spec in state_of(input_specs(model, frame))]
-    assert names == ["conv", "keys", "values", "positions", "last_ids", *["canvas"] * residual]
-    assert not state_of(input_specs(model, clip))
-
-
-def test_a_clip_is_decoded_as_if_alone(small: AutoGaze, frame_file: Path, clip_file: Path) -> None:
-    """In any batch, beside any request."""
-    video, engines = clips(3, 5), [Engine.load(path, "cpu", threads=1) for path in (frame_file, clip_file)]
-    needed = requirement(small, video)
-    ratio = torch.tensor([0.5, 0.2, 0.5], dtype=torch.float64)[:, None].expand(3, 5)
-    for engine in engines:
-        alone = [engine.generate(video[i : i + 1], 0.5, needed) for i in range(3)]
-        assert_same(small.generate(video[:1], 0.5, needed), alone[0])
-        together, beside = engine.generate(video, 0.5, needed), engine.generate(video, ratio, needed)
-        for i in range(3):
-            assert_same(alone[i], together[i : i + 1])
-        for i in (0, 2):
-            assert_same(alone[i], beside[i : i + 1])
-
-
-@pytest.mark.parametrize("kind", ["frame", "clip"])
-def test_files_of_formats_before_3_are_read(
-    kind: str, small: AutoGaze, frame_file: Path, clip_file: Path, tmp_path: Path
-) -> None:
-    """They have the input `in_step`, which is always false here, and no `allowed_scales`."""
-    path, frames = (frame_file, []) if kind == "frame" else (clip_file, [5])
-    graph = onnx.load(path)
-    shape = ["batch", *frames]
-    graph.graph.input.insert(3, onnx.helper.make_tensor_value_info("in_step", onnx.TensorProto.BOOL, shape))
-    former = {entry.key: entry.value for entry in graph.metadata_props} | {"autogaze.format": "2"}
-    del graph.metadata_props[:], former["autogaze.allowed_scales"]
-    onnx.helper.set_model_props(graph, former)
-    onnx.save(graph, tmp_path / "former.onnx")
-    video = clips(2, 5)
-    engine = Engine.load(tmp_path / "former.onnx", "cpu", threads=1)
-    assert_same(Engine.load(path, "cpu", threads=1).generate(video, 0.5), engine.generate(video, 0.5))
-
-
-def test_only_ids_of_the_chosen_scales_are_taken(small: AutoGaze, tmp_path: Path) -> None:
-    """Some scales: no other id is chosen, none twice, and the budget ends where there is nothing left to choose."""
-    for clip in (False, True):
-        metadata = ExportOptions(gazing_ratio=0.9, scales=(64, 16), clip=clip, frames=3 if clip else None).metadata(
-            small
-        )
-        assert (metadata.allowed_scales, metadata.budget) == ((16, 64), 17)
-        onnx.save(write_graph(small, metadata), tmp_path / "gaze.onnx")
-        engine = Engine.load(tmp_path / "gaze.onnx", "cpu", threads=1)
-        video = clips(2, 3)
-        gaze = engine.generate(video, 1.0)
-        request = make_request(small.grid, 2, 3, 1.0, scales=(16, 64))
-        assert_same(decode_clip(small, video, request), gaze)
-        assert compare(small, engine, scenes(metadata, 2, 3)).share == 1.0  # what an export is kept by
-        assert gaze.chosen.all() and not ((gaze.ids > 0) & (gaze.ids < 5)).any()  # ids 1 to 4 are of scale 32
-        assert all(len(set(frame)) == 17 for frame in gaze.ids.flatten(0, 1).tolist())
-    with pytest.raises(ValueError, match=r"scales must be some of the model's \(16, 32, 64\) \(pixels\), got \(48,\)"):
-        ExportOptions(scales=(48,)).metadata(small)
-    with pytest.raises(ValueError, match="scales must be some of"):
-        ExportOptions(scales=()).metadata(small)
-
-
-@pytest.mark.parametrize(
-    "key, value, message",
-    [
-        ("budget", "17", "outputs chosen, ids, task_loss"),
-        ("input_size", "64,65", "inputs frame are not"),
-        ("pixels", "uint8", "inputs frame are not"),
-        ("kind", "clip", "inputs budget, frame, frames, requirement"),
-        ("scales", "16+32+48", "is not what|are not what|damaged metadata"),
-        ("patch_size", "0", "damaged metadata"),
-        ("scales", "16+32+2000000000", "damaged metadata .a size is above"),
-        ("budget", "22", "damaged metadata"),
-        ("std", "nan,1.0,1.0", "damaged metadata"),
-        ("gazing_ratio", "nan", "damaged metadata"),
-        ("resample", "nearest", "damaged metadata"),
-    ],
-)
-def test_metadata_that_does_not_fit_the_tensors_is_refused(
-    key: str, value: str, message: str, frame_file: Path, tmp_path: Path
-) -> None:
-    graph = onnx.load(frame_file)
-    changed = {entry.key: entry.value for entry in graph.metadata_props} | {f"autogaze.{key}": value}
-    del graph.metadata_props[:]
-    onnx.helper.set_model_props(graph, changed)
-    onnx.save(graph, tmp_path / "odd.onnx")
-    with pytest.raises(FormatError, match=message):
-        Engine.load(tmp_path / "odd.onnx", "cpu", threads=1)
 
 
 def test_a_clip_file_equals_generate(small: AutoGaze, clip_file: Path) -> None:
