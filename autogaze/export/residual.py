@@ -19,7 +19,7 @@ from torch import Tensor
 
 from autogaze.export.nodes import Nodes, Value
 from autogaze.export.weights import ResidualWeights
-from autogaze.network.residual import LEAST_GAIN, STALE_CAP, STALE_FLOOR
+from autogaze.network.residual import LEAST_ERROR, LEAST_GAIN, MEANS_PX, STALE_CAP, STALE_FLOOR
 
 
 class ResidualState:
@@ -36,7 +36,7 @@ class ResidualState:
         frame = self.nodes.op("ReduceMean", frame, torch.tensor([1]), keepdims=1)  # grey
         pictures = [self._blurred(frame, block) for block in self.blurs]
         differences = [frame if canvas is None else frame - canvas, *(frame - picture for picture in pictures)]
-        errors = self._errors(self.nodes.concat(differences, axis=1))
+        errors = self._errors(self.nodes.concat(differences, axis=1), frame)
         return FrameResiduals(self.nodes, self.weights, self._cover, self._table(errors), [*pictures, frame])
 
     def look(self, canvas: Value | None, errors: FrameResiduals, level: Value) -> Value:
@@ -68,8 +68,8 @@ class ResidualState:
     def _means(self, x: Value, height: int, width: int, stride: int) -> Value:
         return self.nodes.op("AveragePool", x, kernel_shape=[height, width], strides=[stride, stride])
 
-    def _errors(self, differences: Value) -> Value:
-        """(B, R, N) of the differences (B, R, S, S) from R pictures; over the number of cells.
+    def _errors(self, differences: Value, frame: Value) -> Value:
+        """(B, R, N) of the differences (B, R, S, S) of a frame (B, 1, S, S) from R pictures; over the number of cells.
 
         A window of steps is one short of a cell, so that none between two cells is in it.
         """
@@ -77,9 +77,22 @@ class ResidualState:
         steps_down = (differences.cut(2, 1) - differences.cut(2, 0, -1)).abs()
         steps_right = (differences.cut(3, 1) - differences.cut(3, 0, -1)).abs()
         steps = self._means(steps_down, px - 1, px, px) + self._means(steps_right, px, px - 1, px)
-        absolute, of_steps = (weight / cells for weight in self.weights.weight)
+        absolute, of_steps, *of_means = self.weights.weight
         errors = self._means(differences.abs(), px, px, px) * absolute + steps * of_steps
-        return errors.reshape(0, -1, cells)
+        if self.weights.response:
+            blocks = self._means(differences, MEANS_PX, MEANS_PX, MEANS_PX).abs()
+            side = px // MEANS_PX
+            errors = self._perceived(errors + self._means(blocks, side, side, side) * of_means[0], frame)
+        return (errors * (1 / cells)).reshape(0, -1, cells)
+
+    def _perceived(self, differences: Value, frame: Value) -> Value:
+        """Differences (B, R, side, side) as a perceptual map counts them in a frame (B, 1, S, S), but for the factors
+        of levels."""
+        nodes, px, (floor, contrast, power) = self.nodes, self.weights.cell_px, self.weights.response[:3]
+        mean = self._means(frame, px, px, px)
+        variance = self._means(frame * frame, px, px, px) - mean * mean
+        share = nodes.op("Pow", nodes.op("Sqrt", nodes.op("Max", variance, 0.0)) + floor, contrast)
+        return nodes.op("Pow", differences / share + LEAST_ERROR, power)
 
     def _table(self, errors: Value) -> Value:
         """(B, scales + 1, (scales + 1) * N): what a look at scale k takes away of a cell at level l, nothing if k < l;
@@ -87,6 +100,9 @@ class ResidualState:
         scales = len(self.weights.blocks)
         errors = self.nodes.op("Pad", errors, torch.tensor([0, 0, 0, 0, 1, 0]))  # and zero after the finest look
         at = torch.tensor([0, *(self._row(block) for block in self.weights.blocks)])
+        if self.weights.response:
+            factors = torch.tensor([*self.weights.response[3:], 0.0])
+            errors, at = errors.gather(at, axis=1) * factors[:, None], torch.arange(scales + 1)
         now, after = at[:, None].expand(-1, scales), at[1:].expand(scales + 1, -1)
         finer = torch.ones(scales + 1, scales).triu()[..., None]
         taken = (errors.gather(now, axis=1) - errors.gather(after, axis=1)) * finer

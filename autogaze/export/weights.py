@@ -55,7 +55,8 @@ class EncoderWeights:
 class ResidualWeights:
     """How errors of cells are made of pixels, and scores of patches of them. N = side * side cells, P patches."""
 
-    weight: tuple[float, float]  # of absolute differences and of steps
+    weight: tuple[float, ...]  # of absolute differences and steps; of means of blocks too in a perceptual map
+    response: tuple[float, ...]  # of a perceptual map: see `ResidualMap.response`; empty in others
     strength: float  # of the scores
     blocks: tuple[int, ...]  # a scale: pixels of the side of a block that a look leaves as one colour
     side: int  # cells a row
@@ -146,10 +147,12 @@ def _encoder(model: AutoGaze, dtype: torch.dtype) -> EncoderWeights:
 
 
 def _residual_map(rule: ResidualMap) -> ResidualWeights:
-    absolute, steps = rule.weight.float().clamp(min=0).tolist()
+    weight = tuple(rule.weight.float().clamp(min=0).tolist())
+    response = () if rule.response is None else tuple(rule.response.float().tolist())
     *coarser, _ = rule.cover.gt(0).t().cpu().split(rule.counts, dim=1)
     return ResidualWeights(
-        (absolute, steps),
+        weight,
+        response,
         rule.strength.item(),
         rule.blocks,
         rule.side,

@@ -30,6 +30,7 @@ class AutoGazeConfig:
     rope: RopeConfig = field(default_factory=RopeConfig)
     max_num_frames: int = 16  # frames that the decoder remembers
     residual_map: bool = False  # patches are scored by what is wrong without them (`autogaze.network.residual`); ours
+    perceptual: bool = False  # the residual map measures differences as features see them: against contrast
     gazing_ratio: float = 0.75  # default of the command line: largest share of a frame's patches
     task_loss_requirement: float | None = 0.7  # default of the command line: loss at which a frame may stop
     calibration: tuple[tuple[float, float], ...] = ()  # (requested loss, threshold on the prediction), ascending

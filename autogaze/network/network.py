@@ -64,7 +64,9 @@ class GazeNetwork(nn.Module):
             config.rope,
         )
         self.residual_map = (
-            ResidualMap(self.grid, self.vision_model.side, config.patch_size) if config.residual_map else None
+            ResidualMap(self.grid, self.vision_model.side, config.patch_size, config.perceptual)
+            if config.residual_map
+            else None
         )
         self.apply(_initialise)
         if self.residual_map is not None:  # which predicts losses instead: a head that nobody asks learns nothing

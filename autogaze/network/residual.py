@@ -14,6 +14,12 @@ that follow:
   place that is only held counts with no less than a share of what is wrong after a look one scale above the finest.
   Where hardly anything has changed the judge sees that too: it counts with at most four times what is wrong.
 
+A *perceptual* map measures differences as the features of a pretrained ViT see them: these hardly care how strong a
+contrast is, but whether it is there. The weighted sum of three statistics of a cell (absolute values, steps, and means
+of blocks of 4 pixels, in which the noise of single pixels is small) is divided by a power of the cell's own contrast,
+raised to a power, and multiplied by a factor of the level. The numbers were searched for with DINOv2 as the judge
+(docs/log.md).
+
 A look at a coarse scale is taken to leave the means of blocks of 2, 4 or 8 pixels: what the patch resolves, rounded to
 a power of two so that blocks fill places. Within a frame the finest look at a place counts, and a later frame's look
 replaces whatever was there.
@@ -37,6 +43,11 @@ LEAST_GAIN = 1e-5  # a patch that takes away less of a frame's loss than this sc
 STALE_FLOOR = 0.4  # that share; 0.35 to 0.5 tell the losses of validation clips alike (docs/log.md)
 STALE_CAP = 4.0  # times what is wrong
 L1, STEPS, STRENGTH = 1.25, 0.25, 8.0  # of new models; the first two tell the loss of validation clips
+MEANS_PX = 4  # side of the blocks whose means a perceptual map compares
+PERCEPTUAL_WEIGHT = (1.0, 0.112, 0.16)  # of absolute values, steps and means of new perceptual maps
+CONTRAST_FLOOR, CONTRAST_POWER, POWER = 0.126, 0.256, 1.51  # and how they respond to contrast and to a difference
+LEVEL_FACTORS = (1.0, 1.611, 1.102, 0.867)  # of what is known, and after a look at each scale but the finest
+LEAST_ERROR = 1e-9  # keeps the power of no difference at all finite
 
 
 class ResidualMap(nn.Module):
@@ -46,9 +57,10 @@ class ResidualMap(nn.Module):
         grid: a square grid.
         side: places in a row of a frame.
         cell_px: side of a place in pixels, a power of two.
+        perceptual: measure differences as features see them.
     """
 
-    def __init__(self, grid: PatchGrid, side: int, cell_px: int) -> None:
+    def __init__(self, grid: PatchGrid, side: int, cell_px: int, perceptual: bool = False) -> None:
         super().__init__()
         if cell_px & (cell_px - 1):
             raise ValueError(f"residual_map needs patches whose side is a power of two, got patch_size {cell_px}")
@@ -57,7 +69,9 @@ class ResidualMap(nn.Module):
         self.blocks = tuple(min(cell_px, 1 << round(math.log2(finest / scale))) for scale in grid.scales)
         # Of absolute differences and of steps, not negative; fitted (`autogaze.stop_rule.loss_head`), never trained:
         # two numbers that squared errors of hard clips would pull about.
-        self.weight = nn.Parameter(torch.tensor([L1, STEPS]), requires_grad=False)
+        self.weight = nn.Parameter(torch.tensor(PERCEPTUAL_WEIGHT if perceptual else (L1, STEPS)), requires_grad=False)
+        # of a perceptual map: contrast floor, contrast power, power, and a factor for each level but the finest
+        self.response = nn.Parameter(_response(len(self.blocks)), requires_grad=False) if perceptual else None
         self.strength = nn.Parameter(torch.tensor(STRENGTH))  # of the scores
         self.counts = grid.patches_per_scale
         self.cover: Tensor
@@ -114,12 +128,19 @@ class ResidualMap(nn.Module):
         return self._weighed(self.features(frame, canvas))
 
     def _weighed(self, features: Tensor) -> Tensor:
-        """Errors (...) float32 of their features (..., 2), under autocast too."""
-        return (features * self.weight.float().clamp(min=0)).sum(-1)
+        """Errors (..., scales + 1) float32 of their features (..., scales + 1, n), under autocast too."""
+        weight = self.weight.float().clamp(min=0)
+        if self.response is None:
+            return (features * weight).sum(-1)
+        floor, contrast, power, *_ = self.response.float().unbind()
+        difference = (features[..., :-1] * weight).sum(-1) / (features[..., -1] + floor).pow(contrast)
+        factors = F.pad(self.response[3:].float(), (0, 1))  # nothing is wrong after a look at the finest scale
+        return (difference + LEAST_ERROR).pow(power) * factors
 
     def features(self, frame: Tensor, canvas: Tensor) -> Tensor:
-        """What `errors` are made of, (B, N, scales + 1, 2): of the difference in each place the mean absolute value,
-        and the mean absolute step to the next pixel in a row, plus that in a column, within the place."""
+        """What `errors` are made of, (B, N, scales + 1, n): of the difference in each cell the mean absolute value,
+        and the mean absolute step to the next pixel in a row, plus that in a column, within the cell. A perceptual map
+        adds the mean absolute value of the means of blocks, and the standard deviation of the frame's own pixels."""
         with torch.autocast(frame.device.type, enabled=False):
             frame = frame.float()
             pictures = [canvas.float(), *(blurred(frame, block) for block in self.blocks)]
@@ -127,8 +148,18 @@ class ResidualMap(nn.Module):
             for picture in pictures:
                 d = (frame - picture).unflatten(-1, (self.side, -1)).unflatten(-3, (self.side, -1))
                 steps = d.diff(dim=3).abs().mean((1, 3, 5)) + d.diff(dim=5).abs().mean((1, 3, 5))
-                found.append(torch.stack([d.abs().mean((1, 3, 5)), steps], -1).flatten(1, 2))  # (B, N, 2)
+                statistics = [d.abs().mean((1, 3, 5)), steps]
+                if self.response is not None:
+                    blocks = d.unflatten(5, (-1, MEANS_PX)).unflatten(3, (-1, MEANS_PX)).mean((4, 7))
+                    statistics += [blocks.abs().mean((1, 3, 5)), self._contrast(frame)]
+                found.append(torch.stack(statistics, -1).flatten(1, 2))  # (B, N, n)
             return torch.stack(found, dim=2)
+
+    def _contrast(self, frame: Tensor) -> Tensor:
+        """(B, side, side): the standard deviation of the pixels of each cell."""
+        cells = frame.unflatten(-1, (self.side, -1)).unflatten(-3, (self.side, -1))
+        mean = cells.mean((1, 3, 5))
+        return (cells.square().mean((1, 3, 5)) - mean.square()).clamp(min=0).sqrt()
 
     def levels(self, ids: Tensor, chosen: Tensor) -> Tensor:
         """(..., K, N) uint8: the level at which each id looks at each place, `NEVER` where it does not; k + 1 is a
@@ -190,6 +221,12 @@ def predicted_loss(errors: Tensor, level: Tensor) -> Tensor:
     now = residual_at_level(errors, level)
     held = now.maximum((STALE_FLOOR * errors[..., -2]).minimum(STALE_CAP * now))
     return torch.where(level == NEVER, held, now).mean(-1)
+
+
+def _response(scales: int) -> Tensor:
+    """A new `ResidualMap.response`; grids with other than four scales have no factors of their own yet."""
+    factors = LEVEL_FACTORS if scales == len(LEVEL_FACTORS) else (1.0,) * scales
+    return torch.tensor([CONTRAST_FLOOR, CONTRAST_POWER, POWER, *factors])
 
 
 def blurred(frame: Tensor, block: int) -> Tensor:

@@ -81,13 +81,31 @@ def _states(model: AutoGaze, judge: Judge, video: Tensor, gaze: Gaze) -> tuple[T
 def _fit_residual_map(
     model: AutoGaze, rule: ResidualMap, judge: Judge, gazes: Iterable[tuple[Tensor, Gaze]]
 ) -> HeadFit:
-    """Fit the weights of errors, with the places in turn that count as held."""
+    """Fit the weights of errors, with the places in turn that count as held. Of a perceptual map, whose weights decide
+    what is chosen, only the unit: all its factors are multiplied by one number."""
+    if rule.response is not None:
+        return _fit_unit(model, rule, judge, gazes)
     found = [(*_errors_left(rule, model, video, gaze), judge.losses(video, gaze).flatten()) for video, gaze in gazes]
     now, least, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
     before = _error((_counted(now, least, rule.weight) * rule.weight).sum(-1), truth)
     for _ in range(PIECES):
         rule.weight.copy_(_solve_positive(_counted(now, least, rule.weight), truth, rule.weight))
     return HeadFit(len(truth), before, _error((_counted(now, least, rule.weight) * rule.weight).sum(-1), truth))
+
+
+def _fit_unit(model: AutoGaze, rule: ResidualMap, judge: Judge, gazes: Iterable[tuple[Tensor, Gaze]]) -> HeadFit:
+    """Multiply the factors of a perceptual map so that the median frame's loss is predicted right."""
+    assert rule.response is not None
+    found = []
+    for video, gaze in gazes:
+        grey = model.embed(video)[0].grey
+        assert grey is not None
+        predicted = rule.along(grey, gaze.ids, gaze.chosen)[1][last_chosen(gaze.chosen)]
+        found.append((predicted, judge.losses(video, gaze)[gaze.chosen.any(-1)]))
+    predicted, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
+    unit = (truth.clamp(min=LEAST_LOSS).log() - predicted.clamp(min=1e-6).log()).median().exp()
+    rule.response[3:] *= unit
+    return HeadFit(len(truth), _error(predicted, truth), _error(predicted * unit, truth))
 
 
 def _errors_left(rule: ResidualMap, model: AutoGaze, video: Tensor, gaze: Gaze) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,13 @@ from autogaze.decoding.request import make_request
 from autogaze.model import AutoGazeConfig
 
 
-def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2, residual_map: bool = True) -> AutoGaze:
+def model(
+    window: int,
+    scales: tuple[int, ...] = (16, 32),
+    group: int = 2,
+    residual_map: bool = True,
+    perceptual: bool = False,
+) -> AutoGaze:
     torch.manual_seed(0)
     config = replace(
         AutoGazeConfig.tiny(),
@@ -31,6 +37,7 @@ def model(window: int, scales: tuple[int, ...] = (16, 32), group: int = 2, resid
         num_multi_token_pred=group,
         max_num_frames=window,
         residual_map=residual_map,
+        perceptual=perceptual,
     )
     made = AutoGaze(config).eval()
     for parameter in made.parameters():
@@ -180,6 +187,8 @@ def main(kind: str) -> None:
         buffers.Buffers.tuning = lambda self, prefill: small
         buffers.Buffers._frames_per_split = lambda self, prefill: self.plan.ring  # as in large batches
     video = torch.randn(2, 3, 3, 32, 32)
+    perceptive = model(window=16, scales=(16, 128), perceptual=True)  # the coarse scale leaves blocks of 8 pixels
+    compare("perceptual", perceptive, torch.rand(1, 2, 3, 128, 128), gazing_ratio=0.1)
     compare("published", model(window=16, residual_map=False), video, gazing_ratio=0.8)
     gazer = model(window=16)
     plain = compare("ratio", gazer, video, gazing_ratio=0.8)

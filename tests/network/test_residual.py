@@ -188,3 +188,26 @@ def test_even_untrained_heads_look_about_as_well_as_the_difference_selector() ->
         for gaze in (model.generate(video, gazing_ratio=0.1), DifferenceSelector(model.grid)(video, 0.1))
     )
     assert own < 1.1 * other
+
+
+def test_a_perceptual_map_sees_a_weak_contrast_almost_as_a_strong_one() -> None:
+    """The same change of texture at a fifth of its contrast: pixels call it a fifth, a perceptual map clearly more."""
+    plain, perceptual = (ResidualMap(PatchGrid(), 14, 16, perceptual=kind) for kind in (False, True))
+    perceptual.response.data[0] = 0.01  # contrasts far above the floor
+    frame = torch.randn(1, 1, 224, 224, generator=torch.Generator().manual_seed(0)) * 0.3
+    shares = [
+        float(
+            rule.errors(0.2 * frame, torch.zeros_like(frame))[..., 0].mean()
+            / rule.errors(frame, frame * 0)[..., 0].mean()
+        )
+        for rule in (plain, perceptual)
+    ]
+    power = float(perceptual.response[2] * (1 - perceptual.response[1]))
+    assert shares[0] == pytest.approx(0.2, rel=1e-4)
+    assert shares[1] == pytest.approx(0.2**power, rel=0.1)
+
+
+def test_a_perceptual_map_finds_nothing_wrong_after_the_finest_scale() -> None:
+    rule = ResidualMap(PatchGrid(), 14, 16, perceptual=True)
+    errors = rule.errors(torch.rand(1, 1, 224, 224), torch.zeros(1, 1, 224, 224))
+    assert bool((errors[..., -1] == 0).all()) and bool((errors[..., :-1] > 0).all())

@@ -16,6 +16,10 @@ struct Grid {
     double strength, least_gain;   // of scores; the gain that no patch falls below
     double stale_floor, stale_cap; // a place that nobody has looked at: share of an error at least, times its own at most
 
+    double means;                  // of a perceptual map: weight of the means of blocks, and how it responds
+    double contrast_floor, contrast_power, power, least_error;
+    const double* factors;         // (scales + 1) of errors at each level; null: the map is not perceptual
+
     long places() const { return side * side; }
     long row() const { return side * cell_px; }          // pixels
     long pixels() const { return row() * row(); }         // of a frame
@@ -54,7 +58,19 @@ struct Place {
 // Adds up the difference of two places, column by column.
 template <int PX>
 struct Difference {
+    static constexpr int MEANS = 4;  // pixels in a row of the blocks whose means are compared
     float value[PX] = {}, down[PX] = {}, across[PX] = {};
+    float means = 0;  // of absolute means of blocks, added up
+
+    void add_means(const Place<PX>& a, const Place<PX>& b) {
+        for (int top = 0; top < PX; top += MEANS)
+            for (int left = 0; left < PX; left += MEANS) {
+                float total = 0;
+                for (int y = top; y < top + MEANS; y++)
+                    for (int x = left; x < left + MEANS; x++) total += a.at[y][x] - b.at[y][x];
+                means += std::fabs(total) / (MEANS * MEANS);
+            }
+    }
 
     void add(const Place<PX>& a, const Place<PX>& b) {
         float before[PX], now[PX];
@@ -67,12 +83,26 @@ struct Difference {
         }
     }
 
-    float error(const Grid& grid) const {
+    double error(const Grid& grid) const {
         float values = 0, steps = 0;
         for (int x = 0; x < PX; x++) values += value[x], steps += down[x] + across[x];
-        return float(grid.l1 * values / (PX * PX) + grid.steps * steps / (PX * (PX - 1)));
+        const double blocks = double(PX / MEANS) * (PX / MEANS);
+        return grid.l1 * values / (PX * PX) + grid.steps * steps / (PX * (PX - 1)) + grid.means * means / blocks;
     }
 };
+
+// The standard deviation of a place's pixels, what a perceptual map divides by.
+template <int PX>
+double contrast(const Place<PX>& place) {
+    double total = 0, squares = 0;
+    for (int y = 0; y < PX; y++) {
+        float row = 0, square = 0;
+        for (int x = 0; x < PX; x++) row += place.at[y][x], square += place.at[y][x] * place.at[y][x];
+        total += row, squares += square;
+    }
+    const double mean = total / (PX * PX);
+    return std::sqrt(std::max(0.0, squares / (PX * PX) - mean * mean));
+}
 
 // Of one frame, (side x side, scales + 1): each place as the canvas is, and after a look at each scale.
 template <int PX>
@@ -84,12 +114,20 @@ void find_errors(const Grid& grid, const float* frame, const float* canvas, floa
         std::fill(found.begin(), found.end(), Difference<PX>());
         sharp.read(frame + corner, grid.row()), other.read(canvas + corner, grid.row());
         found[0].add(sharp, other);
+        if (grid.factors) found[0].add_means(sharp, other);
         for (long k = 0; k < grid.scales; k++) {
             if (grid.blocks[k] == 1) continue;  // nothing is wrong
             other.blur(sharp, int(grid.blocks[k]));
             found[k + 1].add(sharp, other);
+            if (grid.factors) found[k + 1].add_means(sharp, other);
         }
-        for (long k = 0; k <= grid.scales; k++) errors[k] = found[k].error(grid);
+        if (!grid.factors) {
+            for (long k = 0; k <= grid.scales; k++) errors[k] = float(found[k].error(grid));
+            continue;
+        }
+        const double share = std::pow(contrast(sharp) + grid.contrast_floor, grid.contrast_power);
+        for (long k = 0; k <= grid.scales; k++)
+            errors[k] = float(std::pow(found[k].error(grid) / share + grid.least_error, grid.power) * grid.factors[k]);
     }
 }
 

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
 from autogaze.decoding.cpu.build import library
-from autogaze.network.residual import LEAST_GAIN, NEVER, STALE_CAP, STALE_FLOOR, FrameResidual, ResidualMap, patch_at
+from autogaze.network.residual import (
+    LEAST_ERROR,
+    LEAST_GAIN,
+    NEVER,
+    STALE_CAP,
+    STALE_FLOOR,
+    FrameResidual,
+    ResidualMap,
+    patch_at,
+)
 
 PLACES_PX = (4, 8, 16, 32)  # of `with_pixels` in picture.h
 
@@ -26,6 +35,8 @@ class Grid(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("side", "cell_px", "scales", "patches")),
         *((name, ctypes.c_void_p) for name in ("blocks", "patch_at")),
         *((name, ctypes.c_double) for name in ("l1", "steps", "strength", "least_gain", "stale_floor", "stale_cap")),
+        *((name, ctypes.c_double) for name in ("means", "contrast_floor", "contrast_power", "power", "least_error")),
+        ("factors", ctypes.c_void_p),
     )
 
 
@@ -33,7 +44,10 @@ def make_grid(rule: ResidualMap, grid: PatchGrid) -> Grid:
     """What the library is given of a grid and a rule."""
     blocks = torch.tensor(rule.blocks, dtype=torch.int64, device="cpu")
     patches = patch_at(grid, rule.side, "cpu").int()
-    l1, steps = rule.weight.detach().float().clamp(min=0).tolist()
+    l1, steps, *means = rule.weight.detach().float().clamp(min=0).tolist()
+    response = [] if rule.response is None else rule.response.detach().double().tolist()
+    floor, contrast, power = response[:3] or (1.0, 0.0, 1.0)
+    factors = torch.tensor([*response[3:], 0.0], dtype=torch.float64, device="cpu")  # nothing is left after the finest
     made = Grid(
         side=rule.side,
         cell_px=rule.cell_px,
@@ -47,8 +61,14 @@ def make_grid(rule: ResidualMap, grid: PatchGrid) -> Grid:
         least_gain=LEAST_GAIN,
         stale_floor=STALE_FLOOR,
         stale_cap=STALE_CAP,
+        means=means[0] if means else 0.0,
+        contrast_floor=floor,
+        contrast_power=contrast,
+        power=power,
+        least_error=LEAST_ERROR,
+        factors=factors.data_ptr() if response else None,
     )
-    made.held = (blocks, patches)
+    made.held = (blocks, patches, factors)
     return made
 
 

@@ -21,7 +21,10 @@ def lay_out(decoder: GazeDecoder, dtype: torch.dtype, residual_map: ResidualMap 
     trunk, folded = decoder.model, fold(decoder)
     heads, nothing = cast(DecoderLayer, trunk.layers[0]).self_attn.heads, trunk.frequencies.new_zeros(0)
     tensors = {"embedding": trunk.embed_tokens.weight.to(dtype).clone(), "frequencies": trunk.frequencies.clone()}
-    tensors["error_weight"] = nothing if residual_map is None else residual_map.weight.float().clamp(min=0)
+    tensors["error_weight"] = nothing
+    if residual_map is not None:
+        response = () if residual_map.response is None else (residual_map.response.float(),)
+        tensors["error_weight"] = torch.cat([residual_map.weight.float().clamp(min=0), *response])
     tensors["strength"] = nothing if residual_map is None else residual_map.strength.float().reshape(1).clone()
     tensors |= input_major(folded, dtype, heads)
     if dtype == torch.bfloat16 and len(folded[0][0].gate) % (cluster.SPLIT * heads) == 0:

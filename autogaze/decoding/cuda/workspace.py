@@ -19,7 +19,7 @@ from autogaze.decoding.cuda.buffers import Buffers
 from autogaze.decoding.cuda.recording import Recording, record_pass
 from autogaze.decoding.cuda.tuning import ceil, power, warps_for
 from autogaze.network.encoder import FrameTokens
-from autogaze.network.residual import LEAST_GAIN, STALE_CAP, STALE_FLOOR
+from autogaze.network.residual import LEAST_ERROR, LEAST_GAIN, STALE_CAP, STALE_FLOOR
 
 FEW_SLOTS = 64  # of a frame: up to here `look` reads them in one small block
 CLIPS_AT_ONCE = 256  # of `begin_frame`
@@ -140,6 +140,7 @@ class Workspace:
                 (space.visual_tokens, space.plan.batch),
                 *(space.frames, space.canvas, space.errors, space.weights["error_weight"], space.clock),
                 CHUNK=space.chunk,
+                LEAST=LEAST_ERROR if space.config.perceptual else None,
                 num_warps=warps_for(space.config.patch_size**2),
                 **self.pixels,
                 **early,

@@ -71,11 +71,26 @@ def total(tile):
 
 
 @triton.jit
+def mean_differences(here, picture, PX: tl.constexpr):
+    """Mean absolute difference of the means of blocks of 4 pixels of a cell (PX, PX) and a picture of it."""
+    means = block_means(here, PX, 4) - block_means(picture, PX, 4)
+    return total(tl.abs(means)) / ((PX // 4) * (PX // 4))
+
+
+@triton.jit
+def perceived(difference, share, weight, LEAST: tl.constexpr, level: tl.constexpr):
+    """A difference as a perceptual map counts it; `share` of the cell's contrast, `weight` as `find_errors` has it."""
+    power, factor = tl.load(weight + 5), tl.load(weight + 6 + level)
+    return tl.exp2(power * tl.log2(difference / share + LEAST)) * factor
+
+
+@triton.jit
 def find_errors(frames, canvas, errors, weight, clock, SIDE: tl.constexpr, PX: tl.constexpr, BLOCKS: tl.constexpr,
-                CHUNK: tl.constexpr, PDL: tl.constexpr):
+                CHUNK: tl.constexpr, LEAST: tl.constexpr, PDL: tl.constexpr):
     """What is wrong with a place of a clip, as the canvas is and after a look at each scale: one program a place.
 
-    BLOCKS are the sides in pixels of the blocks whose means a look at each scale leaves.
+    BLOCKS are the sides in pixels of the blocks whose means a look at each scale leaves. `weight` are those of absolute
+    differences and steps; of a perceptual map, whose LEAST error is not None, those of means and its response follow.
     """
     overlap(PDL)
     absolute, step = tl.load(weight) / (PX * PX), tl.load(weight + 1) / (PX * (PX - 1))
@@ -88,11 +103,22 @@ def find_errors(frames, canvas, errors, weight, clock, SIDE: tl.constexpr, PX: t
     here, right, below = near
     on_it, on_right, on_below = load_near(canvas + b.to(tl.int64) * AREA + corner, PX, WIDTH)
     to = errors + b * (len(BLOCKS) + 1) * SIDE * SIDE + place
-    tl.store(to, total(wrong(here - on_it, right - on_right, below - on_below, absolute, step)))
+    now = total(wrong(here - on_it, right - on_right, below - on_below, absolute, step))
+    share = 1.0
+    if LEAST is not None:
+        mean = total(here) / (PX * PX)
+        deviation = tl.sqrt(tl.maximum(total(here * here) / (PX * PX) - mean * mean, 0.0))
+        share = tl.exp2(tl.load(weight + 4) * tl.log2(deviation + tl.load(weight + 3)))
+        now = perceived(now + tl.load(weight + 2) * mean_differences(here, on_it, PX), share, weight, LEAST, 0)
+    tl.store(to, now)
     for k in tl.static_range(len(BLOCKS)):
         left = 0.0
         if BLOCKS[k] > 1:
             left = total(wrong_blocks(near, absolute, step, PX, BLOCKS[k]))
+            if LEAST is not None:
+                if BLOCKS[k] > 4:  # smaller blocks leave the means as they are
+                    left += tl.load(weight + 2) * mean_differences(here, blurred(here, PX, BLOCKS[k]), PX)
+                left = perceived(left, share, weight, LEAST, k + 1)
         tl.store(to + (k + 1) * SIDE * SIDE, left)
 
 
