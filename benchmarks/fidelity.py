@@ -175,6 +175,7 @@ def measure(
     """Encode every clip and compare."""
     device = gazes[0].device
     pooled, frame_cosines, map_cosines, seconds = [], [], [], 0.0
+    vit(next(frames.batches(args.batch, device))[1], gazes[0]).pool()  # a first call also compiles and fills caches
     for (part, video), gaze in zip(frames.batches(args.batch, device), gazes, strict=True):
         _wait(device)
         begun = time.perf_counter()

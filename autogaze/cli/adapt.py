@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, help="folder of the run; adapter.safetensors is written there"
     )
     parser.add_argument("--preset", default="base", help="tiny: a CPU, minutes; base: a GPU, minutes (default: base)")
-    parser.add_argument("--attention", help="memory, frame, block_causal or joint (default: memory)")
+    parser.add_argument("--attention", help="memory, nearest, frame, block_causal or joint (default: memory)")
     parser.add_argument("--size", type=int, help="pixels a side of the ViT's frames (default: what it was trained on)")
     parser.add_argument("--weights", help="lora, all or none: the embeddings of scale and age alone (default: lora)")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
@@ -27,19 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Adapt a ViT; see `autogaze adapt --help`."""
-    from autogaze.extras import explain
-
-    try:
-        from autogaze.adapt.recipe import load_recipe
-        from autogaze.adapt.run import adapt
-    except ImportError as error:
-        raise explain(error, "autogaze adapt") from error
+    from autogaze.adapt.recipe import load_recipe  # Lightning takes seconds to import
 
     recipe = load_recipe(args.preset, args.settings, attention=args.attention, weights=args.weights)
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out must be a folder, {args.out} is a file")
     if (args.out / "adapter.safetensors").exists() and not args.resume:
         raise ValueError(f"{args.out} holds an adapter already: use --resume, or another --out")
+    from autogaze.adapt.run import adapt
+
     summary = adapt(args.vit, args.data, args.out, recipe, args.size, args.resume)
     print(json.dumps(summary) if args.json else summary["adapter"])
     if not args.json:
