@@ -1,4 +1,4 @@
-"""Exported ONNX files in ONNX Runtime: parity with PyTorch, nodes that fall to the CPU, and times with a CUDA graph.
+"""Exported ONNX files in ONNX Runtime and OpenVINO: parity with PyTorch, nodes that fall to the CPU, times.
 
     python -m benchmarks.export --out benchmarks/results/<date>-<device>-export.json
     python -m benchmarks.export --quick                        a tiny model on the CPU, a minute
@@ -184,6 +184,10 @@ def report(model: AutoGaze, ratio: float, precision: str, args: argparse.Namespa
         yield {"providers": providers(path, device)}
         yield {"parity_with_pytorch_fp32": parity(model, engine, args.data, args.clips, 8)}
         del engine
+        if device.type == "cpu" and find_spec("openvino"):
+            other = Engine.load(path, device, runtime="openvino")
+            yield {"openvino_parity_with_pytorch_fp32": parity(model, other, args.data, args.clips, 8)}
+            del other
         if args.clip_form:
             whole = ExportOptions(clip=True, precision=precision, gazing_ratio=ratio, batch=(1, 8))
             onnx.save(write_graph(model, whole.metadata(model)), str(path.with_name("clip.onnx")))

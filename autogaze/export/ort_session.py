@@ -63,8 +63,8 @@ class OrtSession:
         options.add_session_config_entry("session.set_denormal_as_zero", "1")  # of its own threads; see `flushed`
         self._session = _open(path, options, self._providers())
         self.metadata = Metadata.from_properties(self._session.get_modelmeta().custom_metadata_map, str(path))
-        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
-        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        self.inputs = tuple(_spec(path, node) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(path, node) for node in self._session.get_outputs())
 
     def __del__(self) -> None:
         # a graph's replay in a named stream may still read what the session is about to free
@@ -179,5 +179,7 @@ def _pick_device(device: torch.device | str | None) -> torch.device:
     return cuda_device(device) if device.type == "cuda" else device
 
 
-def _spec(node: Any) -> TensorSpec:
+def _spec(path: Path, node: Any) -> TensorSpec:
+    if node.type not in _TYPES:
+        raise FormatError(f"{path}: {node.name} is a {node.type}, which is in no export; export it again")
     return TensorSpec(node.name, _TYPES[node.type], tuple(node.shape[1:]))

@@ -11,6 +11,7 @@ from autogaze.export.metadata import FormatError, Metadata
 CALL = ("frame", "frames", "budget", "requirement")  # of one call
 # Files of formats 1 and 2 have one more: false decodes a sample as if it were alone, which format 3 always does.
 FORMER = ("in_step",)
+MOST_NUMBERS = 1 << 38  # of a sample's tensor
 GAZE = ("ids", "chosen", "task_loss", "count")
 
 
@@ -35,6 +36,12 @@ def check_specs(metadata: Metadata, inputs: tuple[TensorSpec, ...], outputs: tup
     Raises:
         FormatError: naming the tensor.
     """
+    for spec in (*inputs, *outputs):
+        numbers = 1
+        for side in spec.shape:
+            numbers *= side if isinstance(side, int) and side > 0 else MOST_NUMBERS + 1
+        if numbers > MOST_NUMBERS:
+            raise FormatError(f"{file}: {spec.name} has the shape {spec.shape}, which is in no export; export it again")
     frames = () if metadata.kind == "frame" else (metadata.frames,)
     uint8, size = metadata.pixels == "uint8", metadata.input_size
     pixels = TensorSpec(

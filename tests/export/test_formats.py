@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,26 @@ def test_only_ids_of_the_chosen_scales_are_taken(small: AutoGaze, tmp_path: Path
         ExportOptions(scales=(48,)).metadata(small)
     with pytest.raises(ValueError, match="scales must be some of"):
         ExportOptions(scales=()).metadata(small)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (
+            lambda value: setattr(value.type.tensor_type.shape.dim[1], "dim_param", "any"),
+            "which is in no export|are not",
+        ),
+        (lambda value: setattr(value.type.tensor_type, "elem_type", onnx.TensorProto.DOUBLE), "is in no export|cannot"),
+        (lambda value: setattr(value, "name", "other"), "cannot read it|are not what"),
+    ],
+)
+def test_tensors_that_no_export_has_are_refused(damage: Any, message: str, frame_file: Path, tmp_path: Path) -> None:
+    graph = onnx.load(frame_file)
+    for name in ("conv", "next_conv"):
+        damage(next(value for value in (*graph.graph.input, *graph.graph.output) if value.name == name))
+    onnx.save(graph, tmp_path / "odd.onnx")
+    with pytest.raises(FormatError, match=message):
+        Engine.load(tmp_path / "odd.onnx", "cpu", threads=1)
 
 
 @pytest.mark.parametrize(
