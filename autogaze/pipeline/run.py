@@ -111,7 +111,7 @@ def finish(run: Run) -> dict[str, Any]:
     trained = [name for name in models if name != "untrained"] or ["untrained"]
     best = min(trained, key=lambda name: summary.reconstruction_loss[name])  # few steps of RL can end worse than NTP
     calibrated(models[best], judge, clips, recipe).save_pretrained(run.model)
-    summary = replace(summary, kept=best)
+    summary = replace(summary, kept=best, held_out=clips.data.holds_out)
     print(summary.lines(), file=sys.stderr)
     return {"val": _named(summary, best)}
 

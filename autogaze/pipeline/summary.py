@@ -25,11 +25,13 @@ class Summary:
     clips: int
     reconstruction_loss: dict[str, float]  # of the trained model, its earlier stages, and selectors
     dense: float  # of looking at everything: nothing can be better
+    held_out: bool = True  # False: there was no validation clip, these are training clips
     kept: str = ""  # the model in RUN/model, of those in `reconstruction_loss`
 
     def lines(self) -> str:
         """A small table."""
-        rows = [f"reconstruction loss at gazing ratio {self.gazing_ratio} on {self.clips} held-out clips"]
+        clips = "held-out clips" if self.held_out else "training clips, since none is held out"
+        rows = [f"reconstruction loss at gazing ratio {self.gazing_ratio} on {self.clips} {clips}"]
         width = max(map(len, self.reconstruction_loss))
         rows += [
             f"  {name:<{width}}  {loss:.4f}"

@@ -24,6 +24,7 @@ from autogaze.pipeline.samplings import RunSamplings, neighbouring
 from autogaze.pipeline.stages import Run
 from autogaze.pretrain.labels.file import read_labels
 from autogaze.training.data.clip import ClipRecipe
+from autogaze.training.data.sources import resolve
 from autogaze.training.recipes import STAGES, load_recipes
 
 SMALL = [
@@ -278,3 +279,25 @@ def test_a_run_whose_validation_clips_are_all_damaged_says_so(taken: RunSampling
         path.write_bytes(b"cut off")
     with pytest.raises(ValueError, match="none of the 2 validation clips"):
         _ = taken.held_out
+
+
+def test_a_folder_without_validation_clips_is_said_once_and_not_called_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scenes(tmp_path / "scenes", clips=3, frames=4, size=(64, 64), share_val=0.34)
+    shutil.rmtree(tmp_path / "scenes" / "val")
+    arguments = ["train", "--data", str(tmp_path / "scenes"), "--out", str(tmp_path / "run"), *SMALL, "max_steps=1"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().err
+    assert "on 2 training clips, since none is held out" in said and "held-out" not in said
+    assert caplog.text.count("holds no clip for validation") == 1
+    assert "kept NTP" in said and "v_num" not in said and "weights_only" not in said
+
+
+def test_a_home_folder_and_a_file_as_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "a.mp4").touch()
+    assert resolve("~/videos", tmp_path / "run") == tmp_path / "videos"
+    with pytest.raises(FileNotFoundError, match="is a file: name a folder of videos"):
+        resolve("~/a.mp4", tmp_path / "run")

@@ -24,6 +24,7 @@ RESIDENT_GIB = 32.0  # most memory that decoded clips may take
 RESIDENT_SHARE = 0.25  # of the memory there is: a stage also holds the model, and a GPU is shared with others
 
 log = logging.getLogger(__name__)
+_without_validation: set[Path] = set()  # folders of which that was said: every stage reads its folder
 
 
 def resolve(data: str | None, run: Path) -> Path:
@@ -38,11 +39,10 @@ def resolve(data: str | None, run: Path) -> Path:
             print(f"rendering {SCENE_CLIPS} scenes into {folder}", file=sys.stderr)
             write_scenes(folder, SCENE_CLIPS, SCENE_FRAMES)
         return folder
-    folder = Path(data)
+    folder = Path(data).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"no data folder {folder}: name a folder of videos, or leave --data out to train on rendered scenes"
-        )
+        what = f"{folder} is a file" if folder.exists() else f"no data folder {folder}"
+        raise FileNotFoundError(f"{what}: name a folder of videos, or leave --data out to train on rendered scenes")
     return folder
 
 
@@ -82,8 +82,11 @@ class RunClips(ClipData):
         )
         if recipe.photo_share and not self.photos and beside.is_dir():
             self._add_photos(beside, run / PHOTO_INDEX, recipe.max_clips)
-        if not self.validation:
-            log.warning("%s holds no clip for validation: using training clips (put some into a val/ folder)", folder)
+        self.holds_out = bool(self.validation)  # False: validation is on training clips
+        if not self.holds_out:
+            if folder not in _without_validation:
+                log.warning("%s holds no clip for validation: using training clips (put some into val/)", folder)
+                _without_validation.add(folder)
             self.validation = (self.videos or self.photos)[:validate_clips]
 
     def _add_photos(self, folder: Path, index_path: Path, most: int | None) -> None:
