@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="YAML recipe: flat for one stage, or one section a stage")
     parser.add_argument(
         "--data",
-        help="folder of videos and photos, flat or with train/ and val/ (default: scenes rendered into the run)",
+        help="folder of videos, photos and tar shards of them, flat or with train/ and val/, or a list of paths (.txt) "
+        "(default: scenes rendered into the run)",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped, and skip finished stages")

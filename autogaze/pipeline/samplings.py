@@ -50,10 +50,10 @@ class RunSamplings:
     """
 
     def __init__(self, run: Run, recipe: PretrainRecipe) -> None:
-        self.folder = run.data
         self.data = RunClips(
             run.data, run.folder, replace(recipe, photo_share=0.0), recipe.batch_clips, recipe.validate_clips
         )
+        self.folder = self.data.index.folder
         self.data.resident = False  # each video is read twice at most
         self.damaged: set[str] = set()
 

@@ -11,6 +11,7 @@ wrong. `clips.parquet` keeps the index: a file whose name, size and time of chan
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +23,7 @@ from autogaze.files import atomic_path
 from autogaze.media.clip_files import CLIP_SUFFIXES, content_hash, find_clips, locate, shown, why_no_clip_name
 from autogaze.media.photo import is_photo
 from autogaze.media.video import count_frames, probe
+from autogaze.training.data.shards import clip_path, clip_state, shard_clips
 
 SPLITS = ("train", "val", "test")
 THREADS = 16  # FFmpeg decodes outside the interpreter's lock
@@ -74,7 +76,8 @@ def index_folder(folder: str | Path, path: str | Path | None = None) -> ClipInde
     """List, open and describe every video and photo below a folder.
 
     Args:
-        folder: searched with its sub-folders; names that start with a dot are passed over.
+        folder: searched with its sub-folders, and tar shards in them; names that start with a dot are passed over. Or
+            a text file with a path a line, relative to the file's folder.
         path: a parquet file to reuse and to bring up to date; None: keep no file.
 
     Raises:
@@ -82,10 +85,13 @@ def index_folder(folder: str | Path, path: str | Path | None = None) -> ClipInde
         ValueError: if it holds no readable video or photo.
     """
     folder = Path(folder).expanduser()
-    if not folder.is_dir():
+    if folder.suffix.lower() == ".txt" and folder.is_file():
+        names, folder = listed_clips(folder), folder.parent
+    elif folder.is_dir():
+        names = [found.relative_to(folder).as_posix() for found in find_clips(folder)] + shard_clips(folder)
+    else:
         raise FileNotFoundError(f"no data folder {folder}")
     known = {file.name: file for file in read_index(path)} if path is not None and Path(path).is_file() else {}
-    names = [found.relative_to(folder).as_posix() for found in find_clips(folder)]
     with ThreadPoolExecutor(THREADS) as pool:
         results = list(pool.map(lambda name: _known(folder, name, known) or _describe(folder, name), names))
     index = ClipIndex(
@@ -118,6 +124,13 @@ def read_index(path: str | Path) -> list[ClipFile]:
     return [ClipFile(**row) for row in rows]
 
 
+def listed_clips(path: Path) -> list[str]:
+    """Names of the clips in a list, relative to its folder; empty lines and those that begin with # are passed over."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    named = [os.path.join(path.parent, os.path.expanduser(line)) for line in lines if line and not line.startswith("#")]
+    return sorted({Path(os.path.relpath(name, path.parent)).as_posix() for name in named})
+
+
 def report_skipped(skipped: tuple[tuple[str, str], ...]) -> None:
     """Say which files were left out, each by name."""
     for name, reason in skipped:
@@ -127,19 +140,23 @@ def report_skipped(skipped: tuple[tuple[str, str], ...]) -> None:
 
 
 def _known(folder: Path, name: str, known: dict[str, ClipFile]) -> ClipFile | None:
-    file, stat = known.get(name), (folder / name).stat()
-    return file if file and (file.size_bytes, file.changed_ns) == (stat.st_size, stat.st_mtime_ns) else None
+    file = known.get(name)
+    try:
+        return file if file and (file.size_bytes, file.changed_ns) == clip_state(folder, name) else None
+    except OSError:
+        return None  # `_describe` says why
 
 
 def _describe(folder: Path, name: str) -> ClipFile | tuple[str, str]:
-    path = folder / name
     try:
         unfit = why_no_clip_name(Path(name))
         if unfit:
             raise ValueError(unfit)
-        info, photo = probe(path), is_photo(locate(path))
-        frames = 1 if photo else count_frames(path)
-        stat, digest = path.stat(), content_hash(path)
+        with clip_path(folder, name) as path:
+            info, photo = probe(path), is_photo(locate(path))
+            frames = 1 if photo else count_frames(path)
+            digest = content_hash(path)
+        size, changed = clip_state(folder, name)
     except (ValueError, OSError) as error:
         return name, str(error)
     return ClipFile(
@@ -151,8 +168,8 @@ def _describe(folder: Path, name: str) -> ClipFile | tuple[str, str]:
         0.0 if photo else frames / info.fps,
         info.width,
         info.height,
-        stat.st_size,
-        stat.st_mtime_ns,
+        size,
+        changed,
         digest,
     )
 

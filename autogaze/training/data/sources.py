@@ -40,9 +40,11 @@ def resolve(data: str | None, run: Path) -> Path:
             write_scenes(folder, SCENE_CLIPS, SCENE_FRAMES)
         return folder
     folder = Path(data).expanduser()
-    if not folder.is_dir():
+    if not folder.is_dir() and not (folder.suffix.lower() == ".txt" and folder.is_file()):
         what = f"{folder} is a file" if folder.exists() else f"no data folder {folder}"
-        raise FileNotFoundError(f"{what}: name a folder of videos, or leave --data out to train on rendered scenes")
+        raise FileNotFoundError(
+            f"{what}: name a folder of videos or a list of paths (.txt), or leave --data out to train on rendered scenes"
+        )
     return folder
 
 
@@ -80,7 +82,7 @@ class RunClips(ClipData):
             resident_gib=resident_gib(),
             augmentation=Augmentation(longest_stride=recipe.longest_stride),
         )
-        if recipe.photo_share and not self.photos and beside.is_dir():
+        if recipe.photo_share and not self.photos and folder.is_dir() and beside.is_dir():
             self._add_photos(beside, run / PHOTO_INDEX, recipe.max_clips)
         self.holds_out = bool(self.validation)  # False: validation is on training clips
         if not self.holds_out:

@@ -26,6 +26,7 @@ from autogaze.training.data.augment import crop, frame_indices, pick_frames
 from autogaze.training.data.clip import ClipRecipe
 from autogaze.training.data.index import THREADS, ClipFile, ClipIndex, report_skipped
 from autogaze.training.data.pans import render_pan
+from autogaze.training.data.shards import clip_path
 
 SHORT_SIDE = 256  # pixels kept of a decoded frame
 PHOTO_SIDE = 512  # pixels kept of a photo: a pan looks at a part of it
@@ -59,16 +60,22 @@ class Disk:
             return torch.from_numpy(kept[frame_indices(recipe, len(kept))])
         wanted = frame_indices(recipe, file.frames)
         numbers = sorted(set(wanted))
-        read = read_frames(self.folder / file.name, numbers, each=lambda frame: shrink(frame[None], SHORT_SIDE)[0])
+        with clip_path(self.folder, file.name) as path:
+            read = read_frames(path, numbers, each=lambda frame: shrink(frame[None], SHORT_SIDE)[0])
         return torch.from_numpy(read.frames)[[numbers.index(number) for number in wanted]]
 
     def photo(self, name: str) -> Tensor:
-        return torch.from_numpy(np.array(shrink(read_photo(locate(self.folder / name))[None], PHOTO_SIDE)[0]))
+        with clip_path(self.folder, name) as path:
+            return torch.from_numpy(np.array(shrink(read_photo(locate(path))[None], PHOTO_SIDE)[0]))
 
     def whole(self, file: ClipFile) -> np.ndarray:
         """(T, H, W, 3) uint8: every frame of a video, shrunk; kept on disk where there is a cache with room."""
         kept = self._kept(file)
-        return decode_whole(self.folder / file.name) if kept is None else kept
+        return self._decoded(file) if kept is None else kept
+
+    def _decoded(self, file: ClipFile) -> np.ndarray:
+        with clip_path(self.folder, file.name) as path:
+            return decode_whole(path)
 
     def _kept(self, file: ClipFile) -> np.ndarray | None:
         if self.cache is None or file.frames > LONGEST_KEPT:
@@ -78,7 +85,7 @@ class Disk:
             if sum(other.stat().st_size for other in self.cache.glob("*.npy")) >= self.cache_bytes:
                 return None
             with atomic_path(path) as temporary:
-                np.save(temporary, decode_whole(self.folder / file.name))
+                np.save(temporary, self._decoded(file))
         return np.load(path, mmap_mode="r")
 
 
