@@ -43,7 +43,7 @@ def resolve(data: str | None, run: Path) -> Path:
     if not folder.is_dir() and not (folder.suffix.lower() == ".txt" and folder.is_file()):
         what = f"{folder} is a file" if folder.exists() else f"no data folder {folder}"
         raise FileNotFoundError(
-            f"{what}: name a folder of videos or a list of paths (.txt), or leave --data out to train on rendered scenes"
+            f"{what}: name a folder of videos or a list of paths (.txt), or leave --data out for rendered scenes"
         )
     return folder
 
