@@ -33,7 +33,7 @@ def test_clips_of_any_shape_need_what_is_compiled_ahead(dtype: str, tmp_path: Pa
     """Batches, frames, budgets and windows of all sizes: every kernel they launch has been compiled."""
     found = run(tmp_path, "count", dtype)
     assert found["shapes"] > 300 and found["missing"] == []
-    assert found["variants"] <= 40
+    assert found["variants"] <= 45
 
 
 def test_every_kernel_compiles_for_hopper(tmp_path: Path) -> None:

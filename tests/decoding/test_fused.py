@@ -13,8 +13,10 @@ import torch
 
 from autogaze import AutoGaze, Gaze
 from autogaze.decoding.backends import chosen_backend
+from autogaze.decoding.clip import decode_clip
 from autogaze.decoding.cuda import backend
 from autogaze.decoding.cuda.backend import Pool, why_not
+from autogaze.decoding.request import make_request
 from autogaze.media.scenes import render_scene
 from autogaze.model import AutoGazeConfig
 
@@ -120,11 +122,61 @@ def assert_equal_but_for_ties(model: AutoGaze, video: torch.Tensor, plain: Gaze,
 def test_gpu_ids_equal_the_reference_in_float32(models: tuple[AutoGaze, AutoGaze], batch: int) -> None:
     model, _ = models
     video = torch.randn(batch, 4, 3, 224, 224, device="cuda")
-    for request in ({"gazing_ratio": 0.1}, {"gazing_ratio": torch.linspace(0.02, 0.3, batch)}):
+    model.decoding = "reference"
+    loss = model.generate(video[:1], gazing_ratio=0.1).task_loss
+    assert loss is not None
+    asked = float(loss[~loss.isnan()].quantile(0.4))
+    for request in (
+        {"gazing_ratio": 0.1},
+        {"gazing_ratio": torch.linspace(0.02, 0.3, batch)},
+        {"gazing_ratio": 0.2, "task_loss_requirement": asked},
+        {"gazing_ratio": 0.1, "scales": (32, 112)},
+    ):
+        made = make_request(model.grid, batch, 4, **request)
         model.decoding = "reference"
-        plain = model.generate(video, **request)
+        plain = decode_clip(model, video, made)
         model.decoding = "cuda"
-        assert_equal_but_for_ties(model, video, plain, model.generate(video, **request))
+        assert_equal_but_for_ties(model, video, plain, decode_clip(model, video, made))
+
+
+@pytest.mark.gpu
+def test_gpu_a_clip_is_decoded_as_if_alone(models: tuple[AutoGaze, AutoGaze]) -> None:
+    """By the same kernels, beside clips that are asked to go on for longer or to stop, whatever these are."""
+    model, _ = models
+    model.decoding = "cuda"
+    video = torch.randn(4, 4, 3, 224, 224, device="cuda")
+    loss = model.generate(video, gazing_ratio=0.2).task_loss
+    assert loss is not None
+    asked = float(loss[~loss.isnan()].quantile(0.4))
+    expected = model.generate(video, gazing_ratio=0.2, task_loss_requirement=asked)
+    for beside in (-9.0, 9e9):
+        requirements = torch.tensor([asked, beside, asked, beside])
+        gaze = model.generate(video, gazing_ratio=0.2, task_loss_requirement=requirements)
+        for i in (0, 2):
+            assert torch.equal(gaze[i : i + 1].packed().ids, expected[i : i + 1].packed().ids)
+
+
+@pytest.mark.gpu
+def test_gpu_new_shapes_compile_nothing() -> None:
+    from autogaze.decoding.cuda import kernels
+
+    def compiled() -> int:
+        device = torch.cuda.current_device()
+        return sum(len(getattr(kernels, name).device_caches[device][0]) for name in kernels.__all__)
+
+    model = AutoGaze.from_pretrained("autogaze-base").cuda().bfloat16().eval()
+    model.generate(torch.zeros(1, 1, 3, 224, 224, device="cuda").bfloat16(), 0.01)
+    before = compiled()
+    for batch, frames, ratio, requirement in (
+        (1, 16, 0.1, None),
+        (2, 8, 0.2, 0.7),
+        (3, 12, 0.75, None),
+        (16, 2, 0.05, 0.7),
+        (33, 4, 0.13, None),
+        (64, 3, 0.4, None),
+    ):
+        model.generate(torch.randn(batch, frames, 3, 224, 224, device="cuda").bfloat16(), ratio, requirement)
+    assert compiled() == before
 
 
 @pytest.mark.gpu

@@ -84,8 +84,8 @@ class Pool:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.idle: list[Workspace] = []
-        self.weights: dict[torch.dtype, dict[str, Tensor]] = {}
-        self.versions: dict[torch.dtype, int] = {}
+        self.weights: dict[object, dict[str, Tensor]] = {}  # by dtype and device
+        self.versions: dict[object, object] = {}
 
     def take(self, model: GazeNetwork, plan: Plan) -> Workspace:
         """A workspace of a plan, its buffers as somebody left them."""
@@ -110,15 +110,17 @@ class Pool:
     def weights_of(self, model: GazeNetwork, dtype: torch.dtype) -> dict[str, Tensor]:
         """The weights as they are now, where they were before: graphs hold their addresses."""
         modules = [part for part in (model.gaze_decoder, model.residual_map) if part is not None]
-        version = sum(p._version for part in modules for p in part.parameters() if not p.is_inference())
-        if version != self.versions.get(dtype):
+        parameters = [parameter for part in modules for parameter in part.parameters()]
+        version = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        key = (dtype, model.device)
+        if version != self.versions.get(key):
             fresh = lay_out(model.gaze_decoder, dtype, model.residual_map)
-            held = self.weights.setdefault(dtype, fresh)
-            for name, tensor in fresh.items():
-                if held is not fresh:
+            held = self.weights.setdefault(key, fresh)
+            if held is not fresh:
+                for name, tensor in fresh.items():
                     held[name].copy_(tensor)
-            self.versions[dtype] = version
-        return self.weights[dtype]
+            self.versions[key] = version
+        return self.weights[key]
 
 
 _pools: WeakKeyDictionary[GazeNetwork, Pool] = WeakKeyDictionary()
@@ -148,7 +150,8 @@ class CudaDecoding:
         self.request: Request | None = None  # that the device knows, and
         self.most: list[int] = []  # steps of its frames
         self.memory: EncoderCache | None = None
-        self.frame: Recording | None = None  # of a stream
+        self.frame: Recording | None = None  # of a stream, and
+        self.frame_steps: list[int] = []  # the steps that it records
         on_gpu = self.buffers.device.type == "cuda"
         self.counts = torch.zeros(2, dtype=torch.int32, device="cpu", pin_memory=on_gpu)
         self.events = [torch.cuda.Event() for _ in range(2)] if stops and on_gpu else []
@@ -195,9 +198,10 @@ class CudaDecoding:
         if self.calls == 2 and self.memory is not None and can_record(self.space):
             try:
                 self.frame = Recording(self.model, self.space, video, steps, self.width, self.memory)
+                self.frame_steps = steps
             except RuntimeError as error:
                 warnings.warn(f"a frame of this stream is not recorded as a CUDA graph: {error}", stacklevel=4)
-        return self.frame if self.frame is not None and self.frame.takes(video) else None
+        return self.frame if self.frame is not None and self.frame.takes(video) and steps == self.frame_steps else None
 
     def _recorded_clips(self, video: Tensor, steps: list[int]) -> Recording | None:
         """The recording of whole clips, if their form comes for the second time: the first has loaded the kernels."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from autogaze.decoding.cuda import cluster
 from autogaze.decoding.cuda.buffers import Buffers, Plan
-from autogaze.decoding.cuda.tuning import frames_a_split, tune
+from autogaze.decoding.cuda.tuning import ceil, frames_a_split, room_for_splits, tune
 from autogaze.decoding.cuda.workspace import FEW_SLOTS, Workspace, can_launch_early
 from autogaze.network.network import GazeNetwork
 
@@ -35,11 +35,11 @@ def plans(model: GazeNetwork, dtype: torch.dtype, samples: bool) -> Iterator[Pla
     """One plan for every choice of block sizes that clips can lead to."""
     config, few, window = model.config, model.gaze_decoder.group, model.config.max_num_frames
     rows, most, seen = few + model.visual_tokens, model.grid.patches_per_frame + few, set()
-    for batch, ring in product(range(1, MOST_CLIPS + 1), (2, window)):
+    for batch, ring in product(range(1, MOST_CLIPS + 1), range(2, window + 2)):
         tunings = tune(batch, rows, dtype, True), tune(batch, few, dtype, False)
         tiles, heads = ((rows, tunings[0].queries), (16, 16)), config.num_attention_heads
-        alone = tuple(frames_a_split(batch, heads, *tile, ring) >= ring for tile in tiles)
-        if (kind := (tunings, alone)) not in seen:
+        splits = tuple(ceil(ring, frames_a_split(batch, heads, *tile, ring)) for tile in tiles)
+        if (kind := (tunings, *(room_for_splits(count, window) for count in splits))) not in seen:
             seen.add(kind)
             for slots in {few, most} if most > FEW_SLOTS else {few}:
                 yield Plan(batch, ring, slots, dtype, False, samples)

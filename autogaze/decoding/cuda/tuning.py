@@ -60,6 +60,14 @@ def frames_a_split(batch: int, heads: int, rows_a_clip: int, queries: int, ring:
     return ring if programs >= 1024 else max(1, min(ring, programs // 96))
 
 
+def room_for_splits(splits: int, window: int) -> int:
+    """A power of two that splits of attention fit in: one of three, so that few kernels are compiled.
+
+    What is not filled costs a little where splits are joined.
+    """
+    return 1 if splits == 1 else 4 if splits <= 4 else power(window + 1, 1)
+
+
 def power(n: int, least: int = 16) -> int:
     """The next power of two: what a Triton block can be."""
     return max(least, 1 << (n - 1).bit_length())

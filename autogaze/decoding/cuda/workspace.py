@@ -17,7 +17,7 @@ import torch
 from autogaze.decoding.cuda import cluster, kernels
 from autogaze.decoding.cuda.buffers import Buffers
 from autogaze.decoding.cuda.recording import Recording, record_pass
-from autogaze.decoding.cuda.tuning import ceil, power, warps_for
+from autogaze.decoding.cuda.tuning import ceil, power, room_for_splits, warps_for
 from autogaze.network.encoder import FrameTokens
 from autogaze.network.residual import LEAST_ERROR, LEAST_GAIN, STALE_CAP, STALE_FLOOR
 
@@ -194,7 +194,7 @@ class Workspace:
                 BM=queries,
                 BN=tuning.keys,
                 BT=tuning.tail,
-                SPLITS=1 if splits == 1 else power(window + 1, 1),
+                SPLITS=room_for_splits(splits, window),
                 SLOTS=power(window + 1, 1),
                 PREFILL=prefill,
                 num_stages=tuning.attend_stages,
