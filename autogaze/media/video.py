@@ -166,7 +166,7 @@ def read_frames(
         raise ValueError(f"indices must be ascending and not negative, got {wanted}")
     pictures: list[np.ndarray] = []
     times: list[float] = []
-    for number, picture, time_s in _numbered(locate(path), wanted[0], threads):
+    for number, picture, time_s in _numbered(locate(path), wanted, threads):
         repeats = wanted.count(number)
         pictures += [each(picture)] * repeats if repeats else []
         times += [time_s] * repeats
@@ -234,8 +234,9 @@ def _preroll(decoder: Decoder) -> float:
     return max(1.0, 16 / decoder.fps)
 
 
-def _numbered(path: Path, first: int, threads: int | None) -> Iterator[tuple[int, np.ndarray, float]]:
-    """RGB frames with number and time, from `first` or an earlier one on."""
+def _numbered(path: Path, wanted: list[int], threads: int | None) -> Iterator[tuple[int, np.ndarray, float]]:
+    """The wanted frames in RGB, with number and time."""
+    first = wanted[0]
     if is_photo(path):
         yield 0, read_photo(path), 0.0
         return
@@ -254,13 +255,13 @@ def _numbered(path: Path, first: int, threads: int | None) -> Iterator[tuple[int
                 if not landed and number > first:
                     break  # it cannot be entered in the middle
                 landed = True
-                if first <= number < len(ticks):
+                if number in wanted:
                     yield number, decoder.rgb(frame), float((ticks[number] - ticks[0]) * base)
             if landed:
                 return
     with Decoder(path, threads) as decoder:
         for number, (frame, time_s) in enumerate(_timed(decoder)):
-            if number >= first:
+            if number in wanted:
                 yield number, decoder.rgb(frame), time_s
 
 
