@@ -19,6 +19,7 @@ from autogaze.training.data.batches import ClipData, RawClips
 from autogaze.training.data.clip import Clip, ClipRecipe
 from autogaze.training.data.index import ClipFile
 from autogaze.training.data.store import Disk, expected_gib
+from tests.media.make_video import encode, scene
 
 CPU = torch.device("cpu")
 
@@ -263,3 +264,16 @@ def test_the_gpu_renders_what_the_cpu_renders(folder: Path) -> None:
     on_cpu, on_gpu = (data_of(folder).render(recipes, device).video.cpu() for device in ("cpu", "cuda"))
     assert (on_cpu - on_gpu).abs().max() <= 3.1 / 127.5  # a value that rounds the other way, before contrast
     assert (on_cpu - on_gpu).abs().mean() < 2e-4
+
+
+def test_a_container_that_overstates_its_length_gives_clips_that_move_held_or_not(tmp_path: Path) -> None:
+    times = [*(k / 25 for k in range(15)), *(40 + k / 25 for k in range(10))]
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+        encode(tmp_path / part / "pause.mkv", scene(25), times_s=times)
+    made = [ClipData(tmp_path, frames=16, batch_clips=1, resident_gib=gib) for gib in (32, 0)]
+    assert [data.index.files[0].frames for data in made] == [25, 25]
+    recipes = [made[0].recipe(0, k) for k in range(6)] + made[0].validation_recipes()
+    held, read = (torch.cat([data.render([recipe]).video for recipe in recipes]) for data in made)
+    assert torch.equal(held, read)
+    assert all(len({frame.numpy().tobytes() for frame in clip}) == 16 for clip in read)
