@@ -18,50 +18,124 @@ class Known:
     name: str  # as people say it
     model: str  # class of transformers
     family: str  # module and class
-    unit: str
     positions: str  # in the tower
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A model in front of whose tower units cannot be left out, and why."""
+    """Models in front of whose towers units are not left out, and why."""
 
-    name: str
-    models: tuple[str, ...]
+    name: str  # as people say it
+    models: tuple[str, ...]  # classes of transformers
     reason: str
+    possible: bool = False  # there are whole units, but no family is written
 
 
-_PAIR_14, _PAIR_16 = "28 x 28 px of 2 frames", "32 x 32 px of 2 frames"
-_QUARTER, _SIXTEENTH = "28 x 28 px of a frame", "64 x 64 px of a frame"
 _ROTARY, _LEARNED, _WINDOWS = "rotary", "learned", "rotary; windows of 112 px"
 _BOTH = "learned, interpolated, and rotary"
 
 KNOWN = (
-    Known("Qwen2-VL", "Qwen2VLForConditionalGeneration", "qwen.Qwen", _PAIR_14, _ROTARY),
-    Known("Qwen2.5-VL", "Qwen2_5_VLForConditionalGeneration", "qwen.WindowedQwen", _PAIR_14, _WINDOWS),
-    Known("Qwen3-VL", "Qwen3VLForConditionalGeneration", "qwen.InterpolatedQwen", _PAIR_16, _BOTH),
-    Known("Qwen3-VL, experts", "Qwen3VLMoeForConditionalGeneration", "qwen.InterpolatedQwen", _PAIR_16, _BOTH),
-    Known("Qwen3.5", "Qwen3_5ForConditionalGeneration", "qwen.InterpolatedQwen", _PAIR_16, _BOTH),
-    Known("Qwen3.5, experts", "Qwen3_5MoeForConditionalGeneration", "qwen.InterpolatedQwen", _PAIR_16, _BOTH),
-    Known("InternVL3", "InternVLForConditionalGeneration", "framed.InternVL", _QUARTER, _LEARNED),
-    Known("SmolVLM2", "SmolVLMForConditionalGeneration", "framed.SmolVLM", _SIXTEENTH, _LEARNED),
-    Known("LLaVA-NeXT-Video", "LlavaNextVideoForConditionalGeneration", "framed.LlavaNextVideo", _QUARTER, _LEARNED),
-    Known("VideoLLaMA3", "VideoLlama3ForConditionalGeneration", "video_llama.VideoLlama3", _QUARTER, _ROTARY),
+    Known("Qwen2-VL", "Qwen2VLForConditionalGeneration", "qwen.Qwen", _ROTARY),
+    Known("Qwen2.5-VL", "Qwen2_5_VLForConditionalGeneration", "qwen.WindowedQwen", _WINDOWS),
+    Known("Qwen3-VL", "Qwen3VLForConditionalGeneration", "qwen.InterpolatedQwen", _BOTH),
+    Known("Qwen3-VL, experts", "Qwen3VLMoeForConditionalGeneration", "qwen.InterpolatedQwen", _BOTH),
+    Known("Qwen3.5", "Qwen3_5ForConditionalGeneration", "qwen.InterpolatedQwen", _BOTH),
+    Known("Qwen3.5, experts", "Qwen3_5MoeForConditionalGeneration", "qwen.InterpolatedQwen", _BOTH),
+    Known("InternVL3", "InternVLForConditionalGeneration", "framed.InternVL", _LEARNED),
+    Known("SmolVLM2", "SmolVLMForConditionalGeneration", "framed.SmolVLM", _LEARNED),
+    Known("LLaVA-NeXT-Video", "LlavaNextVideoForConditionalGeneration", "framed.LlavaNextVideo", _LEARNED),
+    Known("VideoLLaMA3", "VideoLlama3ForConditionalGeneration", "video_llama.VideoLlama3", _ROTARY),
 )  # fmt: skip
 
-REFUSALS: tuple[Refusal, ...] = ()
+_NO_VIDEO = "its processor takes no video, only pictures, which are left as they are"
+
+REFUSALS = (
+    Refusal(
+        "LLaVA-OneVision",
+        ("LlavaOnevisionForConditionalGeneration",),
+        "it shrinks 27 x 27 patches to 14 x 14 tokens by bilinear interpolation, so some tokens share patches: not "
+        "whole units",
+    ),
+    Refusal(
+        "InstructBLIP-Video",
+        ("InstructBlipVideoForConditionalGeneration",),
+        "queries read all patches of a frame, so none of its tokens belongs to a part of the frame",
+    ),
+    Refusal(
+        "Gemma 3, Gemma 3n, PaliGemma",
+        ("Gemma3ForConditionalGeneration", "Gemma3nForConditionalGeneration", "PaliGemmaForConditionalGeneration"),
+        _NO_VIDEO,
+    ),
+    Refusal(
+        "LLaVA, LLaVA-NeXT, Idefics, Aria, Ovis2, Cohere's, Llama 3.2",
+        (
+            "LlavaForConditionalGeneration",
+            "LlavaNextForConditionalGeneration",
+            "Idefics2ForConditionalGeneration",
+            "Idefics3ForConditionalGeneration",
+            "AriaForConditionalGeneration",
+            "Ovis2ForConditionalGeneration",
+            "Cohere2VisionForConditionalGeneration",
+            "MllamaForConditionalGeneration",
+        ),
+        _NO_VIDEO,
+    ),
+    Refusal(
+        "MiniCPM-V",
+        ("MiniCPMV4_6ForConditionalGeneration", "MiniCPMV4_7ForConditionalGeneration"),
+        "a layer within its tower joins windows of 2 x 2 patches; its units are 4 x 4 patches",
+        possible=True,
+    ),
+    Refusal(
+        "Gemma 4",
+        ("Gemma4ForConditionalGeneration",),
+        "its tower counts its tokens by the patches that it is given; its units are squares of patches",
+        possible=True,
+    ),
+    Refusal(
+        "Video-LLaVA",
+        ("VideoLlavaForConditionalGeneration",),
+        "class tokens of frames stand among its tokens; its units are single patches",
+        possible=True,
+    ),
+    Refusal(
+        "Molmo 2",
+        ("Molmo2ForConditionalGeneration",),
+        "attention joins the patches of a token; its units are what a token reads",
+        possible=True,
+    ),
+    Refusal(
+        "Perception LM",
+        ("PerceptionLMForConditionalGeneration",),
+        "its tower is timm's; its units are averages of squares of patches",
+        possible=True,
+    ),
+    Refusal(
+        "GLM-4.1V",
+        ("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration"),
+        "a convolution joins its patches; its units are 2 x 2 patches of two frames",
+        possible=True,
+    ),
+    Refusal(
+        "Qwen2.5-Omni, Qwen3-Omni",
+        ("Qwen2_5OmniThinkerForConditionalGeneration", "Qwen3OmniMoeThinkerForConditionalGeneration"),
+        "sound stands between its frames; its units are Qwen's",
+        possible=True,
+    ),
+)
 
 
 def family_of(model: nn.Module, processor: Any) -> Family:
     """The family of a model.
 
     Raises:
-        ValueError: if it is not known, or is one in front of which units cannot be left out; says why.
+        ValueError: if it is not known, or is one of `REFUSALS`; says why.
     """
     name, module = type(model).__name__, type(model).__module__
     for refusal in REFUSALS:
         if name in refusal.models:
-            raise ValueError(f"{name} cannot be gazed before its tower: {refusal.reason}; see docs/mllm.md")
+            verb = "is not gazed yet" if refusal.possible else "cannot be gazed"
+            raise ValueError(f"{name} {verb} before its tower: {refusal.reason}; see docs/mllm.md")
     known = next((known for known in KNOWN if known.model == name and module.startswith("transformers.")), None)
     if known is None:
         names = ", ".join(known.name for known in KNOWN)

@@ -139,12 +139,15 @@ REFUSALS = (
             "Qwen2_5_VLModel",
             "Qwen2_5_VLForConditionalGeneration",
             "Qwen2_5_VisionTransformerPretrainedModel",
+            "Qwen3VLModel",
+            "Qwen3VLForConditionalGeneration",
             "Qwen3VLVisionModel",
             "Qwen3VLMoeVisionModel",
+            "Qwen3VLMoeForConditionalGeneration",
         ),
         "its merger joins every 2 x 2 patches into one language token and pairs of frames share a patch, so "
         "single patches cannot be left out",
-        _CROP,
+        "whole units with `autogaze.mllm.GazedVideoLM` (docs/mllm.md)",
     ),
     Refusal(
         "SAM (timm, HF)",

@@ -178,14 +178,14 @@ def _smolvlm() -> tuple[nn.Module, Any]:
     vision = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
     image = tokens.convert_tokens_to_ids("<image>")
     config = transformers.SmolVLMConfig(
-        vision_config={**vision, "image_size": 128, "patch_size": 16},
+        vision_config={**vision, "image_size": 256, "patch_size": 16},
         text_config={"model_type": "llama", **TEXT, "vocab_size": len(tokens), "pad_token_id": 1},
         image_token_id=image,
-        scale_factor=2,
+        scale_factor=4,
         pad_token_id=1,
     )
     model = transformers.SmolVLMForConditionalGeneration(config).eval()
-    sizes = {"size": {"longest_edge": 128}, "max_image_size": {"longest_edge": 128}}
+    sizes = {"size": {"longest_edge": 256}, "max_image_size": {"longest_edge": 256}}
     images = transformers.SmolVLMImageProcessor(**sizes)
     videos = transformers.SmolVLMVideoProcessor(**sizes, fps=1, num_frames=8)
     return model, transformers.SmolVLMProcessor(
@@ -238,7 +238,7 @@ def _video_llama() -> tuple[nn.Module, Any]:
 
 CASES += [
     Case("InternVL3", _internvl, (112, 112)),
-    Case("SmolVLM2", _smolvlm, (128, 128)),
+    Case("SmolVLM2", _smolvlm, (256, 256)),
     Case("LLaVA-NeXT-Video", _llava, (56, 56)),
     Case("VideoLLaMA3", _video_llama, (112, 168)),
 ]
