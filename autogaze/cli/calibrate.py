@@ -29,7 +29,7 @@ from autogaze.evaluate.clips import ClipSet, load_clips
 from autogaze.evaluate.evaluation import load_reconstructor
 from autogaze.files import write_json
 from autogaze.model import AutoGaze
-from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.judge import AnyJudge, make_judge
 from autogaze.stop_rule.calibration import Sampling, Trial, fit_calibration, predicted_range, run_trials
 from autogaze.stop_rule.loss_head import fit_loss_head
 
@@ -53,7 +53,7 @@ def recalibrate(args: argparse.Namespace) -> tuple[tuple[float, float], ...]:
     """Run the trials, fit, and write the pairs into the config of the model."""
     device, folder = pick_device(args.device), find(args.model)
     model = AutoGaze.from_pretrained(folder, device=device).eval()
-    judge = Judge(load_reconstructor(args.reconstructor)).to(device)
+    judge = make_judge(args.judge, lambda: load_reconstructor(args.reconstructor), model.preprocessor).to(device)
     samplings = [taken(args, stride, model) for stride in STRIDES]
     dtype = fit_head(args, model, judge, folder) if args.fit_head else None
     tried = args.thresholds or predicted_range(model, [video for one in samplings for video in one.clips], args.count)
@@ -70,7 +70,7 @@ def recalibrate(args: argparse.Namespace) -> tuple[tuple[float, float], ...]:
     return pairs
 
 
-def fit_head(args: argparse.Namespace, model: AutoGaze, judge: Judge, folder: Path) -> torch.dtype:
+def fit_head(args: argparse.Namespace, model: AutoGaze, judge: AnyJudge, folder: Path) -> torch.dtype:
     """Fit the predicted loss in memory on clips that the model may know; returns the type of the weights on disk."""
     fit = fit_loss_head(
         model,
@@ -125,6 +125,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="first fit the predicted loss on the videos of this folder, which may be those of "
         "training; the weights are written too",
+    )
+    parser.add_argument(
+        "--judge", default="reconstructor", metavar="TERMS", help="reconstructor, features:MODEL, l1, or a weighted sum"
     )
     parser.add_argument(
         "--reconstructor", metavar="R", help="folder of the reconstructor that judges (default: the shipped one)"

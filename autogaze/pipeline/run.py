@@ -25,7 +25,7 @@ from autogaze.pipeline.stages import (
     untrained,
 )
 from autogaze.pipeline.summary import RATIO, Summary, mean_loss, summarise
-from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.judge import RECONSTRUCTOR, AnyJudge, parse_judge
 from autogaze.stop_rule.calibration import calibrate
 from autogaze.training.data.sources import resolve
 from autogaze.training.recipes import CALIBRATE, PretrainRecipe, Recipes
@@ -91,16 +91,22 @@ def train(stages: Sequence[str], recipes: Recipes, data: str | None, out: Path, 
 
 def needed(stage: str, stages: Sequence[str], recipes: Recipes) -> bool:
     """Whether anything reads what a stage leaves; one that is asked for by itself is always run."""
-    if stage != "labels" or "pretrain" not in stages or not recipes.pretrain.on_policy:
+    if "pretrain" not in stages or stage not in ("reconstructor", "labels") or not recipes.pretrain.on_policy:
         return True
-    print("autogaze: no labels are needed: pretraining corrects the model's own gazes (on_policy)", file=sys.stderr)
+    if stage == "labels":
+        print("autogaze: no labels are needed: pretraining corrects the model's own gazes (on_policy)", file=sys.stderr)
+        return False
+    judges = [recipes.pretrain.judge, *([recipes.rl.judge] if "rl" in stages else [])]
+    if any(name == RECONSTRUCTOR for judge in judges for _, name, _ in parse_judge(judge)):
+        return True
+    print("autogaze: no reconstructor is needed: the judges compare pasted pictures", file=sys.stderr)
     return False
 
 
 def finish(run: Run) -> dict[str, Any]:
     """Calibrate the best trained model, write RUN/model, and compare it with what it must beat."""
     recipe = run.recipes.pretrain
-    judge = run.judge().to(device())
+    judge = run.judge(recipe.judge).to(device())
     clips = RunSamplings(run, recipe)
     models = {"untrained": untrained(recipe)}
     for stage, name in (("pretrain", "NTP"), ("rl", "NTP+RL")):
@@ -116,7 +122,7 @@ def finish(run: Run) -> dict[str, Any]:
     return {"val": _named(summary, best)}
 
 
-def calibrated(model: AutoGaze, judge: Judge, clips: RunSamplings, recipe: PretrainRecipe) -> AutoGaze:
+def calibrated(model: AutoGaze, judge: AnyJudge, clips: RunSamplings, recipe: PretrainRecipe) -> AutoGaze:
     """The model with its stop rule calibrated, and with the loss that RATIO reaches on average as its requirement.
 
     A loss head tells the losses of clips that it learned from too well. The paste error is computed from pixels, with

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.pipeline.pictures import Pictures
-from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.judge import AnyJudge, make_judge
 from autogaze.pretrain.labels.clips import LabelledClips
 from autogaze.pretrain.labels.file import Label, read_labels
 from autogaze.pretrain.labels.greedy import GreedySettings
@@ -66,8 +66,9 @@ class Run:
             )
         return self.stage(stage)
 
-    def judge(self) -> Judge:
-        return Judge(Reconstructor.from_pretrained(self.needs("reconstructor")))
+    def judge(self, spec: str) -> AnyJudge:
+        """The judge that a recipe names; only one with a reconstructor needs that stage."""
+        return make_judge(spec, lambda: Reconstructor.from_pretrained(self.needs("reconstructor")))
 
     def index(self) -> None:
         """List the data before several processes read the list."""
@@ -167,7 +168,7 @@ def _fit_pretrain(run: Run) -> StageResult:
     recipe = run.recipes.pretrain
     model = beginning(recipe.start) if recipe.start else untrained(recipe)
     if recipe.on_policy:
-        own = OnPolicyModule(model, run.judge(), recipe)
+        own = OnPolicyModule(model, run.judge(recipe.judge), recipe)
         return fit(own, run.clips(recipe), recipe, run.stage("pretrain"), run.resume, [Pictures()])
     files = [Path(name.strip()) for name in recipe.labels.split(",")] if recipe.labels else [run.labels]
     data = LabelledClips(
@@ -180,7 +181,7 @@ def _fit_pretrain(run: Run) -> StageResult:
         labels=[label for file in files for label in _labels_of(file, model)],
         grid=model.grid,
     )
-    module = PretrainModule(model, run.judge(), recipe)
+    module = PretrainModule(model, run.judge(recipe.judge), recipe)
     return fit(module, data, recipe, run.stage("pretrain"), run.resume, [Pictures()])
 
 
@@ -216,7 +217,7 @@ def _fit_grpo(run: Run) -> StageResult:
 
     recipe = run.recipes.rl
     model = beginning(recipe.start or run.needs("pretrain"))
-    module = GRPOModule(model, run.judge(), recipe)
+    module = GRPOModule(model, run.judge(recipe.judge), recipe)
     return fit(module, run.clips(recipe), recipe, run.stage("rl"), run.resume, [Pictures()])
 
 
@@ -230,7 +231,7 @@ def train_ppo(run: Run) -> Any:
     data = run.clips(recipe)
     clips = data.render([data.recipe(0, k) for k in range(PPO_CLIPS)]).video
     held_out = data.render(data.validation_recipes()).video
-    return learn(model, run.judge().reconstructor, list(clips), list(held_out), recipe, run.stage("rl"))
+    return learn(model, run.judge(recipe.judge).reconstructor, list(clips), list(held_out), recipe, run.stage("rl"))
 
 
 def _on_devices(work: Callable[[Run], StageResult], run: Run, recipe: TrainerRecipe, stage: str) -> StageResult:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autogaze.core.gaze import Gaze
 from autogaze.model import AutoGaze
-from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.judge import AnyJudge
 from autogaze.selectors import make_selector
 
 RATIO = 0.1
@@ -53,7 +53,9 @@ class Summary:
         return f"kept {self.kept}, {why}: its loss is {' and '.join(beside)}"
 
 
-def summarise(models: Mapping[str, AutoGaze], judge: Judge, clips: Sequence[Tensor], ratio: float = RATIO) -> Summary:
+def summarise(
+    models: Mapping[str, AutoGaze], judge: AnyJudge, clips: Sequence[Tensor], ratio: float = RATIO
+) -> Summary:
     """Compare models, and selectors without a network, on the same clips.
 
     Args:
@@ -81,7 +83,7 @@ def summarise(models: Mapping[str, AutoGaze], judge: Judge, clips: Sequence[Tens
     return Summary(ratio, sum(map(len, clips)), losses, everything)
 
 
-def mean_loss(judge: Judge, clips: Sequence[Tensor], select: Callable[[Tensor], Gaze]) -> float:
+def mean_loss(judge: AnyJudge, clips: Sequence[Tensor], select: Callable[[Tensor], Gaze]) -> float:
     """Mean over clips and frames of the loss of what `select` chooses."""
     losses = [judge.losses(video, select(video)).mean(1) for video in clips]
     return float(torch.cat(losses).mean())

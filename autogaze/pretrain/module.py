@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from autogaze.model import AutoGaze
-from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.judge import AnyJudge
 from autogaze.pretrain.ntp import LEAST_LOSS, ntp_loss, task_loss_prediction_loss
 from autogaze.training.data.clip import Clip
 from autogaze.training.recipes import PretrainRecipe, TrainerRecipe
@@ -28,7 +28,7 @@ class GazeModule(pl.LightningModule):
 
     run_progress = 0.0  # share of the run that is over, kept by the Pace callback
 
-    def __init__(self, model: AutoGaze, judge: Judge, recipe: TrainerRecipe) -> None:
+    def __init__(self, model: AutoGaze, judge: AnyJudge, recipe: TrainerRecipe) -> None:
         super().__init__()
         self.model, self.judge, self.recipe = model, judge, recipe
 

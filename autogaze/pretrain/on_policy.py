@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from autogaze.core.gaze import Gaze
 from autogaze.decoding.scoring import score_all
 from autogaze.model import AutoGaze
-from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.judge import AnyJudge
 from autogaze.pretrain.module import GazeModule, last_chosen
 from autogaze.pretrain.ntp import per_mean_count, task_loss_prediction_loss
 from autogaze.selectors.difference import DifferenceSelector
@@ -40,7 +40,7 @@ class OnPolicyModule(GazeModule):
 
     recipe: PretrainRecipe
 
-    def __init__(self, model: AutoGaze, judge: Judge, recipe: PretrainRecipe) -> None:
+    def __init__(self, model: AutoGaze, judge: AnyJudge, recipe: PretrainRecipe) -> None:
         super().__init__(model, judge, recipe)
         self.teacher = DifferenceSelector(model.grid)
         # A model that scores by paste error knows its picks at every slot, others only those of earlier groups.

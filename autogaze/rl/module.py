@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autogaze.model import AutoGaze
-from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.judge import AnyJudge
 from autogaze.pretrain.module import GazeModule, last_chosen
 from autogaze.pretrain.ntp import task_loss_prediction_loss
 from autogaze.rl.advantages import group_advantages, token_advantages
@@ -54,7 +54,7 @@ class GRPOModule(GazeModule):
 
     recipe: RLRecipe
 
-    def __init__(self, model: AutoGaze, judge: Judge, recipe: RLRecipe) -> None:
+    def __init__(self, model: AutoGaze, judge: AnyJudge, recipe: RLRecipe) -> None:
         super().__init__(model, judge, recipe)
         self.automatic_optimization = False  # several updates a rollout, each in parts that fit the memory
         # In a list: the reference is no part of the module's parameters or checkpoints.
@@ -70,7 +70,7 @@ class GRPOModule(GazeModule):
         recipe, temperature = self.recipe, self._temperature()
         self._log_times(len(batch.video))
         seed = step_seed(recipe.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
-        rollouts = self.rollout(batch.video, temperature, seed)
+        rollouts = self.rollout(batch.video, temperature, seed, batch.truth)
         sampled: list[Tensor] = []
         totals = torch.zeros(4, device=self.device)
         for update in range(recipe.updates_per_rollout):
@@ -86,13 +86,14 @@ class GRPOModule(GazeModule):
         return totals[:2].sum()
 
     @torch.no_grad()
-    def rollout(self, video: Tensor, temperature: float, seed: int) -> Rollouts:
+    def rollout(self, video: Tensor, temperature: float, seed: int, truth: Tensor | None = None) -> Rollouts:
         """Sample, judge and credit `group_size` gazes of each clip.
 
         Args:
             video: (B, T, 3, H, W) float.
             temperature: of sampling.
             seed: decides budgets and samples.
+            truth: of the same shape, what the judge compares with; None: the video.
         """
         recipe = self.recipe
         ratios = draw_ratios(
@@ -107,7 +108,7 @@ class GRPOModule(GazeModule):
             generator=torch.Generator(video.device).manual_seed(seed),
         )
         self.clock.mark("rollout")
-        loss = self.judge.losses(repeated, gaze)
+        loss = self.judge.losses(repeated, gaze, truth)
         rewards = frame_rewards(loss, gaze.counts, gaze.grid.patches_per_frame, recipe.length_price)
         centred = group_advantages(rewards.unflatten(0, (recipe.group_size, -1))).flatten(0, 1)
         advantages = token_advantages(centred, gaze.chosen, recipe.discount)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from autogaze.core.gaze import Gaze
 from autogaze.model import AutoGaze
-from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.judge import AnyJudge
 
 SHARE = 0.9  # of the frames that stop in new videos must be good enough
 CONFIDENCE, DRAWS = 0.95, 400  # that quantile, and how many draws it is one of
@@ -132,7 +132,11 @@ def safe_loss(loss: Tensor, source: Tensor, share: float, confidence: float = CO
 
 
 def run_trials(
-    model: AutoGaze, judge: Judge, sampling: Sampling, thresholds: Sequence[float], gazing_ratio: float = LONGEST_RATIO
+    model: AutoGaze,
+    judge: AnyJudge,
+    sampling: Sampling,
+    thresholds: Sequence[float],
+    gazing_ratio: float = LONGEST_RATIO,
 ) -> list[Trial]:
     """Gaze at clips with every threshold (the model's own calibration is not applied).
 
@@ -199,7 +203,7 @@ def _extremes(gaze: Gaze) -> tuple[Tensor, Tensor]:
     )
 
 
-def calibrate(model: AutoGaze, judge: Judge, samplings: Sequence[Sampling], thresholds: int = 16) -> AutoGaze:
+def calibrate(model: AutoGaze, judge: AnyJudge, samplings: Sequence[Sampling], thresholds: int = 16) -> AutoGaze:
     """Run the trials, fit, and store the result in the model's config; returns the model.
 
     Args:

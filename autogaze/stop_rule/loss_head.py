@@ -20,7 +20,7 @@ from autogaze.core.gaze import Gaze
 from autogaze.decoding.scoring import loss_states
 from autogaze.model import AutoGaze
 from autogaze.network.residual import NEVER, STALE_CAP, STALE_FLOOR, ResidualMap, residual_at_level
-from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.judge import AnyJudge
 from autogaze.pretrain.module import last_chosen
 from autogaze.pretrain.ntp import LEAST_LOSS
 from autogaze.stop_rule.calibration import LONGEST_RATIO
@@ -40,7 +40,7 @@ class HeadFit:
 
 
 @torch.no_grad()
-def fit_loss_head(model: AutoGaze, judge: Judge, clips: Iterable[Tensor], seed: int = 0) -> HeadFit:
+def fit_loss_head(model: AutoGaze, judge: AnyJudge, clips: Iterable[Tensor], seed: int = 0) -> HeadFit:
     """Fit what the predicted loss is made of in place; nothing else of the model changes.
 
     Args:
@@ -71,7 +71,7 @@ def _gazes(model: AutoGaze, clips: Iterable[Tensor], generator: torch.Generator)
         yield video, model.generate(video, gazing_ratio=ratio.to(video.device))
 
 
-def _states(model: AutoGaze, judge: Judge, video: Tensor, gaze: Gaze) -> tuple[Tensor, Tensor, Tensor]:
+def _states(model: AutoGaze, judge: AnyJudge, video: Tensor, gaze: Gaze) -> tuple[Tensor, Tensor, Tensor]:
     """What is read at the end of each frame's gaze (N, width), by which row of the head (N,), and true losses (N,)."""
     states, heads = loss_states(model, video, gaze)
     last = last_chosen(gaze.chosen)
@@ -79,7 +79,7 @@ def _states(model: AutoGaze, judge: Judge, video: Tensor, gaze: Gaze) -> tuple[T
 
 
 def _fit_residual_map(
-    model: AutoGaze, rule: ResidualMap, judge: Judge, gazes: Iterable[tuple[Tensor, Gaze]]
+    model: AutoGaze, rule: ResidualMap, judge: AnyJudge, gazes: Iterable[tuple[Tensor, Gaze]]
 ) -> HeadFit:
     """Fit the weights of errors, with the places in turn that count as held. Of a perceptual map, whose weights decide
     what is chosen, only the unit: all its factors are multiplied by one number."""
@@ -93,7 +93,7 @@ def _fit_residual_map(
     return HeadFit(len(truth), before, _error((_counted(now, least, rule.weight) * rule.weight).sum(-1), truth))
 
 
-def _fit_unit(model: AutoGaze, rule: ResidualMap, judge: Judge, gazes: Iterable[tuple[Tensor, Gaze]]) -> HeadFit:
+def _fit_unit(model: AutoGaze, rule: ResidualMap, judge: AnyJudge, gazes: Iterable[tuple[Tensor, Gaze]]) -> HeadFit:
     """Multiply the factors of a perceptual map so that the median frame's loss is predicted right."""
     assert rule.response is not None
     found = []

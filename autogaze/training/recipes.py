@@ -32,8 +32,11 @@ class DataRecipe:
     photo_share: float = 0.5  # share of training clips that are camera pans over photos, where there are photos
     max_clips: int | None = None  # use only the first so many training files; None: all
     longest_stride: int = 4  # file frames from one frame of a training clip to the next: 1 to this, as far as it fits
+    camera: float = 0.0  # probability of a sensor's noise, of flicker and of shake in a training clip
 
     def __post_init__(self) -> None:
+        if not 0 <= self.camera <= 1:
+            raise ValueError(f"camera must be in [0, 1], got {self.camera}")
         if not 0 <= self.photo_share <= 1:
             raise ValueError(f"photo_share must be in [0, 1], got {self.photo_share}")
         _positive(self, "frames", "longest_stride")
@@ -129,6 +132,7 @@ class PretrainRecipe(TrainerRecipe):
     max_gazing_ratio: float = 0.4
     softness: float = 0.1  # on policy: patches within about this share of the best one's worth are taught too; 0: none
     foresight: float = 0.0  # on policy: share by which the worth of a patch in the next frame counts, then its square
+    judge: str = "reconstructor"  # terms and weights, see pretrain.judge; the stop rule is calibrated by it too
     task_loss_weight: float = 1.0  # weight of the loss head
     relative_task_loss: bool = False  # the loss head's errors count as shares of the true loss; published: False
     calibration_thresholds: int = 16  # tried when the stop rule is calibrated at the end
@@ -149,10 +153,11 @@ class PretrainRecipe(TrainerRecipe):
 
 @dataclass(frozen=True)
 class RLRecipe(TrainerRecipe):
-    """GRPO (or PPO on the Gymnasium environment) with reconstruction loss as reward."""
+    """GRPO (or PPO on the Gymnasium environment) with what the judge says as reward."""
 
     algorithm: str = "grpo"  # grpo | ppo (Stable-Baselines3)
     start: str | None = None  # go on from shipped weights, a folder or a run; None: the run's pretrain stage
+    judge: str = "reconstructor"  # terms and weights, see pretrain.judge
     group_size: int = 12  # rollouts a clip
     discount: float = 0.99  # per id between a choice and the frame's end that it is credited for
     temperature: float = 1.0  # of sampling, at the start

@@ -58,7 +58,7 @@ class LoadedViT:
         Returns:
             patch tokens (N, L, C), and the pooled feature (N, C): the class token, or the mean where there is none.
         """
-        frames = self.normalise(frames)
+        frames = self.normalise(frames).to(next(self.model.parameters()).dtype)
         if self.library == "timm":
             found: Tensor = self.model.forward_features(frames)
         else:

@@ -163,8 +163,10 @@ def test_errors_and_canvases_are_those_of_pytorch(cell_px: int) -> None:
 
 
 @needs_library
-def test_models_with_residual_map_choose_the_same_ids(two_threads: None) -> None:
-    model, video = AutoGaze(AutoGazeConfig(residual_map=True)).eval(), random_video(2, 2, side=224)
+@pytest.mark.parametrize("perceptual", [False, True])
+def test_models_with_residual_map_choose_the_same_ids(two_threads: None, perceptual: bool) -> None:
+    model = AutoGaze(AutoGazeConfig(residual_map=True, perceptual=perceptual)).eval()
+    video = random_video(2, 2, side=224)
     stop = 0.8 * float(model.generate(video, 0.01).task_loss[:, :, 0].mean())
     assert_same(*ways(model, video, 0.1))
     assert_same(*ways(model, video, torch.tensor([0.1, 0.2]), torch.tensor([stop, stop / 2])))

@@ -1,6 +1,7 @@
 """How a clip is cut from a file: a recipe that rebuilds it to the pixel, and the pixels' way from it.
 
-Every frame of a clip gets the same crop, flip, colour and time step. A recipe is a pure function of (seed, epoch,
+Every frame of a clip gets the same crop, flip, colour and time step; what a camera does to single frames is in
+camera.py. A recipe is a pure function of (seed, epoch,
 index), and the pixels are a pure function of recipe and file: two runs, or a run that was resumed, see the same.
 """
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autogaze.training.data.camera import draw_camera
 from autogaze.training.data.clip import ClipRecipe
 from autogaze.training.data.index import ClipFile
 
@@ -28,10 +30,13 @@ class Augmentation:
     reverse: float = 0.1  # probability of running backwards
     longest_stride: int = 4  # frames from one frame of the clip to the next: 1 to this
     colour: float = 0.2  # largest change of brightness, contrast and saturation
+    camera: float = 0.0  # probability of noise, of flicker and of shake, which differ from frame to frame
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest_crop <= 1 or self.longest_stride < 1 or not 0 <= self.colour < 1:
             raise ValueError(f"need 0 < smallest_crop <= 1, longest_stride >= 1 and 0 <= colour < 1, got {self}")
+        if not 0 <= self.camera <= 1:
+            raise ValueError(f"camera is a probability, got {self.camera}")
 
 
 def random_stream(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -97,6 +102,7 @@ def _look(augmentation: Augmentation, random: np.random.Generator) -> dict[str, 
         "brightness": float(brightness),
         "contrast": float(1 + contrast),
         "saturation": float(1 + saturation),
+        **draw_camera(augmentation.camera, random),
     }
 
 

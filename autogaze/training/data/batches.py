@@ -30,6 +30,7 @@ from autogaze.training.data.augment import (
     shuffled,
     video_recipe,
 )
+from autogaze.training.data.camera import film
 from autogaze.training.data.clip import Clip, ClipRecipe
 from autogaze.training.data.index import ClipFile, index_folder
 from autogaze.training.data.store import CachedClips, Disk, Store, expected_gib, render
@@ -265,7 +266,9 @@ class ClipData(pl.LightningDataModule):
             self._range[frames.device] = (white + black) / 2, (white - black) / 2
         grey, half = self._range[frames.device]
         looked = apply_look(frames.movedim(-1, 2).float().contiguous() / 127.5 - 1, recipes)
-        return Clip(torch.addcmul(grey, looked, half), recipes)
+        seen, truth = film(looked, recipes)
+        clean = None if truth is None else torch.addcmul(grey, truth, half)
+        return Clip(torch.addcmul(grey, seen, half), recipes, truth=clean)
 
     def setup(self, stage: str | None = None) -> None:
         """Decode the resident clips before the first batch is drawn."""

@@ -27,6 +27,10 @@ class ClipRecipe:
     brightness: float = 0.0  # added, in the range -1..1 of the pixels
     contrast: float = 1.0  # factor about the clip's mean
     saturation: float = 1.0  # factor about grey
+    noise: float = 0.0  # standard deviation of the sensor's noise, of 255 shades
+    flicker: float = 0.0  # largest change of a frame's brightness, as a share
+    shake: int = 0  # largest shift of a frame, pixels
+    camera_seed: int = 0  # of the three
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -44,6 +48,7 @@ class Clip:
     video: Tensor  # (B, T, 3, H, W) float32, preprocessed
     recipes: tuple[ClipRecipe, ...]  # how each was made
     gaze: Gaze | None = None  # where to look, for labelled clips: slots in the order of choice
+    truth: Tensor | None = None  # (B, T, 3, H, W) the video without the sensor's noise; None: it has none
     task_loss: Tensor | None = None  # (B, T, K) float32, reconstruction loss after each choice; NaN where unknown
 
     @property
@@ -58,6 +63,7 @@ class Clip:
         return replace(
             self,
             video=self.video.to(device),
+            truth=None if self.truth is None else self.truth.to(device),
             gaze=None if self.gaze is None else self.gaze.to(device),
             task_loss=None if self.task_loss is None else self.task_loss.to(device),
         )

@@ -80,7 +80,7 @@ class RunClips(ClipData):
             index_path=run / INDEX,
             epoch_clips=epoch_clips,
             resident_gib=resident_gib(),
-            augmentation=Augmentation(longest_stride=recipe.longest_stride),
+            augmentation=Augmentation(longest_stride=recipe.longest_stride, camera=recipe.camera),
         )
         if recipe.photo_share and not self.photos and folder.is_dir() and beside.is_dir():
             self._add_photos(beside, run / PHOTO_INDEX, recipe.max_clips)
