@@ -6,7 +6,6 @@ import torch
 from transformers import SiglipVisionModel
 
 from autogaze import AutoGaze, GazedViT
-from autogaze.media.preprocess import Preprocessor
 from autogaze.media.video import read_video
 
 NAME = "google/siglip2-base-patch16-224"  # SigLIP2 of a fixed size has SigLIP's classes
@@ -14,12 +13,14 @@ NAME = "google/siglip2-base-patch16-224"  # SigLIP2 of a fixed size has SigLIP's
 
 def main(video: str, checkpoint: str, vit: SiglipVisionModel | None = None) -> torch.Tensor:
     vit = vit or SiglipVisionModel.from_pretrained(NAME)
-    clip = Preprocessor()(read_video(video, frames=16).frames)  # SigLIP and the gaze model both take -1..1
+    frames = read_video(video, frames=16).frames
     model = AutoGaze.from_pretrained(checkpoint).eval()
     gazed = GazedViT(vit.eval(), attention="block_causal")  # a patch sees its own and earlier frames
     with torch.inference_mode():
-        gaze = model.generate(clip, task_loss_requirement=0.7)  # each frame stops when it has seen enough
-        features = gazed(clip, gaze)
+        gaze = model.generate(
+            model.preprocessor(frames), task_loss_requirement=0.7
+        )  # each frame stops when it has seen enough
+        features = gazed(gazed.preprocessor(frames), gaze)
     for frame, count in enumerate(gaze.counts[0].tolist()):
         print(f"frame {frame}: {count} patches")
     return features.pool()  # (1, T, D): one vector for each frame

@@ -23,7 +23,7 @@ from tests.browser import needs_browser, open_page
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
-LONG = ("train", "demo")  # verbs whose words are checked without running them: minutes, or a server
+LONG = ("train", "adapt", "demo")  # verbs whose words are checked without running them: minutes, or a server
 SETTING_UP = ("make ", "pip install ", "docker ")  # the environment that this test runs in
 
 

@@ -70,6 +70,22 @@ def test_encode_with_siglip2(video: str, checkpoint: str) -> None:
     assert pooled.shape == (1, 5, 32) and pooled.isfinite().all()
 
 
+def test_adapt(video: str, tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    pytest.importorskip("pytorch_lightning")
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 4}
+    transformers.Dinov2Model(transformers.Dinov2Config(**size)).save_pretrained(tmp_path / "vit")
+    write_video(tmp_path / "videos" / "scene.mp4", render_scene(1, frames=16, size=(96, 128)), fps=8)
+    example, load = _load("adapt"), AutoGaze.from_pretrained
+    monkeypatch.setattr(example.AutoGaze, "from_pretrained", lambda name, **more: load(checkpoint))
+    settings = ("max_steps=2", "validate_clips=1", "chooser=difference", "accelerator=cpu")
+    pooled = example.main(
+        str(tmp_path / "vit"), str(tmp_path / "videos"), str(tmp_path / "run"), *settings, preset="tiny"
+    )
+    assert pooled.shape == (1, 16, 32) and pooled.isfinite().all()
+
+
 def test_stream_a_camera(video: str, checkpoint: str) -> None:
     assert _load("stream_camera").main(video, checkpoint) == 5
     with pytest.raises(SystemExit, match="cannot open"):

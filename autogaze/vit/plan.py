@@ -15,6 +15,7 @@ from torch import Tensor
 
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
+from autogaze.decoding.clip import decode_clip
 from autogaze.decoding.request import make_request
 from autogaze.model import AutoGaze
 from autogaze.selectors import make_selector
@@ -141,7 +142,8 @@ def _chosen(chooser: AutoGaze | str, video: Tensor, plan: Plan, counts: list[int
     if isinstance(chooser, str):
         return make_selector(chooser, grid)(video, _ratios(counts, grid))
     scales = own.scales[-1:] if plan.finest else None
-    gaze = chooser.decode(video, make_request(own, len(video), len(counts), _ratios(counts, own), scales=scales))
+    request = make_request(own, len(video), len(counts), _ratios(counts, own), scales=scales)
+    gaze = decode_clip(chooser, video, request)
     return only_finest(gaze) if plan.finest else gaze
 
 
