@@ -94,7 +94,8 @@ def test_headers_of_one_version_and_a_library_of_another_are_refused(tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     words = " ".join(done.stderr.split())
     assert done.returncode != 0 and "is of version 11" in words and "libnvinfer.so.10.3.0 of 10" in words, done.stderr
-    (tmp_path / "trt" / "lib" / "libnvinfer.so").unlink()
+    for library in (tmp_path / "trt" / "lib").iterdir():
+        library.unlink()
     done = subprocess.run([*command, "--fresh"], capture_output=True, text=True, check=False)
     assert "TensorRT backend skipped: needs" in done.stdout
 

@@ -71,7 +71,7 @@ std::string Summary::json(const VideoFacts& video, const ModelFacts& model, cons
     out << (i ? ", " : "") << '"' << scales_px_[i] << "\": " << per_scale_[i];
   }
   out << "},\n \"seconds\": {\"decode\": " << number(seconds.decode) << ", \"gaze\": " << number(seconds.gaze)
-      << ", \"write\": 0, \"total\": " << number(seconds.total) << "},\n \"counts\": [";
+      << ", \"write\": 0, \"report\": 0, \"total\": " << number(seconds.total) << "},\n \"counts\": [";
   for (std::size_t i = 0; i < counts_.size(); ++i) out << (i ? ", " : "") << counts_[i];
   out << "]\n}\n";
   return out.str();
