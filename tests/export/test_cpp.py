@@ -122,7 +122,7 @@ def test_cpp_reads_the_engine_files_that_python_writes(canvas: bool, build: Path
 
 
 def test_python_and_cpp_write_the_same_summary(build: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """gaze.json of the command, and of the library for the same ids; only seconds, the runner and the file's hash differ."""
+    """gaze.json of the command, and of the library for the same ids; seconds, runner and file hash differ."""
     from autogaze.cli.main import main
     from autogaze.core.gaze_file import load_gaze
     from autogaze.media.scenes import render_scene
