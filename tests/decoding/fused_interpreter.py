@@ -187,6 +187,12 @@ def main(kind: str) -> None:
         buffers.Buffers.tuning = lambda self, prefill: small
         buffers.Buffers._frames_per_split = lambda self, prefill: self.plan.ring  # as in large batches
     video = torch.randn(2, 3, 3, 32, 32)
+    parts = {"requests": compare_requests, "streams and clips": compare_streams_and_clips}
+    parts.get(kind, compare_passes)(video)
+
+
+def compare_passes(video: torch.Tensor) -> None:
+    """What depends on block sizes."""
     perceptive = model(window=16, scales=(16, 128), perceptual=True)  # the coarse scale leaves blocks of 8 pixels
     compare("perceptual", perceptive, torch.rand(1, 2, 3, 128, 128), gazing_ratio=0.1)
     compare("published", model(window=16, residual_map=False), video, gazing_ratio=0.8)
@@ -195,27 +201,30 @@ def main(kind: str) -> None:
     stop = float(plain.task_loss[~plain.task_loss.isnan()].quantile(0.4))
     requests = torch.tensor([0.3, 1.0]), torch.tensor([stop, -9.0])
     compare("per clip", gazer, video, gazing_ratio=requests[0], task_loss_requirement=requests[1])
+    compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
     # frames of more than a block of keys, and some clips with more than others
     ratios = torch.tensor([0.1, 0.4])
     compare("blocks", model(window=16, scales=(32, 64)), torch.randn(2, 4, 3, 64, 64), gazing_ratio=ratios)
-    if kind == "spread columns":  # what does not depend on block sizes is looked at once
-        compare_the_rest(gazer, video, stop)
 
 
-def compare_the_rest(gazer: AutoGaze, video: torch.Tensor, stop: float) -> None:
-    """Sampling, the stop rule, the window, chunks, streams and recorded clips."""
+def compare_requests(video: torch.Tensor) -> None:
+    """Sampling, clips beside others, scales, frames without a budget."""
+    gazer = model(window=16)
     compare_samples(gazer, video[:, :2])
-    compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
     compare_company(model(window=16, group=4), torch.randn(3, 4, 3, 32, 32))
     compare("scales", gazer, video, gazing_ratio=0.9, scales=(32,))
     compare("scales", model(window=16, residual_map=False), video[:1], gazing_ratio=0.9, scales=(16,))
-    compare("nothing", model(window=16), video, gazing_ratio=torch.tensor([[0.0, 0.5, 0.0], [0.5, 0.0, 0.5]]))
+    compare("nothing", gazer, video, gazing_ratio=torch.tensor([[0.0, 0.5, 0.0], [0.5, 0.0, 0.5]]))
+
+
+def compare_streams_and_clips(video: torch.Tensor) -> None:
+    """The window, chunks, streams and recorded clips."""
     compare("window", model(window=2), torch.randn(1, 5, 3, 32, 32), gazing_ratio=0.6)
     buffers.CHUNK, clip.FRAMES_AT_ONCE = 2, 3  # chunks of a clip that are longer than those on the device
     compare("chunks", model(window=2), torch.randn(2, 5, 3, 32, 32), gazing_ratio=0.6)
     buffers.CHUNK = clip.FRAMES_AT_ONCE = 16
     compare_streams(model(window=2), torch.randn(2, 6, 3, 32, 32))
-    compare_clips(model(window=16), torch.randn(2, 3, 3, 32, 32))
+    compare_clips(model(window=16), video)
 
 
 main(sys.argv[1])

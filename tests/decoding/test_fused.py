@@ -23,11 +23,20 @@ from autogaze.model import AutoGazeConfig
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("tuning", ["spread columns", "fused layers"])
-def test_kernels_choose_what_the_reference_chooses(tuning: str) -> None:
+PASSES = ["perceptual", "published", "ratio", "per clip", "stop", "blocks"]
+CASES = {  # parts of `fused_interpreter`, the first two with other block sizes each
+    "spread columns": PASSES,
+    "fused layers": PASSES,
+    "requests": ["samples", "company", "scales", "nothing"],
+    "streams and clips": ["window", "chunks", "stream", "clips"],
+}
+
+
+@pytest.mark.parametrize("part", CASES)
+def test_kernels_choose_what_the_reference_chooses(part: str) -> None:
     pytest.importorskip("triton", reason="Triton comes with CUDA builds of PyTorch only")
     run = subprocess.run(
-        [sys.executable, "-m", "tests.decoding.fused_interpreter", tuning],
+        [sys.executable, "-m", "tests.decoding.fused_interpreter", part],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -35,17 +44,13 @@ def test_kernels_choose_what_the_reference_chooses(tuning: str) -> None:
     )
     assert run.returncode == 0, run.stderr[-2000:]
     cases = [json.loads(line) for line in run.stdout.splitlines()]
-    names = ["published", "ratio", "per clip", "blocks"]
-    if tuning == "spread columns":
-        names += ["samples", "stop", "company", "scales", "nothing", "window", "chunks", "stream", "clips"]
-    assert list(dict.fromkeys(case["case"] for case in cases)) == names
+    assert list(dict.fromkeys(case["case"] for case in cases)) == CASES[part]
     for case in cases:
         assert case["equal_ids"] == 1 and case["equal_chosen"] and case["loss_difference"] < 1e-4, case
-    replayed = {case["case"]: case["replayed"] for case in cases if "replayed" in case}
-    if tuning == "spread columns":
+    if part == "streams and clips":
         # of six frames all but the first, and but the one of another size; of clips the second and third of their form,
         # and the second with other weights
-        assert replayed == {"stream": 4, "clips": 3}
+        assert {case["case"]: case["replayed"] for case in cases if "replayed" in case} == {"stream": 4, "clips": 3}
 
 
 def test_cpu_model_says_why_the_kernels_are_not_used() -> None:
