@@ -86,6 +86,17 @@ def test_adapt(video: str, tmp_path: Path, checkpoint: str, monkeypatch: pytest.
     assert pooled.shape == (1, 16, 32) and pooled.isfinite().all()
 
 
+def test_ask_a_video_llm(video: str, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers", minversion="5.23")
+    from tests.mllm.mllm_models import BY_NAME, built
+
+    for part in built(BY_NAME["Qwen3-VL"]):
+        part.save_pretrained(tmp_path)
+    assert isinstance(_load("video_llm").main(video, "what happens", str(tmp_path), checkpoint, tokens=3, fps=8), str)
+    kept, _, dense = capsys.readouterr().out.splitlines()[0].partition(" visual tokens instead of ")
+    assert 0 < int(kept) < int(dense)
+
+
 def test_stream_a_camera(video: str, checkpoint: str) -> None:
     assert _load("stream_camera").main(video, checkpoint) == 5
     with pytest.raises(SystemExit, match="cannot open"):

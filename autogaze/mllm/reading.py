@@ -94,8 +94,12 @@ class Reader:
         video_processor, metadata = self.family.processor.video_processor, []
         known = {name: getattr(video_processor, name, None) for name in video_processor.valid_kwargs.__annotations__}
         chosen = known | {name: value for name, value in {**settings, **nested}.items() if name in known}
-        asked = any(settings.get(name) is not None for name in ("fps", "num_frames"))
-        sampled = {"do_sample_frames": asked or chosen["do_sample_frames"], **settings, **nested}["do_sample_frames"]
+        given = {name for name in ("fps", "num_frames") if {**settings, **nested}.get(name) is not None}
+        if given:  # one of the two stands in the place of the processor's own rule, whichever that is
+            chosen |= {name: None for name in {"fps", "num_frames"} - given if name in known}
+        sampled = {"do_sample_frames": bool(given) or chosen["do_sample_frames"], **settings, **nested}[
+            "do_sample_frames"
+        ]
         del chosen["do_sample_frames"]
 
         def indices(metadata: Any, **_: Any) -> Any:
