@@ -62,12 +62,13 @@ class GazedForLmmsEval(lmms):
         self._rank, self._world_size = state.process_index, state.num_processes
         self.device = torch.device(state.device if device is None or state.num_processes > 1 else device)
         self.batch_size = int(batch_size)
-        model = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype).to(self.device).eval()
+        model: Any = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype)
+        model = model.to(self.device).eval()
         gaze_model = None if gaze in (None, "None") else AutoGaze.from_pretrained(gaze, self.device).to(model.dtype)
         processor = AutoProcessor.from_pretrained(pretrained)
         self.lm = GazedVideoLM(model, processor, gaze_model, gazing_ratio, task_loss_requirement, max_visual_tokens)
         asked = {name: value for name, value in (("num_frames", num_frames), ("fps", fps)) if value is not None}
-        self.settings = asked | {"do_sample_frames": True} if asked else {}
+        self.settings: dict[str, Any] = asked | {"do_sample_frames": True} if asked else {}
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers in the order of the requests."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -102,6 +104,14 @@ def test_requests_are_answered_in_order_from_gazed_videos(
         prompt = prepare(model.lm, adapter.to_chat(talk), num_frames=4, do_sample_frames=True)
         (text,) = model.lm.decode(prompt, model.lm.generate(prompt, max_new_tokens=5, do_sample=False))
         assert answers[number] == text.strip()
+
+
+def test_the_page_gives_arguments_that_it_has(adapter: Any) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "mllm.md").read_text()
+    (command,) = re.findall(r"lmms_eval --model (.*?)```", page, re.S)
+    given = command.split("--model_args")[1].split()[0].split(",")
+    names = {argument.split("=")[0] for argument in given}
+    assert command.split()[0] == adapter.NAME and names <= set(signature(adapter.GazedForLmmsEval).parameters)
 
 
 def test_without_a_gaze_model_it_is_the_dense_model(adapter: Any, folders: dict[str, str]) -> None:
