@@ -1,4 +1,7 @@
-"""Make the pictures of README and documentation from rendered scenes: `python docs/make_images.py [CHECKPOINT]`."""
+"""Make the pictures of README and documentation: `python docs/make_images.py [CHECKPOINT]`.
+
+`overlay.webp` and `scales.webp` show a rendered scene, `hens.webp` moves: the sample clip of `docs/images/SOURCES.txt`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from autogaze.checkpoint import DEFAULT_CHECKPOINT
 from autogaze.core.grid import PatchGrid
 from autogaze.media.scenes import render_scene
+from autogaze.media.video import read_video
 from autogaze.model import AutoGaze
 from autogaze.report.overlay import Overlay, scale_colour
 
@@ -20,6 +25,8 @@ RATIO = 0.1
 QUALITY = 82  # WebP
 SEED, KIND, FRAMES, SIZE = 29, "object", 12, (270, 480)
 SHOWN = (0, 4, 9)
+SAMPLE = IMAGES / "hens.mp4"
+EVERY, FRAME_MS, PANEL_PX, MOVING_QUALITY = 2, 120, 272, 60
 
 
 def overlay_picture(model: AutoGaze) -> np.ndarray:
@@ -31,6 +38,18 @@ def overlay_picture(model: AutoGaze) -> np.ndarray:
     return np.concatenate(
         [overlay.draw(scene[t], masks[t], f"frame {t}: {masks[t].sum()} of {masks.shape[1]} patches") for t in SHOWN]
     )
+
+
+def moving_picture(model: AutoGaze, video: Path) -> list[Image.Image]:
+    """Every second frame of a video: itself, the chosen patches, what they show."""
+    frames = read_video(video).frames[::EVERY]
+    gaze = model.gaze(frames, gazing_ratio=RATIO)
+    overlay = Overlay(gaze.grid, frames.shape[1:3], panel_px=PANEL_PX)
+    masks = gaze.patch_mask()[0].cpu().numpy()
+    return [
+        Image.fromarray(overlay.draw(frame, mask, f"{mask.sum()} of {len(mask)} patches"))
+        for frame, mask in zip(frames, masks, strict=True)
+    ]
 
 
 def scales_picture(grid: PatchGrid) -> np.ndarray:
@@ -55,6 +74,10 @@ def main(argv: Sequence[str]) -> int:
         path = IMAGES / f"{name}.webp"
         cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
         print(f"{path}: {picture.shape[1]} x {picture.shape[0]}, {path.stat().st_size} bytes", file=sys.stderr)
+    first, *others = moving_picture(model, SAMPLE)
+    moving = SAMPLE.with_suffix(".webp")
+    first.save(moving, save_all=True, append_images=others, duration=FRAME_MS, loop=0, quality=MOVING_QUALITY)
+    print(f"{moving}: {len(others) + 1} frames, {moving.stat().st_size} bytes", file=sys.stderr)
     return 0
 
 
