@@ -17,8 +17,10 @@ from autogaze.model import AutoGaze
 from autogaze.pretrain.distance import FeatureDistance
 from autogaze.pretrain.reconstructor.network import Reconstructor
 from autogaze.selectors import SELECTORS, make_selector
+from autogaze.selectors.codec import CodecSelector
 
 NETWORK, SELECTOR, ORACLE = "network", "selector", "oracle"  # what a method is
+CODEC = "codec"  # a selector that reads files
 UNTRAINED, RECONSTRUCTION_ORACLE, FEATURE_ORACLE = "untrained", "oracle", "feature-oracle"
 
 
@@ -74,6 +76,23 @@ def feature_oracle_method(distance: FeatureDistance, grid: PatchGrid) -> Method:
     return Method(FEATURE_ORACLE, ORACLE, FeatureOracle(distance, grid))
 
 
+def codec_method(grid: PatchGrid) -> Method:
+    """Motion vectors of the files: sees no pixels, so disturbed clips are not for it."""
+    select = CodecSelector(grid)
+
+    def choose(video: Tensor, ratio: float, generator: torch.Generator) -> Gaze:
+        raise ValueError(f"{CODEC} chooses from files, not from pixels")
+
+    def choose_files(clips: ClipSet, part: slice, ratio: float) -> Gaze:
+        gazes = [
+            select(path, frames, ratio) for path, frames in zip(clips.paths[part], clips.picked[part], strict=True)
+        ]
+        ids, chosen = (torch.cat([getattr(gaze, name) for gaze in gazes]) for name in ("ids", "chosen"))
+        return Gaze(ids, chosen, grid)
+
+    return Method(CODEC, SELECTOR, choose, choose_files=choose_files)
+
+
 def make_methods(
     checkpoints: Sequence[str],
     against: Sequence[str],
@@ -85,8 +104,8 @@ def make_methods(
 
     Args:
         checkpoints: folders, names or hub ids, each optionally as label=checkpoint; listed from weak to strong.
-        against: names of selectors, "untrained" (the first checkpoint's architecture, random weights), "oracle",
-            "feature-oracle".
+        against: names of selectors, "codec", "oracle", "feature-oracle", "untrained" (the first checkpoint's
+            architecture, random weights).
         reconstructor: the judge.
         device: where models run.
         features: the distance that the feature oracle searches on.
@@ -102,8 +121,9 @@ def make_methods(
         models = {UNTRAINED: untrained(next(iter(models.values()))), **models}
     if FEATURE_ORACLE in against and features is None:
         raise ValueError(f"{FEATURE_ORACLE} needs --features, whose distance it searches on")
-    names = [name for name in against if name not in (UNTRAINED, RECONSTRUCTION_ORACLE, FEATURE_ORACLE)]
+    names = [name for name in against if name not in (UNTRAINED, CODEC, RECONSTRUCTION_ORACLE, FEATURE_ORACLE)]
     methods = [selector_method(name, reconstructor.grid) for name in names]
+    methods += [codec_method(reconstructor.grid)] if CODEC in against else []
     methods += [model_method(name, model, reconstructor.grid) for name, model in models.items()]
     if RECONSTRUCTION_ORACLE in against:
         methods.append(oracle_method(reconstructor))
@@ -134,4 +154,4 @@ def parse_label(text: str) -> tuple[str, str]:
 
 def known_methods() -> tuple[str, ...]:
     """What `against` may name."""
-    return (*SELECTORS, UNTRAINED, RECONSTRUCTION_ORACLE, FEATURE_ORACLE)
+    return (*SELECTORS, CODEC, UNTRAINED, RECONSTRUCTION_ORACLE, FEATURE_ORACLE)

@@ -178,7 +178,7 @@ class Decoder:
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
             : frame.height, : frame.width * 3
         ]
-        picture = _upright(rows.reshape(frame.height, frame.width, 3), frame)
+        picture = upright(rows.reshape(frame.height, frame.width, 3), frame)
         self._size = self._size or picture.shape[:2]
         if picture.shape[:2] != self._size:
             raise VideoError(
@@ -264,7 +264,7 @@ def _open(source: Path | str, name: str) -> av.container.InputContainer:
         ) from error
 
 
-def _upright(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+def upright(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     """Turned as the file asks for: a phone's rotation, in steps of 90 degrees, and mirror images."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX") if frame.side_data else None
     if matrix is None:
