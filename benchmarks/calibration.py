@@ -26,7 +26,7 @@ from autogaze.evaluate.clips import load_clips
 from autogaze.evaluate.evaluation import load_reconstructor
 from autogaze.files import atomic_path, write_json
 from autogaze.model import AutoGaze
-from autogaze.pretrain.judge import Judge
+from autogaze.pretrain.judge import make_judge
 from autogaze.stop_rule.calibration import SLACK
 from autogaze.stop_rule.check import StopCheck, check_stops, smallest_ratios, useful_requirements
 from benchmarks.timing import machine
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = AutoGaze.from_pretrained(args.checkpoint, device=device).eval()
-    judge = Judge(load_reconstructor(args.reconstructor)).to(device)
+    judge = make_judge(args.judge, lambda: load_reconstructor(args.reconstructor), model.preprocessor).to(device)
     clips = read(args.data, model, args, device)
     calibrations = {"before": stored(args.before) if args.before else (), "after": model.config.calibration}
     asked = args.asked or useful_requirements(model, judge, clips, args.points)
@@ -108,7 +108,7 @@ def draw(checks: dict[str, list[StopCheck]], path: Path) -> None:
     left.set(ylabel=f"stops whose loss is <= {SLACK} x asked", ylim=(0, 1.02))
     right.set(ylabel="mean share of patches", ylim=(0, None))
     for axes in (left, right):
-        axes.set(xlabel="reconstruction loss asked for")
+        axes.set(xlabel="loss asked for")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     with atomic_path(path) as temporary:
@@ -118,6 +118,9 @@ def draw(checks: dict[str, list[StopCheck]], path: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.calibration", description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", required=True, help="a run, a folder, or a shipped name")
+    parser.add_argument(
+        "--judge", default="reconstructor", metavar="TERMS", help="reconstructor, features:MODEL, l1, or a weighted sum"
+    )
     parser.add_argument("--reconstructor", help="folder of the judge (default: the shipped one)")
     parser.add_argument("--data", required=True, type=Path, help="folder of videos to check on")
     parser.add_argument("--before", type=Path, help="config.json to compare with (default: no calibration)")

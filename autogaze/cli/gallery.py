@@ -25,6 +25,7 @@ from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
 from autogaze.device import pick_device
 from autogaze.evaluate.clips import pick_frames
+from autogaze.evaluate.disturbances import noise
 from autogaze.files import atomic_path
 from autogaze.media.clip_files import SHEET
 from autogaze.media.preprocess import Preprocessor
@@ -66,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reconstruction loss at which a frame may stop (default: never)",
     )
     parser.add_argument("--frames", type=int, default=16, help="frames gazed at, evenly over the video (default 16)")
+    parser.add_argument(
+        "--noise", type=float, default=0.0, metavar="SIGMA", help="sensor noise to add first, of 255 (default none)"
+    )
     parser.add_argument("--stills", type=int, default=6, help="frames drawn (default 6)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument("--json", action="store_true", help="print what was drawn as JSON on the last line of stdout")
@@ -74,11 +78,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.frames < 1 or args.stills < 1:
         raise ValueError(f"frames and stills must be positive, got {args.frames} and {args.stills}")
+    if args.noise < 0:
+        raise ValueError(f"noise must not be negative, got {args.noise:g}")
     infos = open_all(args.video)
     choose, preprocessor = _chooser(args)
     entries, rows = [], []
     for info, name in zip(infos, picture_names(infos), strict=True):
         clip = read_frames(info.path, pick_frames(count_frames(info.path), args.frames, None)).frames
+        if args.noise:
+            clip = noise(torch.from_numpy(clip), args.noise, torch.Generator().manual_seed(0)).numpy()
         gaze = choose(preprocessor(torch.from_numpy(clip).to(pick_device(args.device))))
         entry, sheet_row = draw_clip(name, clip, gaze, args.out, args.stills)
         entries.append(entry)

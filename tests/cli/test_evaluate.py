@@ -197,3 +197,13 @@ def test_the_gallery_draws_every_video_and_a_sheet(
     assert {path.name for path in tmp_path.iterdir()} == {"object.png", "static.png", gallery.SHEET}
     assert main(["gallery", *words, "--checkpoint", "difference", "--task-loss-requirement", "0.5"]) == 2
     assert "has no task loss requirement" in capsys.readouterr().err
+
+
+def test_the_gallery_shows_noise_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    words = ["gallery", str(folder / "clips" / "static.mp4"), "--frames", "4", "--stills", "2", "--device", "cpu"]
+    words += ["--checkpoint", "difference"]
+    for name, noise in (("clean", "0"), ("noisy", "20")):
+        assert main([*words, "--out", str(tmp_path / name), "--noise", noise]) == 0
+    clean, noisy = (cv2.imread(str(tmp_path / name / "static.png")).astype(float) for name in ("clean", "noisy"))
+    assert clean.shape == noisy.shape and abs(clean - noisy).mean() > 2
+    assert main([*words, "--out", str(tmp_path / "x"), "--noise", "-1"]) == 2
