@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from autogaze.checkpoint import WEIGHTS, find
+from autogaze.evaluate.feature_summary import BASELINE, RATIO
+from autogaze.evaluate.feature_table import feature_tables
 from autogaze.evaluate.methods import NETWORK, SELECTOR
 from autogaze.evaluate.requirement import ALL
 from autogaze.evaluate.results import Comparison, Results
@@ -94,7 +96,7 @@ class Card:
         own = tuple(row for row in self.results.requirements if row.method == self._name)
         results = replace(self.results, requirements=own)
         tables = [make(results) for make in (loss_table, comparison_table, kind_table, requirement_table)]
-        return "\n".join([intro, *filter(None, tables)])
+        return "\n".join([intro, *filter(None, [*tables, feature_tables(results)])])
 
     @property
     def _name(self) -> str:
@@ -122,13 +124,20 @@ class Card:
             if row.interval.high > 1
         ]
         lines += [
+            f"- {row.viewer}, {row.disturbance} clips of kind {row.kind} at ratio {row.gazing_ratio:g}: "
+            f"the distance is {row.interval} of {row.against}'s."
+            for row in self.results.feature_comparisons
+            if (row.method, row.against, row.figure) == (name, BASELINE, RATIO) and row.interval.value > 1
+        ]
+        lines += [
             f'- Requirement "{row.requirement}": {row.kept:.0%} of the frames that stopped early met it.'
             for row in self.results.requirements
             if row.method == name and row.kind == ALL and row.kept is not None
         ]
+        seen = " and by what ViTs see of the pasted picture" if self.results.features else ""
         lines.append(
-            "- Judged by a reconstructor's loss on short clips. Nothing is said here about what a ViT does "
-            "with the chosen patches."
+            f"- Judged by a reconstructor's loss{seen}, on short clips. Nothing is said here about what a ViT does "
+            "with the chosen patches alone."
         )
         return "\n".join(["## Limits", "", *lines, "", worst_table(self.results)])
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from autogaze.cli import card
 from autogaze.cli.main import main
 from autogaze.evaluate.bootstrap import bootstrap, ratio
 from autogaze.evaluate.clips import ClipSet, load_clips
@@ -161,3 +162,5 @@ def test_the_quality_benchmark_has_goals_for_features(folder: Path) -> None:
     assert goals["tiny, noise-20: distance / difference's at 0.05"]["wanted"] == "<= 0.52"
     assert goals["tiny: distance / a's at 0.1, upper end of 95 %"]["value"] > 0
     assert (folder / "out-features.png").is_file()
+    made = card.make_card(folder / "out.json", str(folder / "other")).text()
+    assert "tiny: patch tokens, compared" in made and "what ViTs see of the pasted picture" in made
