@@ -59,14 +59,14 @@ class Checkpoint:
         return tensors
 
 
-def read(name: str | Path) -> Checkpoint:
-    """Read a checkpoint; see the module's docstring for what `name` may be.
+def read(name: str | Path, revision: str | None = None) -> Checkpoint:
+    """Read a checkpoint; see the module's docstring for what `name` may be. `revision`: of a model of the hub.
 
     Raises:
         FileNotFoundError: if there is no such checkpoint, naming what was looked for.
         ValueError: if the files are not a checkpoint of this model, or are damaged.
     """
-    folder = find(name)
+    folder = find(name, revision)
     config = config_from_published(_read_json(folder / CONFIG), folder / CONFIG)
     try:
         tensors = load_file(folder / WEIGHTS)
@@ -83,16 +83,18 @@ def _own_name(key: str) -> str:
     return key.removeprefix(PREFIX).replace("paste_error.", "residual_map.")
 
 
-def find(name: str | Path) -> Path:
-    """The folder of a checkpoint."""
+def find(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a checkpoint; `revision` is a branch, tag or commit of the hub."""
     path = Path(name)
     for folder in (path, path / "model", SHIPPED / str(name)):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            if revision is not None:
+                raise ValueError(f"revision={revision!r} is for models of the hub, but {str(name)!r} is {folder}")
             return folder
     if path.exists():
         raise FileNotFoundError(f"{path} holds no checkpoint: expected {CONFIG} and {WEIGHTS} in it or in its model/")
     if len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in (".", ".."):
-        return _download(str(name))
+        return _download(str(name), revision)
     shipped = sorted(folder.name for folder in SHIPPED.glob("*") if (folder / CONFIG).is_file())
     raise FileNotFoundError(
         f"no checkpoint {str(name)!r}: neither a folder, nor shipped weights "
@@ -100,14 +102,14 @@ def find(name: str | Path) -> Path:
     )
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     except ImportError as error:
         raise explain(error, f"there is no folder {repository!r}; loading it from the hub") from error
     try:
-        return Path(snapshot_download(repository, allow_patterns=["*.json", WEIGHTS]))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=["*.json", WEIGHTS]))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise FileNotFoundError(f"no folder {repository!r}, and the hub did not give it: {error}") from error
 

@@ -21,7 +21,10 @@ def noise(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def test_the_base_model_has_the_published_size() -> None:
-    assert sum(parameter.numel() for parameter in AutoGaze().parameters()) == 3_258_240
+    assert sum(p.numel() for p in AutoGaze(AutoGazeConfig(residual_map=False)).parameters()) == 3_258_240
+    shipped = AutoGaze.from_pretrained("autogaze-base").config
+    limits = {"gazing_ratio": 0.75, "task_loss_requirement": 0.7, "calibration": ()}
+    assert AutoGazeConfig() == AutoGazeConfig.base() == replace(shipped, **limits)
     assert AutoGazeConfig.tiny().grid == AutoGazeConfig().grid
 
 
@@ -34,7 +37,7 @@ def test_a_budget_is_spent_and_no_id_comes_twice() -> None:
 
 
 def test_without_limits_everything_is_chosen_once() -> None:
-    gaze = small_model().generate(random_video(1, 2))
+    gaze = small_model().generate(random_video(1, 2), gazing_ratio=None)
     assert torch.equal(gaze.ids.sort(-1).values, torch.arange(21).expand(1, 2, 21))
 
 
@@ -47,7 +50,7 @@ def test_a_smaller_budget_is_a_prefix_of_a_larger_one_in_the_first_frame() -> No
 def test_a_requirement_stops_early_and_a_weaker_one_stops_no_later() -> None:
     model, video = small_model(), random_video(2, 4)
     asked = typical_loss(model, video)
-    counts = [int(model.generate(video[:, :1], 1.0, asked + shift).counts.sum()) for shift in (-9.0, 0.0, 9.0)]
+    counts = [int(model.generate(video[:, :1], 1.0, limit).counts.sum()) for limit in (None, asked, asked + 9.0)]
     assert counts[0] == 2 * 21 and counts[0] > counts[1] >= counts[2]
     assert model.generate(video, 1.0, 1e9).counts.unique().tolist() == [1]  # a frame's first id is never padding
 
@@ -133,17 +136,17 @@ def test_calibration_is_piecewise_linear_and_moves_along_outside() -> None:
 @pytest.mark.parametrize("way", ["generate", "stream"])
 def test_a_calibrated_model_stops_where_its_threshold_says(way: str) -> None:
     model, video = small_model(), random_video(1, 3)
-    asked = typical_loss(model, video)
+    asked = typical_loss(model, video) + 0.1
 
-    def counts(requirement: float) -> list[int]:
+    def counts(requirement: float | None) -> list[int]:
         if way == "generate":
             return model.generate(video, 1.0, requirement).counts[0].tolist()
         stream = model.stream(1.0, requirement)
         return [int(stream.step(video[:, t]).counts) for t in range(3)]
 
     plain = counts(asked)
-    model.with_calibration(((0.0, asked), (1.0, asked + 1)))
-    assert counts(0.0) == plain != counts(asked - 9)
+    model.config = replace(model.config, calibration=((0.0, asked), (1.0, asked + 1)))
+    assert counts(0.0) == plain != counts(None)
 
 
 def test_gaze_equals_preprocess_and_generate() -> None:
@@ -169,7 +172,7 @@ def test_gaze_takes_both_defaults_from_the_config_or_none() -> None:
     model.config = replace(model.config, task_loss_requirement=1e9)
     assert model.gaze(frames).counts.unique().tolist() == [1]
     assert model.gaze(frames, gazing_ratio=0.4).counts.unique().tolist() == [8]
-    assert model.gaze(frames, task_loss_requirement=-1e9).counts.unique().tolist() == [21]
+    assert model.gaze(frames, task_loss_requirement=None).counts.unique().tolist() == [21]
 
 
 def test_gaze_refuses_what_it_cannot_read(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ and `from_gazing_info`. A gaze may be empty: K = 0, or a frame in which nothing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,7 @@ class PackedGaze:
         return torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Gaze:
     """Patches chosen in each frame of a batch of clips, padded to a common count K."""
 
@@ -75,8 +76,46 @@ class Gaze:
         loss = None if self.task_loss is None else self.task_loss.to(device)
         return replace(self, ids=self.ids.to(device), chosen=self.chosen.to(device), task_loss=loss)
 
-    def __getitem__(self, index: slice | Tensor) -> Gaze:
-        """Some clips of the batch, by slice or by an index tensor."""
+    def __repr__(self) -> str:
+        clips, frames, slots = self.ids.shape
+        of = ", ".join(
+            (
+                f"{clips} clip{'s' * (clips != 1)} x {frames} frame{'s' * (frames != 1)} x {slots} slots",
+                f"ratio {float(self.ratio.mean()):.2f}" if clips and not self.ids.is_meta else "ratio -",
+                f"scales {'+'.join(map(str, self.grid.scales))}",
+                *([f"frame {self.grid.height_px} x {self.grid.width_px}"] if self.grid.frame_size else []),
+                str(self.device),
+            )
+        )
+        return f"Gaze({of})"
+
+    def __len__(self) -> int:
+        """Clips of the batch."""
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Gaze]:
+        """Clip after clip, each a gaze of (1, T, K)."""
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor | np.ndarray) -> Gaze:
+        """Some clips of the batch, as a gaze: one (1, T, K) by its number, others by a slice, indices or a mask.
+
+        Raises:
+            IndexError: if there is no such clip.
+            TypeError: if the index is not of clips, such as one of frames too.
+        """
+        if isinstance(index, int | np.integer) and not isinstance(index, bool):
+            clips = len(self)
+            if not -clips <= index < clips:
+                raise IndexError(f"no clip {index}: this gaze has {clips}")
+            index = slice(int(index) % clips, int(index) % clips + 1)
+        elif isinstance(index, list | np.ndarray):
+            index = torch.as_tensor(index, device=self.device)
+        if not isinstance(index, slice) and not (isinstance(index, Tensor) and index.ndim == 1):
+            raise TypeError(
+                f"a gaze is indexed by clips: a number, a slice, a list or a 1-D tensor, got {type(index).__name__}; "
+                "gaze.ids[clip, frame] gives the ids of a frame"
+            )
         loss = None if self.task_loss is None else self.task_loss[index]
         return replace(self, ids=self.ids[index], chosen=self.chosen[index], task_loss=loss)
 

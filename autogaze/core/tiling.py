@@ -37,6 +37,24 @@ class Tiling:
         """Tiles a frame."""
         return self.rows * self.columns
 
+    def check_size(self, video: Tensor) -> None:
+        """Refuse frames (..., H, W) of another size than the grid's."""
+        size = (self.whole.height_px, self.whole.width_px)
+        if tuple(video.shape[-2:]) != size:
+            raise ValueError(
+                f"the grid is of frames of {size[0]} x {size[1]} pixels, got {video.shape[-2]} x {video.shape[-1]}: "
+                "resize the frames, or give PatchGrid their frame_size"
+            )
+
+    def own_scales(self, scales: Sequence[int] | int | None) -> tuple[int, ...] | None:
+        """The model's scales that stand for some of the frame's grid, all in pixels."""
+        if scales is None:
+            return None
+        asked = {scales} if isinstance(scales, int) else set(scales)
+        if not asked or not asked <= set(self.whole.scales):
+            raise ValueError(f"scales must be some of the grid's {self.whole.scales} (pixels), got {scales}")
+        return tuple(own for own, scale in zip(self.tile.scales, self.whole.scales, strict=True) if scale in asked)
+
     def cut(self, video: Tensor) -> Tensor:
         """(B, T, C, H, W) -> (B * count, T, C, side, side), zeros beyond the frame; side is tile_px / stride.
 
@@ -109,6 +127,17 @@ def make_tiling(
         whole = replace(whole, frame_size=frame_size)
         rows, columns = tiles_along(frame_size, tile_px, gaze_stride)
     return Tiling(grid, whole, gaze_stride * tile_px, rows, columns, gaze_stride)
+
+
+def tiling_onto(grid: PatchGrid, target: PatchGrid, gaze_stride: int = 1) -> Tiling:
+    """The tiling that gives gazes on a grid of a caller's own, for frames of exactly its size; see `make_tiling`.
+
+    Args:
+        grid: the model's.
+        target: with as many scales; over a frame that is not square, in the proportions of the model's.
+    """
+    size = (target.height_px, target.width_px)
+    return replace(make_tiling(grid, size, target.scales, target.patch_size, gaze_stride), whole=target)
 
 
 def tiles_along(lengths: tuple[int, ...], tile: int, gaze_stride: int = 1) -> tuple[int, ...]:

@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from autogaze.core.gaze import Gaze
-from autogaze.core.tiling import Tiling, check_stride, make_tiling
+from autogaze.core.grid import PatchGrid
+from autogaze.core.tiling import Tiling, check_stride, make_tiling, tiling_onto
 from autogaze.decoding.backends import Decoding, begin
 from autogaze.decoding.clip import frames_at_once, join_frames
+from autogaze.decoding.limits import DEFAULT, Limit, choose_limits
 from autogaze.decoding.request import Request, make_request
-from autogaze.media.preprocess import check_frames
-from autogaze.media.source import to_device
+from autogaze.media.frames import as_clip
+from autogaze.media.source import open_source, to_device
 from autogaze.media.video import FRAMES_AT_ONCE
 from autogaze.network.network import GazeNetwork
 
 ENDLESS = 1 << 31  # frames of a video whose length is not known
+VideoSource = str | os.PathLike[str] | int | Any  # a file, an address, a camera, or frames in any form
+
+
+def in_chunks(source: VideoSource, at_once: int = FRAMES_AT_ONCE) -> Iterator[Tensor]:
+    """Frames (t, H, W, 3) uint8, t <= at_once, of a video file or of frames in any form that people hold them in.
+
+    Raises:
+        ValueError: see `autogaze.media.frames.as_frames`.
+    """
+    if at_once < 1:
+        raise ValueError(f"at_once must be at least 1 frame, got {at_once}")
+    if isinstance(source, int | str | os.PathLike):
+        for chunk in open_source(source).chunks():
+            yield from as_clip(chunk.frames).split(at_once)
+    elif isinstance(source, Iterator):
+        first = 0
+        while part := list(islice(source, at_once)):
+            yield as_clip(part, first)
+            first += len(part)
+    else:
+        yield from as_clip(source).split(at_once)
 
 
 class FrameGazer:
-    """Looks at uint8 frames of any size, in order, a few at a time; memory does not grow with the video.
+    """Looks at frames of any size, in order, a few at a time; memory does not grow with the video.
 
     Args:
         model: the model; its preprocessing is used.
-        gazing_ratio, task_loss_requirement: numbers, see `defaults`.
+        gazing_ratio, task_loss_requirement: numbers, see `autogaze.decoding.limits`.
         tiles: look at full resolution, tile by tile, instead of at the whole frame in one square.
-        gaze_stride: with `tiles`, look with so many times fewer pixels each way: fewer tiles, coarser choices.
+        gaze_stride: with `tiles` or a grid, look with so many times fewer pixels each way: fewer tiles, coarser
+            choices.
+        grid: of the results; frames are resized to its size.
+        scales: of that grid, in pixels, that may be chosen from.
 
     Raises:
         ValueError: if the stride is not a whole number from 1 on, is above 1 without `tiles`, or (with the first
@@ -39,32 +67,43 @@ class FrameGazer:
     def __init__(
         self,
         model: GazeNetwork,
-        gazing_ratio: float | None = None,
-        task_loss_requirement: float | None = None,
+        gazing_ratio: Limit = DEFAULT,
+        task_loss_requirement: Limit = DEFAULT,
         tiles: bool = False,
         gaze_stride: int = 1,
+        grid: PatchGrid | None = None,
+        scales: Sequence[int] | int | None = None,
     ) -> None:
-        check_stride(gaze_stride, tiles)
-        self.model, self.tiles, self.gaze_stride = model, tiles, gaze_stride
-        self.gazing_ratio, self.task_loss_requirement = gazing_ratio, task_loss_requirement
-        self._decoding: Decoding | None = None
+        if tiles and grid is not None:
+            raise ValueError("give tiles=True, which is a grid of the frame's own size, or grid, not both")
+        model.check_weights()
+        self.model, self.tiles, self.gaze_stride, self.scales = model, tiles, gaze_stride, scales
+        self.limits = choose_limits(model.config, gazing_ratio, task_loss_requirement)
+        self._preprocessor = model.preprocessor
         self._tiling: Tiling | None = None
+        if grid is not None and grid != model.grid:
+            self._tiling = tiling_onto(model.grid, grid, gaze_stride)
+            self._preprocessor = replace(model.preprocessor, size=(grid.height_px, grid.width_px))
+        check_stride(gaze_stride, tiles or self._tiling is not None)
+        self._decoding: Decoding | None = None
         self._frame_size: tuple[int, int] | None = None
         self._at_once = 1  # frames
         self._requests: dict[int, Request] = {}  # by the number of frames
+        if not tiles:
+            self._request(1)  # refuses what does not fit before there is a frame
 
     @torch.no_grad()
-    def __call__(self, frames: np.ndarray | Tensor) -> Gaze:
+    def __call__(self, frames: Any) -> Gaze:
         """The gaze (1, T, K) of the next frames, (T, H, W, 3) uint8, all frames of a video of one size.
 
         Frames are chosen in many at a time. Where the first call brings a single one, they are expected one by one, as
         from a camera, and each is answered as fast as it can be.
         """
-        frames = check_frames(frames)
+        frames = as_clip(frames)
         size = (int(frames.shape[-3]), int(frames.shape[-2]))
         if self._decoding is None:
             self._open(size, one_by_one=len(frames) == 1)
-        if frames.ndim != 4 or size != self._frame_size:
+        if size != self._frame_size:
             raise ValueError(
                 f"frames must be uint8 (T, H, W, 3) of {self._frame_size} pixels like the first ones, "
                 f"got {tuple(frames.shape)}"
@@ -72,7 +111,8 @@ class FrameGazer:
         return Gaze.join([self._choose(part) for part in frames.split(self._at_once)])
 
     def _open(self, size: tuple[int, int], one_by_one: bool) -> None:
-        self._tiling = make_tiling(self.model.grid, size, gaze_stride=self.gaze_stride) if self.tiles else None
+        if self.tiles:
+            self._tiling = make_tiling(self.model.grid, size, gaze_stride=self.gaze_stride)
         self._frame_size = size
         self._at_once = 1 if one_by_one else frames_at_once(self._batch, self.model.device)
         self._decoding = begin(self.model, self._request(1), ENDLESS, stream=one_by_one)
@@ -85,7 +125,9 @@ class FrameGazer:
         """What is asked of so many frames; the same object each time, which a back end knows again."""
         if frames not in self._requests:
             grid, config = self.model.grid, self.model.config
-            request = make_request(grid, self._batch, frames, self.gazing_ratio, self.task_loss_requirement)
+            scales = self.scales if self._tiling is None else self._tiling.own_scales(self.scales)
+            ratio, requirement = self.limits
+            request = make_request(grid, self._batch, frames, ratio, requirement, scales=scales)
             if request.requirement is not None:
                 request = replace(request, requirement=config.threshold(request.requirement))
             self._requests[frames] = request
@@ -95,36 +137,21 @@ class FrameGazer:
         assert self._decoding is not None
         frames, request = to_device(frames, self.model.device), self._request(len(frames))
         if self._tiling is None:
-            return join_frames([self._decoding.decode(self.model.preprocessor(frames), request)], self.model)
-        tiles = self._tiling.cut(self.model.preprocessor.normalise(frames)[None])
-        gaze = join_frames([self._decoding.decode(tiles, request)], self.model)
+            return join_frames([self._decoding.decode(self._preprocessor(frames), request)], self.model)
+        video = self._preprocessor.normalise(frames)[None] if self.tiles else self._preprocessor(frames)
+        gaze = join_frames([self._decoding.decode(self._tiling.cut(video), request)], self.model)
         return Gaze.from_patch_mask(self._tiling.join(gaze.patch_mask()), self._tiling.whole)
 
 
 def gaze_frames(
     model: GazeNetwork,
-    frames: Iterable[np.ndarray | Tensor],
-    gazing_ratio: float | None = None,
-    task_loss_requirement: float | None = None,
+    frames: Iterable[Any],
+    gazing_ratio: Limit = DEFAULT,
+    task_loss_requirement: Limit = DEFAULT,
     tiles: bool = False,
     at_once: int = FRAMES_AT_ONCE,
     gaze_stride: int = 1,
 ) -> Iterator[Gaze]:
-    """Gaze at a camera or any other source of frames.
-
-    Args:
-        frames: uint8 frames (H, W, 3) of one size, in order.
-        gazing_ratio, task_loss_requirement, tiles, gaze_stride: as in `FrameGazer`.
-        at_once: frames a result.
-
-    Yields:
-        Gaze (1, t, K) of the next t <= at_once frames.
-    """
-    look, waiting = FrameGazer(model, gazing_ratio, task_loss_requirement, tiles, gaze_stride), []
-    for frame in frames:
-        waiting.append(torch.as_tensor(frame))
-        if len(waiting) == at_once:
-            yield look(torch.stack(waiting))
-            waiting = []
-    if waiting:
-        yield look(torch.stack(waiting))
+    """`AutoGaze.gaze_frames` under its name of version 0.1."""
+    look = FrameGazer(model, gazing_ratio, task_loss_requirement, tiles, gaze_stride)
+    return (look(part) for part in in_chunks(iter(frames), at_once))

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
-
-PerFrame = float | Sequence[float] | Tensor | None  # a number, per frame (T,), per clip (B,), or both (B, T)
+from autogaze.decoding.limits import PerFrame, check_ratios, numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,33 +54,27 @@ class Request:
 
 
 def spread(value: PerFrame, batch: int, frames: int, name: str) -> Tensor | None:
-    """A (B, T) float64 CPU tensor of a number, a value per frame, per clip, or both.
+    """A (B, T) float64 CPU tensor of a number, a value per frame (T,), per clip (B, 1), or both (B, T).
 
-    A Python sequence of length T is per frame (the published form), else per clip; a 1-D tensor of length B is
-    per clip, else per frame. The two readings differ only where B = T.
+    Shape decides, whatever the container. One dimension is one a frame (T,); B values where B is not T are taken as
+    one a clip. Where B = T > 1 the two readings differ, and one dimension is refused.
     """
-    if value is None:
+    tensor = numbers(name, value)
+    if tensor is None:
         return None
-    if isinstance(value, Tensor):
-        tensor = value.detach().to("cpu", torch.float64)
-    else:
-        tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu")
-    if tensor.ndim == 1:
-        order = ((batch, 1), (1, frames)) if isinstance(value, Tensor) else ((1, frames), (batch, 1))
-        shape = next((shape for shape in order if len(tensor) == shape[0] * shape[1]), None)
-        if shape is None:
-            raise ValueError(
-                f"{name} has {len(tensor)} values; give one number, {frames} (one a frame), "
-                f"{batch} (one a clip) or ({batch}, {frames})"
-            )
-        tensor = tensor.reshape(shape)
-    fits = tensor.ndim == 0 or (tensor.ndim == 2 and tensor.shape[0] in (1, batch) and tensor.shape[1] in (1, frames))
-    if not fits:
+    shapes = (
+        f"a number, ({frames},) or (1, {frames}) for one a frame, ({batch}, 1) for one a clip, or ({batch}, {frames})"
+    )
+    if tensor.ndim == 1 and len(tensor) == batch == frames > 1:
         raise ValueError(
-            f"{name} must be a number, one a frame, one a clip or ({batch}, {frames}), got {tuple(tensor.shape)}"
+            f"{name} with {batch} values could mean one a frame or one a clip, as there are {batch} of both: "
+            f"give it the shape (1, {frames}) for frames or ({batch}, 1) for clips"
         )
-    if bool(tensor.isnan().any()):
-        raise ValueError(f"{name} must not be NaN")
+    if tensor.ndim == 1 and len(tensor) == batch:
+        tensor = tensor[:, None]
+    fits = tensor.ndim <= 1 or tensor.ndim == 2 and tensor.shape[0] in (1, batch)
+    if not fits or (tensor.ndim and tensor.shape[-1] not in (1, frames)):
+        raise ValueError(f"{name} must be {shapes}, got shape {tuple(tensor.shape)}")
     return tensor.expand(batch, frames)
 
 
@@ -105,14 +98,12 @@ def make_request(
         ValueError: on a ratio outside [0, 1] (0: look at nothing), a shape that fits neither frames nor clips,
             a temperature that is not positive, or a scale that the grid does not have.
     """
-    if temperature is not None and not temperature > 0:
-        raise ValueError(f"temperature must be positive (None chooses the best id), got {temperature}")
+    if temperature is not None and (isinstance(temperature, bool | str) or not temperature > 0):
+        raise ValueError(f"temperature must be positive (None chooses the best id), got {temperature!r}")
     ratio = spread(1.0 if gazing_ratio is None else gazing_ratio, batch, frames, "gazing_ratio")
     assert ratio is not None
-    if bool(((ratio < 0) | (ratio > 1)).any()):
-        raise ValueError(f"gazing_ratio must be in [0, 1], got {ratio.min():g} to {ratio.max():g}")
-    single = isinstance(gazing_ratio, Tensor) and gazing_ratio.dtype != torch.float64
-    slack = 1e-7 if single else 0.0  # 0.7 is 0.69999999 in float32 and must not lose an id
+    check_ratios(ratio)
+    slack = 1e-7  # 0.7 is 0.69999999 in float32 and must not lose an id
     budget = ((ratio + slack) * grid.patches_per_frame).long().clamp(1, grid.patches_per_frame) * (ratio > 0)
     requirement = spread(task_loss_requirement, batch, frames, "task_loss_requirement")
     requirement = None if requirement is None else requirement.float()

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from autogaze.core.checks import check_values
 from autogaze.core.gaze import Gaze
+from autogaze.core.tiling import Tiling
 from autogaze.decoding.backends import begin
 from autogaze.decoding.clip import join_frames
+from autogaze.decoding.limits import DEFAULT, Limit, choose_limits
 from autogaze.decoding.request import make_request
 from autogaze.network.network import GazeNetwork
 
 
 class GazeStream:
-    """Streams side by side, one frame of each at a time. Made by `AutoGaze.stream`."""
+    """Streams side by side, one frame of each at a time. Made by `AutoGaze.stream`.
+
+    Args:
+        model: the network.
+        gazing_ratio, task_loss_requirement: as in `AutoGaze.stream`.
+        batch: streams side by side.
+        scales: of the grid of the results, in pixels, that may be chosen from; None: all.
+        tiling: how frames are cut into tiles; None: frames are resized to the model's square.
+    """
 
     def __init__(
         self,
         model: GazeNetwork,
-        gazing_ratio: float | Tensor | None,
-        task_loss_requirement: float | Tensor | None,
-        batch: int,
+        gazing_ratio: Limit = DEFAULT,
+        task_loss_requirement: Limit = DEFAULT,
+        batch: int = 1,
+        scales: Sequence[int] | int | None = None,
+        tiling: Tiling | None = None,
     ) -> None:
         if batch < 1:
             raise ValueError(f"a stream needs at least one clip side by side, got batch {batch}")
-        request = make_request(model.grid, batch, 1, gazing_ratio, task_loss_requirement)
+        model.check_weights()
+        ratio, requirement = choose_limits(model.config, gazing_ratio, task_loss_requirement)
+        own = scales if tiling is None else tiling.own_scales(scales)
+        request = make_request(model.grid, batch, 1, ratio, requirement, scales=own)
         if request.requirement is not None:
             request = replace(request, requirement=model.config.threshold(request.requirement))
-        self.model, self.batch, self.request = model, batch, request
+        self.model, self.batch, self.tiling = model, batch, tiling
+        self.request = request if tiling is None else request.repeated(tiling.count)
+        self.grid = model.grid if tiling is None else tiling.whole
         self.frame = 0  # frames seen
         self.reset()
 
@@ -43,12 +62,34 @@ class GazeStream:
         """Choose patches of the next frame.
 
         Args:
-            frame: (B, 3, H, W) float, preprocessed.
+            frame: (B, 3, H, W) float, preprocessed. Its values are checked, on a GPU those of the first frame.
 
         Returns:
             Gaze of (B, 1, K).
         """
-        if frame.ndim != 4 or frame.shape[:2] != (self.batch, 3) or not frame.is_floating_point():
-            raise ValueError(f"frame must be ({self.batch}, 3, H, W) float, got {frame.dtype} {tuple(frame.shape)}")
+        if (
+            not isinstance(frame, Tensor)
+            or frame.ndim != 4
+            or frame.shape[:2] != (self.batch, 3)
+            or not frame.is_floating_point()
+        ):
+            got = f"{frame.dtype} {tuple(frame.shape)}" if isinstance(frame, Tensor) else type(frame).__name__
+            raise ValueError(
+                f"frame must be ({self.batch}, 3, H, W) float, got {got}; model.preprocessor(frames) makes it of uint8 "
+                "RGB frames"
+            )
+        finish = None
+        if self.frame == 0 or not frame.is_cuda:
+            finish = check_values(frame, *self.model.preprocessor.value_range)
+        gaze = self._choose(frame)
+        if finish is not None:
+            finish()
         self.frame += 1
-        return join_frames([self._decoding.decode(frame[:, None], self.request)], self.model)
+        return gaze
+
+    def _choose(self, frame: Tensor) -> Gaze:
+        if self.tiling is None:
+            return join_frames([self._decoding.decode(frame[:, None], self.request)], self.model)
+        self.tiling.check_size(frame)
+        gaze = join_frames([self._decoding.decode(self.tiling.cut(frame[:, None]), self.request)], self.model)
+        return Gaze.from_patch_mask(self.tiling.join(gaze.patch_mask()), self.tiling.whole)

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from autogaze.files import write_json
+from autogaze.media.frames import as_frames
 
 RESAMPLE_CODES = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, used in published files
 WEIGHT_BITS = 22  # PIL's fixed point for 8-bit images: 32 - 8 bits, and 2 to spare
@@ -45,32 +46,46 @@ class Preprocessor:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean and std need 3 values and std must be positive, got {self.mean} and {self.std}")
 
-    def __call__(self, frames: np.ndarray | Tensor) -> Tensor:
+    def __call__(self, frames: Any) -> Tensor:
         """Resize and normalise.
 
         Args:
-            frames: (T, H, W, 3) or (B, T, H, W, 3) uint8 RGB; a tensor stays on its device.
+            frames: (T, H, W, 3) or (B, T, H, W, 3) uint8 RGB, or what else `autogaze.media.frames` takes; a tensor
+                stays on its device.
 
         Returns:
             (1, T, 3, height, width) or (B, T, 3, height, width) float32.
 
         Raises:
-            ValueError: if the frames are not uint8 of that shape.
+            ValueError: if the frames are nothing of the kind.
         """
-        frames = check_frames(frames)
+        frames = as_frames(frames)
         batch = frames[None] if frames.ndim == 4 else frames
         resized = resize(batch.flatten(0, 1), self.target(batch.shape[2], batch.shape[3]), self.resample)
         return self.normalise(resized).unflatten(0, batch.shape[:2])
 
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """What 0 and 255 become: the least and the largest value that a preprocessed video can have."""
+        shift = 1.0 if self.offset else 0.0
+        ends = [
+            ((x * self.rescale_factor - shift) - m) / s
+            for x in (0, 255)
+            for m, s in zip(self.mean, self.std, strict=True)
+        ]
+        return min(ends), max(ends)
+
     def normalise(self, frames: Tensor) -> Tensor:
         """(T, H, W, 3) uint8 -> (T, 3, H, W) float32 without resizing."""
         x = frames.permute(0, 3, 1, 2).float() * self.rescale_factor - (1.0 if self.offset else 0.0)
-        mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (torch.tensor(v, dtype=torch.float32, device=x.device).view(3, 1, 1) for v in (self.mean, self.std))
         return (x - mean) / std
 
     def restore(self, video: Tensor) -> Tensor:
         """The uint8 frames (..., H, W, 3) of a preprocessed video (..., 3, H, W)."""
-        mean, std = (torch.tensor(v, device=video.device).view(3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(v, dtype=torch.float32, device=video.device).view(3, 1, 1) for v in (self.mean, self.std)
+        )
         x = (video.float() * std + mean + (1.0 if self.offset else 0.0)) / self.rescale_factor
         return x.round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
 
@@ -131,16 +146,6 @@ class Preprocessor:
     def save(self, path: str | Path) -> None:
         """Write `preprocessor_config.json`."""
         write_json(path, self.to_dict())
-
-
-def check_frames(frames: np.ndarray | Tensor) -> Tensor:
-    """Frames as a uint8 tensor (T, H, W, 3) or (B, T, H, W, 3), or a ValueError."""
-    shape, dtype = tuple(getattr(frames, "shape", ())), getattr(frames, "dtype", type(frames).__name__)
-    if len(shape) not in (4, 5) or shape[-1] != 3 or dtype not in (torch.uint8, np.uint8):
-        raise ValueError(f"frames must be uint8 RGB (T, H, W, 3), got {dtype} {shape}")
-    if 0 in shape:
-        raise ValueError(f"frames must not be empty, got {shape}")
-    return torch.from_numpy(np.ascontiguousarray(frames)) if isinstance(frames, np.ndarray) else frames
 
 
 def resize(frames: Tensor, size: tuple[int, int], resample: str = "bilinear") -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from autogaze.media.clip_files import VideoError
-from autogaze.media.preprocess import check_frames
+from autogaze.media.frames import as_clip
 from autogaze.media.video import FRAMES_AT_ONCE, FrameChunk, read_chunks
 
 AHEAD = 2  # chunks that wait, decoded
@@ -54,9 +54,7 @@ class ArraySource:
     """Frames that are in memory."""
 
     def __init__(self, frames: np.ndarray | Tensor, fps: float = 25.0, size: int = FRAMES_AT_ONCE) -> None:
-        self.frames, self.fps, self.size = check_frames(frames), fps, size
-        if self.frames.ndim != 4:
-            raise ValueError(f"frames must be uint8 (T, H, W, 3), got {tuple(self.frames.shape)}")
+        self.frames, self.fps, self.size = as_clip(frames), fps, size
 
     def chunks(self) -> Iterator[FrameChunk]:
         for first in range(0, len(self.frames), self.size):

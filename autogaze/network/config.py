@@ -13,7 +13,8 @@ from autogaze.network.decoder import RopeConfig
 
 @dataclass(frozen=True)
 class AutoGazeConfig:
-    """Architecture and defaults; everything needed to rebuild a model from its weights."""
+    """Architecture and defaults; everything needed to rebuild a model from its weights. By default what is shipped;
+    published models have no residual map."""
 
     scales: tuple[int, ...] = (32, 64, 112, 224)  # pixels, ascending
     patch_size: int = 16  # pixels
@@ -29,10 +30,10 @@ class AutoGazeConfig:
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = field(default_factory=RopeConfig)
     max_num_frames: int = 16  # frames that the decoder remembers
-    residual_map: bool = False  # patches are scored by what is wrong without them (`autogaze.network.residual`); ours
+    residual_map: bool = True  # patches are scored by what is wrong without them (`autogaze.network.residual`); ours
     perceptual: bool = False  # the residual map measures differences as features see them: against contrast
-    gazing_ratio: float = 0.75  # default of the command line: largest share of a frame's patches
-    task_loss_requirement: float | None = 0.7  # default of the command line: loss at which a frame may stop
+    gazing_ratio: float = 0.75  # where a caller asks for nothing: largest share of a frame's patches
+    task_loss_requirement: float | None = 0.7  # where a caller asks for nothing: loss at which a frame may stop
     calibration: tuple[tuple[float, float], ...] = ()  # (requested loss, threshold on the prediction), ascending
 
     def __post_init__(self) -> None:
@@ -57,13 +58,12 @@ class AutoGazeConfig:
             num_attention_heads=3,
             head_dim=16,
             intermediate_size=96,
-            residual_map=True,
         )
 
     @classmethod
     def base(cls) -> AutoGazeConfig:
-        """What is shipped: the published size, and the error of what is known."""
-        return cls(residual_map=True)
+        """What is shipped, `AutoGazeConfig()`: the published size, and a residual map."""
+        return cls()
 
     @property
     def grid(self) -> PatchGrid:

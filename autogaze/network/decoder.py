@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autogaze.network.constants import Constants
+
 
 @dataclass(frozen=True)
 class RopeConfig:
@@ -28,8 +30,8 @@ class RopeConfig:
     scaled: bool = True  # False: plain rotary positions
 
     def frequencies(self, head_dim: int) -> Tensor:
-        """(head_dim / 2,) float32 angles per position."""
-        plain = self.theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        """(head_dim / 2,) float32 angles per position, on the CPU."""
+        plain = self.theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
         if not self.scaled:
             return plain
         wavelength = 2 * math.pi / plain
@@ -121,15 +123,13 @@ class DecoderTrunk(nn.Module):
         self.embed_tokens = nn.Embedding(vocabulary, width)
         self.layers = nn.ModuleList(DecoderLayer(width, heads, head_dim, hidden, eps) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=eps)
-        self.frequencies: Tensor
-        self.register_buffer("frequencies", rope.frequencies(head_dim), persistent=False)
+        self._constants = Constants(frequencies=rope.frequencies(head_dim))
 
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        """Move like any module, but keep the angles in float32: a position of thousands needs them."""
-        kept = self.frequencies
-        super()._apply(fn, recurse)
-        self.frequencies = kept.to(self.frequencies.device)
-        return self
+    @property
+    def frequencies(self) -> Tensor:
+        """(head_dim / 2,) float32 angles per position, in every dtype of the model: a position of thousands needs
+        them."""
+        return self._constants.on(self.norm.weight.device)["frequencies"]
 
     def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Hidden states of new tokens.

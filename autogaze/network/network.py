@@ -1,10 +1,12 @@
 """The network: frame encoder, connector, gaze decoder and residual map, with their parameters under published names.
 
-3,258,240 parameters at base size. Nothing here chooses: decoding does, with the network as its argument.
+3,258,240 parameters at base size, and three of the residual map. Nothing here chooses: decoding
+does, with the network as its argument.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
@@ -82,9 +84,22 @@ class GazeNetwork(nn.Module):
         return self.vision_model.side**2
 
     def with_calibration(self: Network, calibration: tuple[tuple[float, float], ...]) -> Network:
-        """Store a calibration of the stop rule (see `autogaze.stop_rule.calibration`); returns self."""
-        self.config = replace(self.config, calibration=calibration)
-        return self
+        """A copy of the model with a calibration of the stop rule (see `autogaze.stop_rule.calibration`)."""
+        model = copy.deepcopy(self)
+        model.config = replace(self.config, calibration=calibration)
+        return model
+
+    def check_weights(self) -> None:
+        """Refuse to compute without weights.
+
+        Raises:
+            ValueError: if the parameters are on the meta device.
+        """
+        if self.device.type == "meta":
+            raise ValueError(
+                "the model is on the meta device and has no weights: model.load_state_dict(weights, assign=True), or "
+                "model.to_empty(device=...) and then load_state_dict; or AutoGaze.from_pretrained, which loads them"
+            )
 
     def embed(
         self, video: Tensor, cache: EncoderCache | None = None, out: FrameTokens | None = None

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autogaze.core.grid import PatchGrid
+from autogaze.network.constants import Constants
 
 NEVER = 0  # level of a place that nobody has looked at; scale k of the grid is level k + 1
 LEAST_GAIN = 1e-5  # a patch that takes away less of a frame's loss than this scores as if it took away this much
@@ -74,14 +75,20 @@ class ResidualMap(nn.Module):
         self.response = nn.Parameter(_response(len(self.blocks)), requires_grad=False) if perceptual else None
         self.strength = nn.Parameter(torch.tensor(STRENGTH))  # of the scores
         self.counts = grid.patches_per_scale
-        self.cover: Tensor
-        self.share: Tensor
-        table = patch_at(grid, side)  # (scales, N)
-        cover = torch.zeros(grid.patches_per_frame, side**2, dtype=torch.uint8)
-        for k, patches in enumerate(table):
-            cover[patches, torch.arange(side**2)] = k + 1
-        self.register_buffer("cover", cover, persistent=False)  # (P, N) level of a patch at the places in it, else 0
-        self.register_buffer("share", (cover > 0).float().t() / side**2, persistent=False)  # (N, P)
+        cover = torch.zeros(grid.patches_per_frame, side**2, dtype=torch.uint8, device="cpu")
+        for k, patches in enumerate(patch_at(grid, side, "cpu")):
+            cover[patches, torch.arange(side**2, device="cpu")] = k + 1
+        self._constants = Constants(cover=cover, share=(cover > 0).float().t() / side**2)
+
+    @property
+    def cover(self) -> Tensor:
+        """(P, N) uint8: the level of each patch at the cells in it, else 0."""
+        return self._constants.on(self.strength.device)["cover"]
+
+    @property
+    def share(self) -> Tensor:
+        """(N, P) float32: the share of a frame that a cell of each patch is, 0 outside of it."""
+        return self._constants.on(self.strength.device)["share"]
 
     def open(self, frame: Tensor) -> Tensor:
         """The canvas (B, 1, H, W) of clips that begin with a frame: mid-grey, nothing is known."""

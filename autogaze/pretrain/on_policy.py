@@ -74,7 +74,7 @@ class OnPolicyModule(GazeModule):
         """
         recipe = self.recipe
         ratios = draw_ratios(len(video), recipe.min_gazing_ratio, recipe.max_gazing_ratio, generator)
-        gaze = self.model.generate(video, gazing_ratio=ratios)
+        gaze = self.model.generate(video, gazing_ratio=ratios[:, None])
         with torch.autocast(video.device.type, enabled=False):  # pixels are compared in full precision
             return gaze, self.teacher.gains(video.float(), gaze, self.known_slots, recipe.foresight)
 

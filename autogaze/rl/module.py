@@ -102,7 +102,7 @@ class GRPOModule(GazeModule):
         repeated = video.repeat(recipe.group_size, 1, 1, 1, 1)
         gaze = self.model.generate(
             repeated,
-            gazing_ratio=ratios.repeat(recipe.group_size),
+            gazing_ratio=ratios.repeat(recipe.group_size)[:, None],
             task_loss_requirement=recipe.task_loss_requirement,
             temperature=temperature,
             generator=torch.Generator(video.device).manual_seed(seed),

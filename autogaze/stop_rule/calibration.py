@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -152,7 +152,7 @@ def run_trials(
     numbers = {name: number for number, name in enumerate(dict.fromkeys(sources))}
     source = torch.tensor([numbers[name] for name in sources]).repeat_interleave(torch.tensor(frames))
     kept, trials = model.config.calibration, []
-    model.with_calibration(())
+    model.config = replace(model.config, calibration=())
     try:
         for threshold in thresholds:
             gazes = [
@@ -165,7 +165,7 @@ def run_trials(
             predicted = torch.cat([_predicted(gaze).flatten().cpu() for gaze in gazes])
             trials.append(Trial(threshold, loss[stopped], source[stopped], predicted[stopped]))
     finally:
-        model.with_calibration(kept)
+        model.config = replace(model.config, calibration=kept)
     return trials
 
 
@@ -214,4 +214,5 @@ def calibrate(model: AutoGaze, judge: AnyJudge, samplings: Sequence[Sampling], t
     """
     tried = predicted_range(model, [video for sampling in samplings for video in sampling.clips], thresholds)
     trials = [run_trials(model, judge, sampling, tried) for sampling in samplings]
-    return model.with_calibration(fit_calibration(trials))  # none if the rule never fires
+    model.config = replace(model.config, calibration=fit_calibration(trials))  # none if the rule never fires
+    return model

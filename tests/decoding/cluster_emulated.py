@@ -115,7 +115,8 @@ def compare_first(gazer: AutoGaze, video: torch.Tensor, name: str) -> None:
     compare(name + "stop at once", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=1e9)
     compare(name + "few", gazer, video[:1], gazing_ratio=0.1)  # 2 ids of a group of 3
     compare(name + "none", gazer, video, gazing_ratio=torch.tensor([[0.3, 0.0, 0.3], [0.0, 0.1, 0.4]]))
-    compare(name + "one stops", gazer, video[:, :2], gazing_ratio=0.4, task_loss_requirement=torch.tensor([1e9, -1e9]))
+    asked = torch.tensor([[1e9], [0.0]])
+    compare(name + "one stops", gazer, video[:, :2], gazing_ratio=0.4, task_loss_requirement=asked)
 
 
 def main(without: str, knowing: str) -> None:
@@ -125,13 +126,13 @@ def main(without: str, knowing: str) -> None:
     cluster.why_not = lambda buffers: ""
     gazer, video = model(), torch.randn(2, 3, 3, 64, 64)
     losses = compare("ratio", gazer, video, gazing_ratio=0.9)
-    stop = float(losses[~losses.isnan()].quantile(0.3))
+    stop = max(0.0, float(losses[~losses.isnan()].quantile(0.3)))
     compare(
         "per clip",
         gazer,
         video,
         gazing_ratio=torch.tensor([0.3, 1.0]),
-        task_loss_requirement=torch.tensor([stop, -9.0]),
+        task_loss_requirement=torch.tensor([[stop], [0.0]]),
     )
     compare("stop", gazer, video[:1], gazing_ratio=1.0, task_loss_requirement=stop)
     compare_first(gazer, video, "heads: ")
@@ -139,9 +140,13 @@ def main(without: str, knowing: str) -> None:
     compare("window", model(window=2), torch.randn(1, 5, 3, 64, 64), gazing_ratio=0.6)
     gazer = model(residual_map=True)
     losses = compare("paste error", gazer, video, gazing_ratio=0.6)
-    stop = float(losses[~losses.isnan()].quantile(0.3))
+    stop = max(0.0, float(losses[~losses.isnan()].quantile(0.3)))
     compare(
-        "paste error, stop", gazer, video[:, :2], gazing_ratio=1.0, task_loss_requirement=torch.tensor([stop, stop / 2])
+        "paste error, stop",
+        gazer,
+        video[:, :2],
+        gazing_ratio=1.0,
+        task_loss_requirement=torch.tensor([[stop], [stop / 2]]),
     )
     compare_first(gazer, video, "paste error: ")
     compare("paste error, scales", gazer, video, gazing_ratio=0.9, scales=(64,))

@@ -169,7 +169,7 @@ def test_models_with_residual_map_choose_the_same_ids(two_threads: None, percept
     video = random_video(2, 2, side=224)
     stop = 0.8 * float(model.generate(video, 0.01).task_loss[:, :, 0].mean())
     assert_same(*ways(model, video, 0.1))
-    assert_same(*ways(model, video, torch.tensor([0.1, 0.2]), torch.tensor([stop, stop / 2])))
+    assert_same(*ways(model, video, torch.tensor([[0.1], [0.2]]), torch.tensor([[stop], [stop / 2]])))
 
 
 def test_other_patch_sizes_are_left_to_pytorch() -> None:

@@ -41,9 +41,20 @@ def test_a_ratio_may_be_one_number_or_per_frame_or_per_clip(ratio: Any, expected
     assert budgets(ratio) == expected
 
 
-def test_where_both_fit_a_list_is_per_frame_and_a_tensor_per_clip() -> None:
-    assert budgets([0.1, 0.5], 2, 2) == [[2, 10], [2, 10]]
-    assert budgets(torch.tensor([0.1, 0.5]), 2, 2) == [[2, 2], [10, 10]]
+@pytest.mark.parametrize("container", [list, tuple, np.array, torch.tensor])
+def test_shape_decides_and_never_the_container(container: Any) -> None:
+    assert budgets(container([[0.1, 0.5]]), 2, 2) == [[2, 10], [2, 10]]
+    assert budgets(container([[0.1], [0.5]]), 2, 2) == [[2, 2], [10, 10]]
+    assert budgets(container([0.1, 0.5]), 3, 2) == [[2, 10]] * 3
+    assert budgets(container([0.1, 0.5]), 2, 3) == [[2] * 3, [10] * 3]
+    with pytest.raises(ValueError, match=r"one a frame or one a clip.* \(1, 2\) for frames or \(2, 1\) for clips"):
+        budgets(container([0.1, 0.5]), 2, 2)
+
+
+@pytest.mark.parametrize("ratio", ["0.1", True, b"1", ["0.1"], [True, 0.5], np.array(["a"]), torch.tensor(True), 1j])
+def test_what_is_no_number_is_refused_by_type(ratio: Any) -> None:
+    with pytest.raises(TypeError, match="gazing_ratio must be a number, numbers or None, got"):
+        budgets(ratio)
 
 
 def test_the_budget_of_every_percent_is_the_published_one() -> None:
@@ -60,7 +71,7 @@ def test_the_budget_of_every_percent_is_the_published_one() -> None:
         (1.5, r"gazing_ratio must be in \[0, 1\]"),
         (-0.1, r"gazing_ratio must be in \[0, 1\]"),
         (float("nan"), "must not be NaN"),
-        ([0.1] * 4, r"gazing_ratio has 4 values; give one number, 3 \(one a frame\)"),
+        ([0.1] * 4, r"gazing_ratio must be a number, \(3,\) or .*, got shape \(4,\)"),
         (torch.zeros(3, 2), "gazing_ratio must be a number"),
         (torch.zeros(2, 3, 1), "gazing_ratio must be a number"),
     ],
@@ -92,9 +103,9 @@ def test_scales_that_the_grid_does_not_have_are_refused(scales: Any) -> None:
 
 
 def test_uniform_means_that_the_same_is_spent() -> None:
-    assert make_request(GRID, 2, 2, [0.5, 0.1]).uniform and make_request(GRID, 1, 2, 0.5, 0.7).uniform
+    assert make_request(GRID, 2, 2, [[0.5, 0.1]]).uniform and make_request(GRID, 1, 2, 0.5, 0.7).uniform
     assert not make_request(GRID, 2, 2, 0.5, 0.7).uniform
-    assert not make_request(GRID, 2, 2, torch.tensor([0.5, 0.1])).uniform
+    assert not make_request(GRID, 2, 2, torch.tensor([[0.5], [0.1]])).uniform
 
 
 def test_parts_of_a_request() -> None:

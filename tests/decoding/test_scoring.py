@@ -85,7 +85,7 @@ def test_padding_cannot_change_a_score(temperature: float | None) -> None:
 
 def test_a_batch_scores_like_its_clips() -> None:
     model, video = small_model(), random_video(3, 3)
-    gaze = model.generate(video, torch.tensor([0.2, 0.9, 0.5]))
+    gaze = model.generate(video, torch.tensor([[0.2], [0.9], [0.5]]))
     with torch.no_grad():
         together = model.score(video, gaze, 1.0).log_action_probs
         for i in range(3):

@@ -12,6 +12,7 @@ from autogaze.core.gaze import Gaze
 from autogaze.model import AutoGaze, AutoGazeConfig
 
 SMALL = AutoGazeConfig(
+    residual_map=False,
     scales=(16, 32, 64),
     hidden_size=48,
     num_hidden_layers=2,

@@ -27,6 +27,7 @@ from autogaze.export.triton import write_repository
 from autogaze.export.triton_client import TritonGaze
 
 CONFIG = AutoGazeConfig(
+    residual_map=False,
     scales=(16, 32, 64), hidden_size=48, num_hidden_layers=2, num_attention_heads=3, head_dim=16, intermediate_size=96,
     num_multi_token_pred=4, max_num_frames=3, gazing_ratio=0.5, task_loss_requirement=0.7)  # fmt: skip
 

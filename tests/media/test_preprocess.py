@@ -89,7 +89,7 @@ def test_settings_survive_the_file(preprocessor: Preprocessor, tmp_path: Path) -
     "bad",
     [
         np.zeros((2, 4, 4, 3), np.float32),
-        np.zeros((4, 4, 3), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
         np.zeros((0, 4, 4, 3), np.uint8),
         np.zeros((2, 3, 4, 4), np.uint8),
         "frames",

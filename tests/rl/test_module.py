@@ -21,6 +21,7 @@ from autogaze.training.trainer import fit
 from tests.rl.test_env import TINY, spotted_clip
 
 CONFIG = AutoGazeConfig(
+    residual_map=False,
     scales=(32, 64),
     hidden_size=24,
     num_hidden_layers=1,

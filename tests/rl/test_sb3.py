@@ -14,6 +14,7 @@ from autogaze.training.recipes import RLRecipe
 from tests.rl.test_env import TINY, spotted_clip
 
 CONFIG = AutoGazeConfig(
+    residual_map=False,
     scales=(32, 64),
     hidden_size=24,
     num_hidden_layers=1,
