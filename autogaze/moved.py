@@ -64,7 +64,6 @@ MOVED = {  # old: new, both below `autogaze`
     "pretrain.store": "training.data.store",
     "pretrain.summary": "pipeline.summary",
     "pretrain.trainer": "training.trainer",
-    "report": "report.overlay",
     "report_page": "report.page",
     "scenes": "media.scenes",
     "video": "media.video",
@@ -94,6 +93,6 @@ class MovedModules(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let old names be found, after everything that really exists."""
+    """Let old names be found, before folders of the same name that hold no module (`pretrain/recipes`)."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
-        sys.meta_path.append(MovedModules())
+        sys.meta_path.insert(0, MovedModules())

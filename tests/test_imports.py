@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,41 +11,49 @@ from pathlib import Path
 
 import pytest
 
+from autogaze.moved import MOVED
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "autogaze"
-RUNTIME = {"torch", "numpy", "safetensors", "cv2", "PIL"}
-# layer: what it may import, besides itself and the layers that these may import
+RUNTIME = {"torch", "numpy", "safetensors", "cv2", "PIL", "av", "torchcodec"}
+# room: the rooms that it may import from, no others
 LAYERS = {
     "files": set(),
-    "grid": set(),
-    "container": set(),
-    "gaze": {"grid"},
-    "preprocess": {"files"},
-    "video": {"container", "files"},
-    "scenes": {"video"},
-    "report": {"grid"},
-    "gaze_file": {"gaze"},
-    "patch_embedding": set(),
-    "residual_map": {"grid"},
-    "encoder": {"gaze", "patch_embedding"},
-    "decoder": {"gaze"},
-    "model": {"encoder", "decoder", "decoding", "checkpoint", "preprocess", "tiling", "residual_map"},
-    "decoding": {"encoder", "decoder", "model"},
-    "checkpoint": {"model", "preprocess", "files"},
-    "tiling": {"model", "video"},
-    "selectors": {"decoding"},
-    "vit": {"model"},
-    "mllm": {"model"},
-    "pretrain": {"model", "tiling", "scenes", "selectors", "report", "files"},
-    "rl": {"pretrain"},
-    "evaluate": {"pretrain", "selectors", "report", "vit", "gaze_command"},
-    "export": {"model", "tiling", "scenes", "files"},
-    "gaze_command": {"tiling", "report", "gaze_file", "report_page", "video", "pretrain"},
-    "report_page": {"report", "gaze_file", "video", "vit"},
-    "info": {"checkpoint", "vit", "export"},
-    "demo": {"gaze_command", "scenes"},
+    "device": set(),
+    "extras": set(),
+    "moved": set(),
+    "core": set(),
+    "interrupt": {"files"},
+    "media": {"extras", "files"},
+    "network": {"core", "media"},
+    "checkpoint": {"core", "extras", "media", "network"},
+    "decoding": {"core", "media", "network"},
+    "model": {"checkpoint", "core", "decoding", "network"},
+    "selectors": {"core", "decoding"},
+    "report": {"core", "files", "media"},
+    "vit": {"core", "decoding", "extras", "files", "media", "model", "selectors"},
+    "mllm": {"core", "model"},
+    "export": {"core", "decoding", "extras", "files", "media", "model", "network"},
+    "training": {"core", "files", "interrupt", "media"},
+    "pretrain": {"core", "decoding", "extras", "files", "media", "model", "selectors", "training", "vit"},
+    "rl": {"core", "files", "model", "pretrain", "training"},
+    "stop_rule": {"core", "decoding", "model", "network", "pretrain"},
+    "pipeline": {
+        *("core", "files", "media", "model", "pretrain", "report", "rl", "selectors", "stop_rule", "training"),
+    },
+    "evaluate": {
+        *("checkpoint", "core", "decoding", "extras", "files", "media", "model", "pretrain", "selectors", "training"),
+        "vit",
+    },
+    "adapt": {"core", "model", "selectors", "training", "vit"},
+    "archive": {"core", "decoding", "extras", "files", "media", "model", "training"},
+    "batch": {"archive", "core", "decoding", "device", "media", "model"},
+    "cli": {
+        *("adapt", "archive", "checkpoint", "core", "decoding", "device", "evaluate", "export", "extras", "files"),
+        *("interrupt", "media", "model", "pipeline", "pretrain", "report", "selectors", "stop_rule", "training"),
+    },
+    "__main__": {"cli"},
 }
-RUNS_ALL_STAGES = {"stages.py", "command.py", "pipeline.py"}  # of pretrain: `autogaze train` ends with rl
 HEAVY = {
     "pytorch_lightning",
     "gymnasium",
@@ -64,17 +73,8 @@ HEAVY = {
     "triton",
 }
 HEAVY_HOMES = {
-    "pretrain",
-    "rl",
-    "export",
-    "vit",
-    "mllm",
-    "evaluate",
-    "demo",
-    "decoding",
-    "info",
-    "checkpoint",
-    "patch_embedding",
+    *("adapt", "archive", "batch", "checkpoint", "cli", "decoding", "evaluate", "export", "mllm", "network"),
+    *("pipeline", "pretrain", "rl", "selectors", "stop_rule", "training", "vit"),
 }
 
 
@@ -82,7 +82,7 @@ def modules() -> Iterator[tuple[str, Path]]:
     """(layer, file) of every module."""
     for path in sorted(PACKAGE.rglob("*.py")):
         layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if layer not in ("__init__", "cli"):
+        if layer != "__init__":
             yield layer, path
 
 
@@ -109,30 +109,39 @@ def imported(path: Path) -> Iterator[tuple[str, bool]]:
             yield from ((name, id(node) not in lazy) for name in names)
 
 
-def allowed(layer: str) -> set[str]:
-    """A layer, and everything below it."""
-    found, todo = {layer}, [layer]
-    while todo:
-        for lower in LAYERS[todo.pop()] - found:
-            found.add(lower)
-            todo.append(lower)
-    return found
+def test_the_table_has_no_circle() -> None:
+    left = {layer: set(lower) for layer, lower in LAYERS.items()}
+    while left:
+        lowest = {layer for layer, lower in left.items() if not lower & left.keys()}
+        assert lowest, f"rooms that import from one another: {sorted(left)}"
+        left = {layer: lower for layer, lower in left.items() if layer not in lowest}
 
 
 @pytest.mark.parametrize("layer", sorted({layer for layer, _ in modules()}))
-def test_a_layer_imports_only_what_lies_below_it(layer: str) -> None:
+def test_a_room_imports_only_from_those_below_it(layer: str) -> None:
     assert layer in LAYERS, f"give autogaze/{layer} its place in LAYERS"
     for own, path in modules():
         for name, _ in imported(path) if own == layer else ():
             package, _, rest = name.partition(".")
             target = rest.split(".")[0]
-            if package == "autogaze" and target in LAYERS and not (target == "rl" and path.name in RUNS_ALL_STAGES):
-                assert target in allowed(layer), f"{path.relative_to(ROOT)} imports {name}"
+            if package == "autogaze" and target in LAYERS and target != layer:
+                assert target in LAYERS[layer], f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_nothing_below_imports_training() -> None:
-    for layer in ("model", "decoding", "tiling", "vit", "selectors", "report_page", "export"):
-        assert not allowed(layer) & {"pretrain", "rl", "evaluate"}
+def test_old_names_of_modules_import_what_has_taken_their_place() -> None:
+    for old, new in MOVED.items():
+        with pytest.warns(DeprecationWarning, match=f"autogaze.{old} is now"):
+            sys.modules.pop(f"autogaze.{old}", None)
+            assert importlib.import_module(f"autogaze.{old}") is importlib.import_module(f"autogaze.{new}")
+
+
+def test_exceptions_and_nothing_else_end_in_error() -> None:
+    for _, path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases = {ast.unparse(base).split(".")[-1] for base in node.bases}
+                raised = any(base.endswith(("Error", "Exception", "Exit")) for base in bases)
+                assert node.name.endswith("Error") == raised, f"{path.relative_to(ROOT)}: {node.name}({bases})"
 
 
 def test_heavy_packages_stay_in_their_folders() -> None:

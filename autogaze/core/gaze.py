@@ -97,13 +97,20 @@ class Gaze:
         """Clip after clip, each a gaze of (1, T, K)."""
         return (self[index] for index in range(len(self)))
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Tensor | np.ndarray) -> Gaze:
-        """Some clips of the batch, as a gaze: one (1, T, K) by its number, others by a slice, indices or a mask.
+    def __getitem__(
+        self, index: int | slice | Sequence[int] | Tensor | np.ndarray | tuple[int | slice | Tensor, slice]
+    ) -> Gaze:
+        """Some clips of the batch, as a gaze: one (1, T, K) by its number, others by a slice, indices or a mask; and of
+        them a slice of the frames, `gaze[:, 4:8]`.
 
         Raises:
             IndexError: if there is no such clip.
-            TypeError: if the index is not of clips, such as one of frames too.
+            TypeError: if the index is neither of clips nor of clips and a slice of frames.
         """
+        if isinstance(index, tuple) and len(index) == 2 and isinstance(index[1], slice):
+            clips, frames = self[index[0]], index[1]
+            loss = None if clips.task_loss is None else clips.task_loss[:, frames]
+            return replace(clips, ids=clips.ids[:, frames], chosen=clips.chosen[:, frames], task_loss=loss)
         if isinstance(index, int | np.integer) and not isinstance(index, bool):
             clips = len(self)
             if not -clips <= index < clips:

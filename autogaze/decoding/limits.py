@@ -28,7 +28,8 @@ def choose_limits(config: AutoGazeConfig, gazing_ratio: Limit, requirement: Limi
 
     Raises:
         TypeError: if one is neither a number nor numbers.
-        ValueError: if a ratio is outside [0, 1], or a requirement is negative or NaN.
+        ValueError: if a ratio is outside [0, 1], or a requirement is NaN or, where the model has a residual map, negative;
+            a published loss head may predict less than nothing.
     """
     ratio_given, requirement_given = not _is_default(gazing_ratio), not _is_default(requirement)
     if not ratio_given and not requirement_given:
@@ -38,7 +39,7 @@ def choose_limits(config: AutoGazeConfig, gazing_ratio: Limit, requirement: Limi
     ratios, requirements = numbers("gazing_ratio", ratio), numbers("task_loss_requirement", asked)
     if ratios is not None:
         check_ratios(ratios)
-    if requirements is not None and bool((requirements < 0).any()):
+    if requirements is not None and config.residual_map and bool((requirements < 0).any()):
         raise ValueError(
             f"task_loss_requirement is a loss and must be at least 0 (None never stops early), "
             f"got {float(requirements.min()):g}"

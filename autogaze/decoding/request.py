@@ -86,7 +86,7 @@ def make_request(
     task_loss_requirement: PerFrame = None,
     temperature: float | None = None,
     generator: torch.Generator | None = None,
-    scales: Sequence[int] | None = None,
+    scales: Sequence[int] | int | None = None,
 ) -> Request:
     """Check and spread what a caller asked for.
 
@@ -113,7 +113,7 @@ def make_request(
     return Request(budget, requirement, temperature, generator, allowed)
 
 
-def allowed_ids(grid: PatchGrid, scales: Sequence[int] | None) -> Tensor | None:
+def allowed_ids(grid: PatchGrid, scales: Sequence[int] | int | None) -> Tensor | None:
     """(P,) bool: the ids of some scales, given in pixels; None where that is all of them.
 
     Raises:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.pipeline.pictures import Pictures
-from autogaze.pretrain.judge import AnyJudge, make_judge
+from autogaze.pretrain.judge import RECONSTRUCTOR, AnyJudge, make_judge
 from autogaze.pretrain.labels.clips import LabelledClips
 from autogaze.pretrain.labels.file import Label, read_labels
 from autogaze.pretrain.labels.greedy import GreedySettings
@@ -231,7 +231,12 @@ def train_ppo(run: Run) -> Any:
     data = run.clips(recipe)
     clips = data.render([data.recipe(0, k) for k in range(PPO_CLIPS)]).video
     held_out = data.render(data.validation_recipes()).video
-    return learn(model, run.judge(recipe.judge).reconstructor, list(clips), list(held_out), recipe, run.stage("rl"))
+    if recipe.judge != RECONSTRUCTOR:
+        raise ValueError(
+            f"PPO rewards single patches by a reconstructor: judge must be reconstructor, got {recipe.judge!r}"
+        )
+    judge = Reconstructor.from_pretrained(run.needs("reconstructor"))
+    return learn(model, judge, list(clips), list(held_out), recipe, run.stage("rl"))
 
 
 def _on_devices(work: Callable[[Run], StageResult], run: Run, recipe: TrainerRecipe, stage: str) -> StageResult:

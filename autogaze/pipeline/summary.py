@@ -64,7 +64,7 @@ def summarise(
         clips: batches (B, T, 3, H, W) float.
         ratio: gazing ratio of every frame.
     """
-    grid = judge.reconstructor.grid
+    grid = next(iter(models.values())).grid
     random = torch.Generator().manual_seed(0)
     select: dict[str, Callable[[Tensor], Gaze]] = {
         name: lambda video, model=model: model.generate(video, gazing_ratio=ratio) for name, model in models.items()

@@ -170,7 +170,7 @@ def test_results_are_ordinary_tensors(way: str) -> None:
     """Not those of inference mode, which autograd refuses: the gaze is what training scores."""
     model, video = small_model(), random_video(2, 2)
     model.decoding = way
-    for ratio in (0.5, torch.tensor([0.5, 0.2])):
+    for ratio in (0.5, torch.tensor([[0.5], [0.2]])):
         gaze = model.generate(video, ratio)
         assert gaze.task_loss is not None and not gaze.ids.is_inference() and not gaze.task_loss.is_inference()
         model.score(video, gaze, 1.0).log_action_probs.sum().backward()
