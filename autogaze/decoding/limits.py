@@ -28,8 +28,8 @@ def choose_limits(config: AutoGazeConfig, gazing_ratio: Limit, requirement: Limi
 
     Raises:
         TypeError: if one is neither a number nor numbers.
-        ValueError: if a ratio is outside [0, 1], or a requirement is NaN or, where the model has a residual map, negative;
-            a published loss head may predict less than nothing.
+        ValueError: if a ratio is outside [0, 1], or a requirement is NaN; or negative for a model with a residual map,
+            since only a published loss head may predict less than nothing.
     """
     ratio_given, requirement_given = not _is_default(gazing_ratio), not _is_default(requirement)
     if not ratio_given and not requirement_given:
