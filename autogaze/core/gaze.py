@@ -108,9 +108,9 @@ class Gaze:
             TypeError: if the index is neither of clips nor of clips and a slice of frames.
         """
         if isinstance(index, tuple) and len(index) == 2 and isinstance(index[1], slice):
-            clips, frames = self[index[0]], index[1]
-            loss = None if clips.task_loss is None else clips.task_loss[:, frames]
-            return replace(clips, ids=clips.ids[:, frames], chosen=clips.chosen[:, frames], task_loss=loss)
+            part, frames = self[index[0]], index[1]
+            loss = None if part.task_loss is None else part.task_loss[:, frames]
+            return replace(part, ids=part.ids[:, frames], chosen=part.chosen[:, frames], task_loss=loss)
         if isinstance(index, int | np.integer) and not isinstance(index, bool):
             clips = len(self)
             if not -clips <= index < clips:
