@@ -69,18 +69,20 @@ assert [row["file"].endswith("bad.mp4") for row in rows if row["error"]] == [Tru
 
 def in_python(words: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs autogaze[ray]")
 def test_a_killed_actor_is_replaced_and_its_files_are_done(videos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     in_python(["-c", KILLED, str(videos), str(tmp_path / "mark"), str(tiny_checkpoint)])
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs autogaze[ray]")
 def test_the_example_runs_on_two_actors(videos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     words = [str(ROOT / "examples" / "ray_archive.py"), str(videos), str(tmp_path / "out"), "--at-once", "2"]

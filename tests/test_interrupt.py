@@ -17,10 +17,13 @@ from autogaze.interrupt import InterruptError, interruptible
 from autogaze.media.scenes import write_scenes
 from autogaze.media.writer import open_writer
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
+    pytest.mark.timeout(1200),
+]
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-PATIENCE_S = 240  # of a machine that does other things
+PATIENCE_S = 600  # of a machine that does other things
 TRAIN = ["frames=2", "validate_clips=2", "batch_clips=1", "max_minutes=null", "max_steps=100000", "accelerator=cpu"]
 
 
@@ -68,7 +71,16 @@ def test_a_signal_ends_every_verb_in_one_line_and_leaves_nothing_half_written(
     arguments = [str(names.get(word, word)).replace("OUT", str(names["OUT"])) for word in words.split()]
     if words == "labels":
         pytest.importorskip("pytorch_lightning")
-        arguments = ["train", "--data", str(scenes), "--out", str(names["OUT"]), *TRAIN[:4], "max_steps=1"]
+        arguments = [
+            "train",
+            "--data",
+            str(scenes),
+            "--out",
+            str(names["OUT"]),
+            *TRAIN[:4],
+            "max_steps=1",
+            "pretrain.on_policy=false",
+        ]
     before = {path: path.read_bytes() for path in tiny_checkpoint.iterdir()}
     done = subprocess.run(
         [sys.executable, "-m", "tests.interrupt_at", place, number, *arguments],
@@ -117,7 +129,11 @@ def test_training_says_where_the_checkpoint_is_and_goes_on(
     assert process.returncode == (130 if number == signal.SIGINT else 143) and "Traceback" not in said, said
     assert f"the last checkpoint is {last}; go on with: autogaze train" in line and line.endswith("--resume"), said
     assert "'" in line.partition("go on with")[2], "a path with a space in it is quoted"
-    assert not [path for path in run.rglob(".*")] and not [child for child in children if _runs(child)]
+    assert not [path for path in run.rglob(".*")]
+    deadline = time.monotonic() + 60  # the one that counts semaphores ends a moment after its parent
+    while any(_runs(child) for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_what_was_ignored_at_the_start_stays_ignored() -> None:

@@ -53,7 +53,7 @@ def start_nodes(words: list[str]) -> list[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2000)
 @pytest.mark.skipif(sys.platform != "linux", reason="names the loopback device of Linux")
 def test_two_nodes_label_and_train_as_one_and_go_on_after_one_was_killed(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", clips=8, frames=4, size=(64, 64), share_val=0.5)
