@@ -48,8 +48,8 @@ class Clip:
     video: Tensor  # (B, T, 3, H, W) float32, preprocessed
     recipes: tuple[ClipRecipe, ...]  # how each was made
     gaze: Gaze | None = None  # where to look, for labelled clips: slots in the order of choice
-    truth: Tensor | None = None  # (B, T, 3, H, W) the video without the sensor's noise; None: it has none
     task_loss: Tensor | None = None  # (B, T, K) float32, reconstruction loss after each choice; NaN where unknown
+    truth: Tensor | None = None  # (B, T, 3, H, W) the video without the sensor's noise; None: it has none
 
     @property
     def names(self) -> tuple[str, ...]:
