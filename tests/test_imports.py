@@ -15,7 +15,7 @@ from autogaze.moved import MOVED
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "autogaze"
-RUNTIME = {"torch", "numpy", "safetensors", "cv2", "PIL", "av", "torchcodec"}
+RUNTIME = {"torch", "numpy", "safetensors", "cv2", "PIL", "av", "torchcodec", "typing_extensions"}
 # room: the rooms that it may import from, no others
 LAYERS = {
     "files": set(),
@@ -29,7 +29,7 @@ LAYERS = {
     "checkpoint": {"core", "extras", "media", "network"},
     "decoding": {"core", "media", "network"},
     "model": {"checkpoint", "core", "decoding", "network"},
-    "selectors": {"core", "decoding"},
+    "selectors": {"core", "decoding", "media"},
     "report": {"core", "files", "media"},
     "vit": {"core", "decoding", "extras", "files", "media", "model", "selectors"},
     "mllm": {"core", "model"},

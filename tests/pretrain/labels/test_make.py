@@ -14,7 +14,7 @@ import torch
 
 from autogaze.core.grid import PatchGrid
 from autogaze.media.video import VideoError, write_video
-from autogaze.pretrain import labels as labels_module
+from autogaze.pretrain.labels import make as labels_module
 from autogaze.pretrain.labels.file import Label, read_labels, read_provenance, read_shards, to_gaze, write_labels
 from autogaze.pretrain.labels.greedy import GreedySettings
 from autogaze.pretrain.labels.make import LabelSettings, draw_budgets, join_shards, make_labels
