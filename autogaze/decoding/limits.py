@@ -39,7 +39,8 @@ def choose_limits(config: AutoGazeConfig, gazing_ratio: Limit, requirement: Limi
     ratios, requirements = numbers("gazing_ratio", ratio), numbers("task_loss_requirement", asked)
     if ratios is not None:
         check_ratios(ratios)
-    if requirements is not None and config.residual_map and bool((requirements < 0).any()):
+    negative = None if requirements is None else (requirements < 0) & requirements.isfinite()  # -inf: never stop
+    if requirements is not None and negative is not None and config.residual_map and bool(negative.any()):
         raise ValueError(
             f"task_loss_requirement is a loss and must be at least 0 (None never stops early), "
             f"got {float(requirements.min()):g}"
