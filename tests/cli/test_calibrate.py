@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,10 +50,12 @@ def test_only_the_pairs_of_the_config_change(folder: Path, capsys: pytest.Captur
     assert len(capsys.readouterr().out.splitlines()) == len(pairs)
 
 
-def test_the_loss_head_is_fitted_first_and_kept_in_the_type_it_had(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("residual_map, fitted", [(False, "task_loss_prediction_head"), (True, "residual_map.weight")])
+def test_what_predicts_the_loss_is_fitted_first_and_kept_in_the_type_it_had(
+    folder: Path, capsys: pytest.CaptureFixture[str], residual_map: bool, fitted: str
 ) -> None:
-    AutoGaze.from_pretrained(folder / "model").save_pretrained(folder / "model", torch.bfloat16)
+    config = replace(AutoGaze.from_pretrained(folder / "model").config, residual_map=residual_map)
+    AutoGaze(config).save_pretrained(folder / "model", torch.bfloat16)
     before = load_file(folder / "model" / "model.safetensors")
     assert (
         main(
@@ -76,7 +79,7 @@ def test_the_loss_head_is_fitted_first_and_kept_in_the_type_it_had(
     )
     after = load_file(folder / "model" / "model.safetensors")
     changed = [name for name in before if not torch.equal(before[name], after[name])]
-    assert len(changed) == 1 and "task_loss_prediction_head" in changed[0]
+    assert len(changed) == 1 and fitted in changed[0]
     assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
     assert AutoGaze.from_pretrained(folder / "model").config.calibration != ()
     assert "predicted loss: " in capsys.readouterr().err
