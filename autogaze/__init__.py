@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 from autogaze import moved
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
+from autogaze.decoding.stream import GazeStream
 from autogaze.model import AutoGaze
 
 if TYPE_CHECKING:
-    from autogaze.decoding.stream import GazeStream
     from autogaze.vit import GazedViT
 
-__all__ = ["AutoGaze", "Gaze", "GazeStream", "GazedViT", "PatchGrid"]
+    __version__: str
+
+__all__ = ["AutoGaze", "Gaze", "GazeStream", "GazedViT", "PatchGrid", "__version__"]
 
 
 moved.install()
@@ -25,8 +27,8 @@ def __getattr__(name: str) -> object:
         from autogaze.vit import GazedViT
 
         return GazedViT
-    if name == "GazeStream":
-        from autogaze.decoding.stream import GazeStream
+    if name == "__version__":
+        from importlib.metadata import version
 
-        return GazeStream
+        return version("autogaze")
     raise AttributeError(f"module 'autogaze' has no attribute {name!r}")
