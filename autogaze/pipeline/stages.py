@@ -19,13 +19,12 @@ from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.pipeline.pictures import Pictures
 from autogaze.pretrain.judge import RECONSTRUCTOR, AnyJudge, make_judge
 from autogaze.pretrain.labels.clips import LabelledClips
-from autogaze.pretrain.labels.file import Label, read_labels
+from autogaze.pretrain.labels.file import read_labels
 from autogaze.pretrain.labels.greedy import GreedySettings
 from autogaze.pretrain.labels.make import LabelSettings, join_shards
 from autogaze.pretrain.labels.make import make_labels as search_labels
 from autogaze.pretrain.module import PretrainModule
 from autogaze.pretrain.on_policy import OnPolicyModule
-from autogaze.pretrain.published_labels import import_published
 from autogaze.pretrain.reconstructor.module import ReconstructorModule
 from autogaze.pretrain.reconstructor.network import Reconstructor, ReconstructorConfig
 from autogaze.training.data.sources import RunClips
@@ -178,7 +177,7 @@ def _fit_pretrain(run: Run) -> StageResult:
         recipe.batch_clips,
         recipe.validate_clips,
         epoch_size(recipe),
-        labels=[label for file in files for label in _labels_of(file, model)],
+        labels=[label for file in files for label in read_labels(file)],
         grid=model.grid,
     )
     module = PretrainModule(model, run.judge(recipe.judge), recipe)
@@ -188,11 +187,6 @@ def _fit_pretrain(run: Run) -> StageResult:
 def beginning(name: str | Path) -> AutoGaze:
     """A trained model to go on from; its stop rule was calibrated for what it was."""
     return AutoGaze.from_pretrained(name).with_calibration(()).train()
-
-
-def _labels_of(file: Path, model: AutoGaze) -> list[Label]:
-    """Labels of our own (.parquet), or published ones (.json), whose videos are looked for in the run's data."""
-    return import_published(file, model.grid) if file.suffix == ".json" else read_labels(file)
 
 
 def untrained(recipe: PretrainRecipe) -> AutoGaze:

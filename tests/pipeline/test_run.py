@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +23,7 @@ from autogaze.model import AutoGaze
 from autogaze.pipeline.run import needed
 from autogaze.pipeline.samplings import RunSamplings, neighbouring
 from autogaze.pipeline.stages import Run
-from autogaze.pretrain.labels.file import read_labels
+from autogaze.pretrain.labels.file import Label, read_labels, write_labels
 from autogaze.training.data.clip import ClipRecipe
 from autogaze.training.data.sources import resolve
 from autogaze.training.recipes import STAGES, load_recipes
@@ -176,18 +177,15 @@ def test_a_stage_starts_from_the_weights_and_labels_it_is_told(finished: Path, s
         assert not model.config.calibration, "it was fitted to the model that this one started from"
 
 
-def test_pretraining_takes_published_labels(
+def test_labels_of_videos_that_are_not_in_the_data_are_refused(
     finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(finished / "reconstructor", tmp_path / "run" / "reconstructor")
-    video = next(path for path in sorted(scenes.rglob("*.mp4")) if "train" in path.parts)
-    labels = {video.relative_to(scenes).as_posix(): {"gazing_pos": [3, 0, 265 + 5], "num_gazing_each_frame": [2, 1]}}
+    recipe = ClipRecipe("video", "elsewhere.mp4", 2)
+    label = Label(recipe, np.array([2, 1]), np.array([3, 0, 5]), np.zeros(5, np.float32))
+    write_labels(tmp_path / "labels.parquet", [label], {"source": "elsewhere"})
     arguments = ["train", "--data", str(scenes), "--out", str(tmp_path / "run"), "--stage", "pretrain", *SMALL]
-    (tmp_path / "gazing_labels.json").write_text(json.dumps(labels))
-    assert main([*arguments, f"labels={tmp_path / 'gazing_labels.json'}"]) == 0
-    assert (tmp_path / "run" / "pretrain" / "model.safetensors").is_file()
-    (tmp_path / "gazing_labels.json").write_text(json.dumps({"elsewhere.mp4": labels.popitem()[1]}))
-    assert main([*arguments, f"labels={tmp_path / 'gazing_labels.json'}"]) == 2
+    assert main([*arguments, f"labels={tmp_path / 'labels.parquet'}"]) == 2
     assert "elsewhere.mp4" in capsys.readouterr().err
 
 

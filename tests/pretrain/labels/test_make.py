@@ -1,4 +1,4 @@
-"""Labels: a file that says how it was made, shards that resume, and what is imported."""
+"""Labels: a file that says how it was made, and shards that resume."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ import torch
 from autogaze.core.grid import PatchGrid
 from autogaze.media.video import VideoError, write_video
 from autogaze.pretrain.labels import make as labels_module
-from autogaze.pretrain.labels.file import Label, read_labels, read_provenance, read_shards, to_gaze, write_labels
+from autogaze.pretrain.labels.file import Label, read_labels, read_provenance, read_shards, to_gaze
 from autogaze.pretrain.labels.greedy import GreedySettings
 from autogaze.pretrain.labels.make import LabelSettings, draw_budgets, join_shards, make_labels
-from autogaze.pretrain.published_labels import import_published
 from autogaze.pretrain.reconstructor.network import Reconstructor, ReconstructorConfig
 from autogaze.selectors.difference import DifferenceSelector
 from autogaze.training.data.batches import ClipData
@@ -221,27 +220,3 @@ def test_damaged_or_foreign_files_are_refused(tmp_path: Path) -> None:
 def test_lengths_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match="3 choices in 2 frames need as many ids and 5 losses, got 2 and 5"):
         Label(ClipRecipe("video", "a.mp4", 2), np.array([1, 2]), np.array([4, 5]), np.zeros(5))
-
-
-def test_published_labels_import(tmp_path: Path) -> None:
-    grid = PatchGrid((16, 32, 64))
-    flat = {"gazing_pos": [3, 0, -1, 21 + 5], "num_gazing_each_frame": [3, 1], "task_losses": [0.5, 0.4, 9, 0.3]}
-    (tmp_path / "gazing_labels.json").write_text(json.dumps({"a.mp4": flat}))
-    (tmp_path / "list.json").write_text(json.dumps([{"video": "a.mp4", "gazing_pos": [[3, 0], [5]], "start": 4}]))
-    (label,) = import_published(tmp_path / "gazing_labels.json", grid)
-    assert label.counts.tolist() == [2, 1] and label.ids.tolist() == [3, 0, 5]
-    gaze, after = to_gaze([label], grid)
-    torch.testing.assert_close(after, torch.tensor([[[0.5, 0.4], [0.3, torch.nan]]]), equal_nan=True)
-    (nested,) = import_published(tmp_path / "list.json", grid)
-    assert nested.ids.tolist() == [3, 0, 5] and nested.recipe.start == 4 and np.isnan(nested.losses).all()
-    write_labels(tmp_path / "labels.parquet", [label], {"source": "published"})
-    assert same(read_labels(tmp_path / "labels.parquet")[0], label)
-
-
-def test_another_form_of_published_labels_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('[{"video": "a.mp4"}]')
-    with pytest.raises(ValueError, match="has not the form of gazing_labels.json"):
-        import_published(tmp_path / "a.json")
-    (tmp_path / "b.json").write_text('[{"video": "a.mp4", "gazing_pos": [[300]]}]')
-    with pytest.raises(ValueError, match="ids outside their frame"):
-        import_published(tmp_path / "b.json")
