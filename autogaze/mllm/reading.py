@@ -64,6 +64,7 @@ class Reader:
         """
         batch = [messages] if isinstance(messages[0], dict) else list(messages)
         nested = {**self.family.reads, **settings.pop("videos_kwargs", {})}
+        nested = self._sampling(settings, nested)
         batch, settings = self._decode(batch, settings, nested)
         device = self.family.model.device
         untouched = {"do_rescale": False, "do_normalize": False, "device": str(device)}
@@ -87,6 +88,12 @@ class Reader:
         }
         return {**placed, "videos_kwargs": {**settings, **nested}, "steps": steps}
 
+    def _sampling(self, settings: Inputs, nested: Inputs) -> Inputs:
+        """Settings of videos where the given one of `fps` and `num_frames` replaces the processor's default."""
+        names = {"fps", "num_frames"} & set(self.family.processor.video_processor.valid_kwargs.__annotations__)
+        given = {name for name in names if {**settings, **nested}.get(name) is not None}
+        return {**nested, **{name: None for name in names - given}} if given else nested
+
     def _decode(self, batch: Any, settings: Inputs, nested: Inputs) -> tuple[Any, Inputs]:
         """Read video files with OpenCV where torchcodec, the processor's reader, is missing: the same frames."""
         if is_torchcodec_usable(decode="video"):
@@ -94,12 +101,8 @@ class Reader:
         video_processor, metadata = self.family.processor.video_processor, []
         known = {name: getattr(video_processor, name, None) for name in video_processor.valid_kwargs.__annotations__}
         chosen = known | {name: value for name, value in {**settings, **nested}.items() if name in known}
-        given = {name for name in ("fps", "num_frames") if {**settings, **nested}.get(name) is not None}
-        if given:  # one of the two stands in the place of the processor's own rule, whichever that is
-            chosen |= {name: None for name in {"fps", "num_frames"} - given if name in known}
-        sampled = {"do_sample_frames": bool(given) or chosen["do_sample_frames"], **settings, **nested}[
-            "do_sample_frames"
-        ]
+        given = any({**settings, **nested}.get(name) is not None for name in ("fps", "num_frames"))
+        sampled = {"do_sample_frames": given or chosen["do_sample_frames"], **settings, **nested}["do_sample_frames"]
         del chosen["do_sample_frames"]
 
         def indices(metadata: Any, **_: Any) -> Any:
