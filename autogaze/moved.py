@@ -64,6 +64,7 @@ MOVED = {  # old: new, both below `autogaze`
     "pretrain.store": "training.data.store",
     "pretrain.summary": "pipeline.summary",
     "pretrain.trainer": "training.trainer",
+    "report.overlay": "core.overlay",
     "report_page": "report.page",
     "scenes": "media.scenes",
     "video": "media.video",

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from autogaze import AutoGaze, Gaze, PatchGrid
+from autogaze.core.overlay import SCALE_COLOURS
 from autogaze.files import atomic_path, write_json, write_text
 from autogaze.model import AutoGazeConfig
 from autogaze.report.break_even import PARTS_FILE, Parts, load_parts, patches_per_frame, will_it_pay
-from autogaze.report.overlay import SCALE_COLOURS
 from autogaze.vit import GazedViT
 from benchmarks.vit_opponents import dense_frames
 from benchmarks.vit_timing import graphed, measure

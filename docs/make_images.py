@@ -15,10 +15,10 @@ from PIL import Image
 
 from autogaze.checkpoint import DEFAULT_CHECKPOINT
 from autogaze.core.grid import PatchGrid
+from autogaze.core.overlay import Overlay, scale_colour
 from autogaze.media.scenes import render_scene
 from autogaze.media.video import read_video
 from autogaze.model import AutoGaze
-from autogaze.report.overlay import Overlay, scale_colour
 
 IMAGES = Path(__file__).parent / "images"
 RATIO = 0.1

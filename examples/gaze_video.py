@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from autogaze import AutoGaze
+from autogaze.core.overlay import Overlay
 from autogaze.media.preprocess import Preprocessor
 from autogaze.media.video import read_video, write_video
-from autogaze.report.overlay import Overlay
 
 
 def main(video: str, checkpoint: str, out: str) -> None:

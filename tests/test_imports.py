@@ -22,7 +22,7 @@ LAYERS = {
     "device": set(),
     "extras": set(),
     "moved": set(),
-    "core": set(),
+    "core": {"media"},
     "interrupt": {"files"},
     "media": {"extras", "files"},
     "network": {"core", "media"},

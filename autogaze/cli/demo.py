@@ -24,13 +24,13 @@ import torch
 from autogaze.checkpoint import DEFAULT_CHECKPOINT
 from autogaze.cli.gaze import GazeOptions, gaze_chunks
 from autogaze.core.gaze import Gaze
+from autogaze.core.overlay import SCALE_COLOURS, Overlay
 from autogaze.decoding.stream import GazeStream
 from autogaze.device import pick_device
 from autogaze.extras import explain
 from autogaze.media.scenes import render_scene
 from autogaze.media.video import FrameChunk, VideoError, VideoInfo, probe, read_chunks, write_video
 from autogaze.model import AutoGaze
-from autogaze.report.overlay import SCALE_COLOURS, Overlay
 
 SAVINGS = (("ViT-L/16", 384), ("SO400M/14", 378))  # ViTs, with pixels, to say what gazing saves in front of
 EXAMPLES = ("object", "pan", "handheld", "cut")

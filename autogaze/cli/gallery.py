@@ -23,6 +23,7 @@ from autogaze.checkpoint import DEFAULT_CHECKPOINT
 from autogaze.cli.outputs import VIDEO_HELP, folder_name, open_all
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
+from autogaze.core.overlay import Overlay
 from autogaze.device import pick_device
 from autogaze.evaluate.clips import pick_frames
 from autogaze.evaluate.disturbances import noise
@@ -31,7 +32,6 @@ from autogaze.media.clip_files import SHEET
 from autogaze.media.preprocess import Preprocessor
 from autogaze.media.video import VideoInfo, count_frames, read_frames
 from autogaze.model import AutoGaze
-from autogaze.report.overlay import Overlay
 from autogaze.selectors import SELECTORS, make_selector
 
 SHEET_PX, STILL_PX = 192, 320  # longer side of a panel

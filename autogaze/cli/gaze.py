@@ -27,6 +27,7 @@ from autogaze.cli import archive
 from autogaze.cli.outputs import VIDEO_HELP, open_all, output_folders
 from autogaze.core.gaze import Gaze
 from autogaze.core.gaze_file import GazeFileWriter
+from autogaze.core.overlay import Overlay
 from autogaze.core.tiling import check_stride, make_tiling
 from autogaze.decoding.frames import FrameGazer
 from autogaze.device import pick_device
@@ -36,7 +37,6 @@ from autogaze.media.source import prefetch
 from autogaze.media.video import FrameChunk, VideoInfo, read_chunks
 from autogaze.media.writer import VideoWriter, open_writer
 from autogaze.model import AutoGaze
-from autogaze.report.overlay import Overlay
 from autogaze.report.page import write_report
 from autogaze.report.small_copy import Rebuild, SmallCopy, choose_shown, most_shown
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +91,43 @@ class Gaze:
             )
         )
         return f"Gaze({of})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: `repr`, and the plot of the first clip."""
+        from autogaze.core import pictures
+
+        return pictures.card(self)
+
+    def draw(self, frames: Any, clip: int = 0, stills: int = 6) -> Image:
+        """A sheet of one clip: over time its frames, the chosen patches, and what they show.
+
+        Args:
+            frames: those that were gazed at, (T, H, W, 3) uint8 RGB of the clip or (B, T, H, W, 3), of any size, or
+                what else `autogaze.media.frames` takes.
+            clip: its number in the batch.
+            stills: most frames to draw, evenly over the clip.
+
+        Returns:
+            A PIL image, which a notebook shows.
+
+        Raises:
+            IndexError: if there is no such clip.
+            ValueError: if the frames are not as many as were gazed at, or stills is below 1.
+        """
+        from autogaze.core import pictures
+
+        return pictures.draw(self, frames, clip, stills)
+
+    def plot(self, clip: int = 0) -> Image:
+        """How many patches of every scale were chosen in each frame of one clip, as a PIL image.
+
+        Raises:
+            IndexError: if there is no such clip.
+            ValueError: if the gaze has no frames.
+        """
+        from autogaze.core import pictures
+
+        return pictures.plot(self, clip)
 
     def __len__(self) -> int:
         """Clips of the batch."""

@@ -8,8 +8,8 @@ import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from autogaze.core.overlay import Overlay
 from autogaze.pretrain.module import VALIDATION_RATIO, GazeModule
-from autogaze.report.overlay import Overlay
 from autogaze.training.data.clip import Clip
 
 CLIPS, FRAMES, PANEL_PX = 2, 4, 320  # the legend of four scales fits above a panel of 320

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from autogaze.core.gaze_file import VideoGaze
+from autogaze.core.overlay import scale_colour
 from autogaze.files import write_text
 from autogaze.media.clip_files import shown as shown_name
 from autogaze.report.break_even import ALIASES, PARTS_FILE, Parts, load_parts, will_it_pay
-from autogaze.report.overlay import scale_colour
 from autogaze.report.small_copy import Rebuild, Shown, SmallCopy, choose_shown, copy_of, most_shown
 
 HERE = Path(__file__).parent

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from autogaze.core.grid import PatchGrid
+from autogaze.core.overlay import NOT_LOOKED_AT, SCALE_COLOURS, Overlay, scale_colour
 from autogaze.media.video import write_video
-from autogaze.report.overlay import NOT_LOOKED_AT, SCALE_COLOURS, Overlay, scale_colour
 from tests.browser import needs_browser, open_page, wait_until
 
 
