@@ -34,6 +34,9 @@ class AdaptModule(pl.LightningModule):
         facts: kept in the adapter's file.
     """
 
+    mean: Tensor  # (3, 1, 1)
+    std: Tensor
+
     def __init__(
         self,
         student: GazedViT,

@@ -66,20 +66,18 @@ def numbers(name: str, value: Any) -> Tensor | None:
     """
     if value is None:
         return None
-    kind = value.dtype if isinstance(value, np.ndarray | np.generic | Tensor) else None
     if isinstance(value, Tensor):
-        right = kind != torch.bool and not value.is_complex()
-    elif kind is not None:
-        right = kind.kind in "fiu"
+        right = value.dtype != torch.bool and not value.is_complex()
+    elif isinstance(value, np.ndarray | np.generic):
+        right = value.dtype.kind in "fiu"
     else:
         items = [value]
         while any(isinstance(item, list | tuple) for item in items):
             items = [inner for item in items for inner in (item if isinstance(item, list | tuple) else [item])]
         right = all(isinstance(item, Real | np.number | Tensor) and not isinstance(item, bool) for item in items)
     if not right:
-        shown = (
-            repr(value) if isinstance(value, str | bool) else f"{type(value).__name__}{f' of {kind}' if kind else ''}"
-        )
+        of = f" of {value.dtype}" if hasattr(value, "dtype") else ""
+        shown = repr(value) if isinstance(value, str | bool) else f"{type(value).__name__}{of}"
         raise TypeError(f"{name} must be a number, numbers or None, got {shown}")
     try:
         tensor = (

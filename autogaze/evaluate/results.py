@@ -160,7 +160,7 @@ class Results:
 
 def _build(kind: Any, data: Any) -> Any:
     """A dataclass (or tuple of them) from what `asdict` made of it."""
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         known = {field.name: data[field.name] for field in fields(kind) if field.name in data}  # others have defaults
         return kind(**{name: _build(hints[name], value) for name, value in known.items()})

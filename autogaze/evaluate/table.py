@@ -169,8 +169,12 @@ def _figure(method: str, figure: str, against: str) -> str:
 
 def _best_first(results: Results) -> list[str]:
     ratio = _middle(results)
-    rows = {method: results.row(method, ratio) for method in results.methods()}
-    return sorted(rows, key=lambda method: rows[method].loss.value if rows[method] else float("inf"))
+
+    def loss(method: str) -> float:
+        row = results.row(method, ratio)
+        return row.loss.value if row else float("inf")
+
+    return sorted(results.methods(), key=loss)
 
 
 def _middle(results: Results) -> float:

@@ -6,7 +6,9 @@ Values are plain text (`scales` = "32+64+112+224"), so that a C++ program reads 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,7 +159,7 @@ def _pairs(text: str) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(number) for number in pair.split(":")) for pair in text.split(",") if pair)
 
 
-_READ = {
+_READ: dict[str, Callable[[str], Any]] = {
     "kind": str,
     "precision": str,
     "scales": _scales,

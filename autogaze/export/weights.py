@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from autogaze.model import AutoGaze
 from autogaze.network.decoder import DecoderLayer
+from autogaze.network.encoder import CausalConv3d
 from autogaze.network.residual import ResidualMap, patch_at
 
 
@@ -131,7 +133,7 @@ def _layer(layer: DecoderLayer, dtype: torch.dtype) -> LayerWeights:
 
 def _encoder(model: AutoGaze, dtype: torch.dtype) -> EncoderWeights:
     vision = model.vision_model
-    position = vision.out_proj.bias + model.connector.pos_embed
+    position = cast(Tensor, vision.out_proj.bias) + model.connector.pos_embed
     return EncoderWeights(
         side=vision.side,
         past=vision.past_frames,
@@ -139,7 +141,7 @@ def _encoder(model: AutoGaze, dtype: torch.dtype) -> EncoderWeights:
         norm=(_plain(vision.norm.weight, dtype), _plain(vision.norm.bias, dtype), vision.norm.eps),
         blocks=tuple(
             (_plain(block.conv3d.weight.transpose(1, 2).flatten(1, 2), dtype), _plain(block.conv3d.bias, dtype))
-            for block in vision.blocks
+            for block in cast(Iterable[CausalConv3d], vision.blocks)
         ),
         project=_plain(vision.out_proj.weight.flatten(1).T, dtype),
         position=_plain(position, torch.float32),

@@ -99,6 +99,11 @@ class Decoder:
         return str(self.stream.codec_context.codec.name)
 
     @property
+    def tick(self) -> Fraction:
+        """Seconds a unit of the stream's clock."""
+        return self.stream.time_base or Fraction(1, av.time_base)  # a video stream that was opened has one
+
+    @property
     def fps(self) -> float:
         """Frames a second, 25 where the file says nothing that can be."""
         # FFmpeg's guess is the average, but where a container counts fields (H.264 in AVI) the codec's own rate.
@@ -163,7 +168,7 @@ class Decoder:
     def seek(self, seconds: Fraction | float) -> None:
         """Go to a frame that can be decoded alone, at or before a time on the stream's clock, if the file allows."""
         try:
-            self.container.seek(int(seconds / self.stream.time_base), stream=self.stream)
+            self.container.seek(int(seconds / self.tick), stream=self.stream)
         except av.FFmpegError as error:
             raise self.damaged(error) from error
 
@@ -235,7 +240,7 @@ class _Joint:
 
 def time_of(frame: av.VideoFrame) -> Fraction | None:
     """Seconds on the stream's own clock; None where the stream carries no times."""
-    return None if frame.pts is None else Fraction(frame.pts * frame.time_base)
+    return None if frame.pts is None or frame.time_base is None else Fraction(frame.pts * frame.time_base)
 
 
 def _address(source: str | os.PathLike[str]) -> str:

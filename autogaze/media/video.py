@@ -247,7 +247,7 @@ def _numbered(path: Path, wanted: list[int], threads: int | None) -> Iterator[tu
     with Decoder(path, threads) as decoder:
         if first < len(ticks):
             number_of = {tick: number for number, tick in enumerate(ticks)}
-            base = decoder.stream.time_base
+            base = decoder.tick
             decoder.seek(ticks[first] * base - Fraction(_preroll(decoder)))
             landed = False
             for frame in decoder.frames(entered=True):

@@ -8,7 +8,7 @@ gets those of the kept rows. Positions in the language model are the dense promp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ class Qwen(Family):
         with within_segments(self.tower.config, frames, *divisions):
             out = self.run_tower(pixels.type(self.tower_dtype), grid_thw.to(device), frames, places)
         sizes = [int(mask.sum()) for mask in kept]
-        tokens = out.pooler_output.split(sizes)
+        tokens = cast(Tensor, out.pooler_output).split(sizes)
         deep = [part.split(sizes) for part in getattr(out, "deepstack_features", None) or ()]
         return [Features(part, tuple(layer[i] for layer in deep)) for i, part in enumerate(tokens)]
 

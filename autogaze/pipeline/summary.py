@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from autogaze.core.gaze import Gaze
 from autogaze.model import AutoGaze
 from autogaze.pretrain.judge import AnyJudge
-from autogaze.selectors import make_selector
+from autogaze.selectors import Selector, make_selector
 
 RATIO = 0.1
 WITHOUT_NETWORK = ("random", "difference")
@@ -53,6 +54,10 @@ class Summary:
         return f"kept {self.kept}, {why}: its loss is {' and '.join(beside)}"
 
 
+def _choose(selector: Selector, ratio: float, random: torch.Generator, video: Tensor) -> Gaze:
+    return selector(video, ratio, random)
+
+
 def summarise(
     models: Mapping[str, AutoGaze], judge: AnyJudge, clips: Sequence[Tensor], ratio: float = RATIO
 ) -> Summary:
@@ -67,11 +72,11 @@ def summarise(
     grid = next(iter(models.values())).grid
     random = torch.Generator().manual_seed(0)
     select: dict[str, Callable[[Tensor], Gaze]] = {
-        name: lambda video, model=model: model.generate(video, gazing_ratio=ratio) for name, model in models.items()
+        name: partial(model.generate, gazing_ratio=ratio) for name, model in models.items()
     }
     for name in WITHOUT_NETWORK:
         chooser = make_selector(name, grid)
-        select[name] = lambda video, chooser=chooser: chooser(video, ratio, random)
+        select[name] = partial(_choose, chooser, ratio, random)
     losses = {name: mean_loss(judge, clips, way) for name, way in select.items()}
     everything = mean_loss(
         judge,

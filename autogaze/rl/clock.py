@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ class PhaseClock:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._marks: list[tuple[str, torch.cuda.Event | float]] = []
+        self._marks: list[tuple[str, Any]] = []  # a phase with its event on a GPU, with seconds elsewhere
 
     def mark(self, phase: str) -> None:
         """The phase ends here; the first mark only starts the clock."""
@@ -28,10 +29,10 @@ class PhaseClock:
         marks = self._marks
         self.forget()
         if self._cuda and marks:
-            marks[-1][1].synchronize()  # type: ignore[union-attr]
+            marks[-1][1].synchronize()
         spent: dict[str, float] = {}
         for (_, start), (phase, end) in zip(marks, marks[1:], strict=False):
-            length = start.elapsed_time(end) if self._cuda else (end - start) * 1e3  # type: ignore[union-attr,operator]
+            length = start.elapsed_time(end) if self._cuda else (end - start) * 1e3
             spent[phase] = spent.get(phase, 0.0) + length
         return spent
 

@@ -63,7 +63,7 @@ class GazeEnv(gymnasium.Env[Observation, np.int64]):
         self.budget, self.stop = self.grid.budget(gazing_ratio), self.grid.patches_per_frame
         patches = self.grid.patches_per_frame
         self.action_space = spaces.Discrete(patches + 1)
-        self.observation_space = spaces.Dict(
+        self.observation_space = spaces.Dict(  # type: ignore[assignment]  # Dict[Any] is what the stub has
             {
                 "frames": spaces.Box(-np.inf, np.inf, (1 + past_frames, *clips[0].shape[1:]), np.float32),
                 "taken": spaces.Box(0, 1, (patches,), np.float32),

@@ -135,7 +135,8 @@ class GazePolicy(ActorCriticPolicy):
         super()._build(lr_schedule)
         self.action_net = PatchLogits(self.patches, self.width)
         self.value_net = PatchValue(self.patches, self.width)  # type: ignore[assignment]
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        settings = {"lr": lr_schedule(1), **self.optimizer_kwargs}
+        self.optimizer = self.optimizer_class(self.parameters(), **settings)
 
 
 def make_ppo(model: AutoGaze, make_env: Callable[[], GazeEnv], recipe: RLRecipe, tensorboard: str | None = None) -> PPO:

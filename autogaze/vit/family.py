@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autogaze.core.grid import PatchGrid
 from autogaze.vit.features import PoolInput
-from autogaze.vit.wrapped import Part, check_part, inner, plain_class
+from autogaze.vit.wrapped import Foreign, Part, check_part, inner, plain_class
 
 Attend = Callable[..., Tensor]  # (q, k, v, scale=None), each (M, heads, head size) -> the same shape
 
@@ -25,7 +25,7 @@ class Tower(ABC):
     Parts are looked up when they are used, so that a layer which is swapped later takes part.
     """
 
-    root: nn.Module  # the ViT itself, which may stand inside the user's model
+    root: Foreign  # the ViT itself, which may stand inside the user's model
     library: str  # "timm" or "transformers"
     patch_size: int  # pixels
     prefix_tokens: int  # R, class and register tokens in front of a run

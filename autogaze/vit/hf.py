@@ -23,6 +23,7 @@ from autogaze.vit.packing import padded_rows, pooled_attention
 from autogaze.vit.positions import resize_table, square
 from autogaze.vit.rotary import dinov3_table, rotate
 from autogaze.vit.wrapped import (
+    Foreign,
     Part,
     check_projection,
     checkpointed,
@@ -35,7 +36,7 @@ from autogaze.vit.wrapped import (
 )
 
 
-def _part(module: nn.Module, *names: str) -> nn.Module:
+def _part(module: Foreign, *names: str) -> Foreign:
     """The first part of a module that has one of these names."""
     for name in names:
         if (part := getattr(module, name, None)) is not None:
@@ -46,12 +47,12 @@ def _part(module: nn.Module, *names: str) -> nn.Module:
     )
 
 
-def _attention(attn: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+def _attention(attn: Foreign, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
     out = run(opened(attn), partial(_attended, attend=attend, rotary=rotary), x)
     return out[0] if isinstance(out, tuple) else out
 
 
-def _attended(attn: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> tuple[Tensor, None]:
+def _attended(attn: Foreign, x: Tensor, attend: Attend, rotary: Tensor | None) -> tuple[Tensor, None]:
     inside = getattr(attn, "attention", attn)
     count = _part(inside, "num_heads", "num_attention_heads")
     q, k, v = (
@@ -66,7 +67,7 @@ def _attended(attn: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None)
     return getattr(attn.output, "dropout", nn.Identity())(attn.output.dense(out)), None
 
 
-def _layer(layer: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+def _layer(layer: Foreign, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
     """One pre-norm layer; scale and dropout only where the family has them."""
     nothing = nn.Identity()
     drop = getattr(layer, "drop_path", getattr(layer, "dropout", nothing))
@@ -94,7 +95,7 @@ class HfTower(Tower):
 
     library = "transformers"
 
-    def __init__(self, root: nn.Module, outer: nn.Module) -> None:
+    def __init__(self, root: Foreign, outer: Foreign) -> None:
         self.root, self.outer = root, outer
         self.config = root.config
         self.run_block = _layer
@@ -107,17 +108,17 @@ class HfTower(Tower):
         self.check()
 
     @property
-    def embeddings(self) -> nn.Module:
+    def embeddings(self) -> Foreign:
         return self.root.embeddings
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> Foreign:
         """What holds the layers; `root` itself in some versions."""
         encoder = getattr(self.root, "encoder", None)
         return self.root if encoder is None else encoder
 
     @property
-    def layers(self) -> nn.Module:
+    def layers(self) -> Foreign:
         return _part(self.encoder, "layers", "layer")
 
     def parts(self) -> Iterator[Part]:
@@ -157,11 +158,11 @@ class HfTower(Tower):
         size = self.config.image_size
         return int(size if isinstance(size, int) else size[0]) // self.patch_size
 
-    def _patch_embed(self) -> nn.Module | None:
+    def _patch_embed(self) -> Foreign | None:
         """The module around the projection; None where there is none."""
         return None
 
-    def _projection(self) -> nn.Module:
+    def _projection(self) -> Foreign:
         return self.embeddings.patch_embedding
 
     def start(self, build: Callable[[Tensor], Tensor], patches: Tensor) -> Tensor:
@@ -208,7 +209,7 @@ class HfTower(Tower):
             rows = checkpointed(save, self._block, layer, rows, attend, rotary)
         return rows
 
-    def _block(self, layer: nn.Module, rows: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+    def _block(self, layer: Foreign, rows: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
         out = run(layer, lambda layer, rows: self.run_block(layer, rows, attend, rotary), rows)
         return out[0] if isinstance(out, tuple) else out
 
@@ -248,7 +249,7 @@ class SiglipTower(HfTower):
             raise ValueError("this SigLIP was built without its pooling head (vision_use_head=False): use `features`")
         return run(head, self._attention_pool, tokens)
 
-    def _attention_pool(self, head: nn.Module, tokens: PoolInput) -> Tensor:
+    def _attention_pool(self, head: Foreign, tokens: PoolInput) -> Tensor:
         attn, stretches = head.attention, len(tokens.offsets) - 1
         if not _plain_multihead(attn):  # an adapter or a hook: called as it is, on stretches padded to one length
             rows, valid = padded_rows(tokens.offsets, tokens.longest, len(tokens.features))
@@ -312,10 +313,10 @@ class ViTTower(HfTower):
     def _prefix_tokens(self) -> int:
         return 2 if getattr(self.embeddings, "distillation_token", None) is not None else 1
 
-    def _patch_embed(self) -> nn.Module | None:
+    def _patch_embed(self) -> Foreign | None:
         return self.embeddings.patch_embeddings
 
-    def _projection(self) -> nn.Module:
+    def _projection(self) -> Foreign:
         return self.embeddings.patch_embeddings.projection
 
     def _table(self) -> Tensor:
@@ -363,11 +364,11 @@ class Dinov3Tower(HfTower):
         return 1 + self.embeddings.register_tokens.shape[1]
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> Foreign:
         encoder = getattr(self.root, "model", None)
         return self.root if encoder is None else encoder
 
-    def _projection(self) -> nn.Module:
+    def _projection(self) -> Foreign:
         return self.embeddings.patch_embeddings
 
     def positions(self, grid: PatchGrid) -> Tensor | None:
@@ -419,7 +420,7 @@ _OUTER = {
 }
 
 
-def tower_of_hf(model: nn.Module) -> HfTower | None:
+def tower_of_hf(model: Foreign) -> HfTower | None:
     """The tower of a transformers model, or None if it is of no known family."""
     root, name = model, plain_class(model).__name__
     if name in _OUTER:
@@ -433,7 +434,7 @@ def tower_of_hf(model: nn.Module) -> HfTower | None:
     return kind(root, model)
 
 
-def _plain_multihead(attn: nn.Module) -> bool:
+def _plain_multihead(attn: Foreign) -> bool:
     """Whether this is torch's own attention with nothing on it."""
     return (
         type(attn) is nn.MultiheadAttention

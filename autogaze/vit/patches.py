@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -69,10 +70,11 @@ def _copy(video: Tensor, frame: Tensor, ids: Tensor, taps: Taps) -> Tensor:
 def _blend(video: Tensor, frame: Tensor, ids: Tensor, taps: Taps) -> Tensor:
     rows, columns = taps.rows[ids], taps.columns[ids]
     row_weights, column_weights = taps.row_weights[ids], taps.column_weights[ids]
-    lines = sum(
+    taken = [
         row_weights[:, None, :, tap, None] * _gather(video, frame, rows[:, :, tap], columns.flatten(1))
         for tap in range(4)
-    )  # (N, 3, patch_size, 4 * patch_size)
+    ]
+    lines = cast(Tensor, sum(taken))  # (N, 3, patch_size, 4 * patch_size)
     return (lines.unflatten(-1, columns.shape[1:]) * column_weights[:, None, None]).sum(-1)
 
 

@@ -21,6 +21,7 @@ from autogaze.vit.packing import pooled_attention
 from autogaze.vit.positions import resize_table
 from autogaze.vit.rotary import rotary_table, rotate
 from autogaze.vit.wrapped import (
+    Foreign,
     Part,
     check_projection,
     checkpointed,
@@ -32,12 +33,12 @@ from autogaze.vit.wrapped import (
 )
 
 
-def _attention(attn: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+def _attention(attn: Foreign, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
     """timm's Attention, EvaAttention and AttentionRope."""
     return run(opened(attn), partial(_attended, attend=attend, rotary=rotary), x)
 
 
-def _attended(attn: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+def _attended(attn: Foreign, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
     if getattr(attn, "qkv", None) is None:
         size = attn.q_proj.out_features // attn.num_heads
         q, k, v = (proj(x).unflatten(-1, (-1, size)) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
@@ -59,29 +60,29 @@ def _attended(attn: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None)
     return attn.proj_drop(attn.proj(out))
 
 
-def _pre_norm(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+def _pre_norm(block: Foreign, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
     x = x + block.drop_path1(block.ls1(_attention(block.attn, block.norm1(x), attend, rotary)))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
-def _post_norm(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+def _post_norm(block: Foreign, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
     x = x + block.drop_path1(block.norm1(_attention(block.attn, x, attend, rotary)))
     return x + block.drop_path2(block.norm2(block.mlp(x)))
 
 
-def _eva(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+def _eva(block: Foreign, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
     attended = _attention(block.attn, block.norm1(x), attend, rotary)
     x = x + block.drop_path1(attended if block.gamma_1 is None else block.gamma_1 * attended)
     mixed = block.mlp(block.norm2(x))
     return x + block.drop_path2(mixed if block.gamma_2 is None else block.gamma_2 * mixed)
 
 
-def _parallel_things(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+def _parallel_things(block: Foreign, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
     x = x + sum(part.drop_path(part.ls(_attention(part.attn, part.norm(x), attend, rotary))) for part in block.attns)
     return x + sum(part(x) for part in block.ffns)
 
 
-def _parallel_scaling(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+def _parallel_scaling(block: Foreign, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
     x_in, old_bias = block.in_norm(x), getattr(block, "qkv_bias", None)
     mixed = block.in_proj(x_in)
     if old_bias is not None:  # timm before 1.0.26 adds its bias in this order
@@ -115,7 +116,7 @@ class TimmTower(Tower):
 
     library = "timm"
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Foreign) -> None:
         self.root = self.model = model
         self.run_block = _BLOCKS[self._kind_of_blocks()]
         self.prefix_tokens = model.num_prefix_tokens
@@ -160,7 +161,7 @@ class TimmTower(Tower):
             rows = checkpointed(save, self._block, opened(block), rows, attend, angles)
         return self.model.norm(rows)
 
-    def _block(self, block: nn.Module, rows: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+    def _block(self, block: Foreign, rows: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
         return run(block, lambda block, rows: self.run_block(block, rows, attend, rotary), rows)
 
     def rotary(self, grid: PatchGrid) -> Tensor | None:
@@ -195,7 +196,7 @@ class TimmTower(Tower):
 class VisionTransformerTower(TimmTower):
     """timm's VisionTransformer: base, DeiT-III, SigLIP, DINOv2 with and without registers, CLIP, MAE ..."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Foreign) -> None:
         embed = model.patch_embed
         if plain_class(embed).__name__ != "PatchEmbed":
             raise ValueError(
@@ -217,7 +218,7 @@ class VisionTransformerTower(TimmTower):
         check_projection(self.model.patch_embed.proj, self.patch_size, "patch_embed.proj")
 
     def embed(self, patches: Tensor) -> Tensor:
-        def formula(embed: nn.Module, patches: Tensor) -> Tensor:
+        def formula(embed: Foreign, patches: Tensor) -> Tensor:
             return embed.norm(projected(embed.proj, patches))[:, None]  # as of images of one patch
 
         return run(self.model.patch_embed, formula, patches)[:, 0]
@@ -254,7 +255,7 @@ class EvaTower(VisionTransformerTower):
 class NaFlexTower(TimmTower):
     """timm's NaFlexVit: learned or factorised positions, linear or convolutional embedding."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Foreign) -> None:
         embeds = model.embeds
         self.patch_size = embeds.patch_size[0]
         if embeds.patch_size[0] != embeds.patch_size[1]:
@@ -263,7 +264,7 @@ class NaFlexTower(TimmTower):
         super().__init__(model)
 
     @property
-    def embeds(self) -> nn.Module:
+    def embeds(self) -> Foreign:
         return self.model.embeds
 
     def parts(self) -> Iterator[Part]:
@@ -329,7 +330,7 @@ TOWERS: dict[str, type[TimmTower]] = {
 }
 
 
-def _attention_pool(pool: nn.Module, tokens: PoolInput) -> Tensor:
+def _attention_pool(pool: Foreign, tokens: PoolInput) -> Tensor:
     """timm's AttentionPoolLatent over packed rows."""
     if type(pool).__name__ != "AttentionPoolLatent" or pool.pos_embed is not None or pool.latent_len != 1:
         raise ValueError(f"pooling by {type(pool).__name__} needs every patch of an image; use `features` or `dense()`")
@@ -342,7 +343,7 @@ def _attention_pool(pool: nn.Module, tokens: PoolInput) -> Tensor:
     return pooled if pool.mlp is None else pooled + pool.mlp(pool.norm(pooled))
 
 
-def _attentions(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _attentions(block: Foreign) -> Iterator[tuple[str, nn.Module]]:
     """(path inside the block, attention); none where the block itself attends."""
     block = opened(block)
     if plain_class(block).__name__ == "ParallelThingsBlock":
@@ -352,6 +353,6 @@ def _attentions(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield "attn", block.attn
 
 
-def _dropout(block: nn.Module) -> float:
+def _dropout(block: Foreign) -> float:
     """Attention dropout of a block."""
     return max((module.p for name, module in block.named_modules() if name.endswith("attn_drop")), default=0.0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,6 +22,9 @@ from torch.utils.checkpoint import checkpoint
 # or record outputs when the dense model is asked for them.
 _CHECKED: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
 SHAPELESS = ("torch.nn.utils.", "torch.distributed.", "torch.ao.", "transformers.")
+
+# A module of another library, whose attributes are known from its class; torch types each as `Tensor | Module`.
+Foreign: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def distributed_wrapper(model: nn.Module) -> nn.Module | None:
     return None
 
 
-def _unwrapped(model: nn.Module) -> nn.Module | None:
+def _unwrapped(model: Foreign) -> nn.Module | None:
     name, module = type(model).__name__, type(model).__module__
     if name == "OptimizedModule" and module.startswith("torch."):
         return model._orig_mod
@@ -96,7 +99,7 @@ def plain_class(module: nn.Module) -> type:
     return kind
 
 
-def opened(module: nn.Module) -> nn.Module:
+def opened(module: Foreign) -> Foreign:
     """A part inside `torch.compile`, which a formula replaces: it computes the same."""
     while type(module).__name__ == "OptimizedModule" and type(module).__module__.startswith("torch."):
         module = module._orig_mod
@@ -155,7 +158,7 @@ def watched(model: nn.Module) -> bool:
     return any(True for module in model.modules() for _ in _user_hooks(module))
 
 
-def projected(layer: nn.Module, patches: Tensor) -> Tensor:
+def projected(layer: Foreign, patches: Tensor) -> Tensor:
     """Patches (N, 3, P, P) through a patch embedding's own layer, (N, D).
 
     A plain convolution is computed as the matrix product that it is; anything else is called as it is.
@@ -167,7 +170,7 @@ def projected(layer: nn.Module, patches: Tensor) -> Tensor:
     return found.flatten(1)
 
 
-def check_projection(layer: nn.Module, patch: int, path: str) -> None:
+def check_projection(layer: Foreign, patch: int, path: str) -> None:
     """Refuse a patch embedding's layer that does not see one patch at a time.
 
     Raises:
@@ -242,7 +245,7 @@ def _sees_one_patch(layer: nn.Module, patch: int) -> bool:
     return bool(checked[patch])
 
 
-def _padding(layer: nn.Module) -> tuple[int, ...]:
+def _padding(layer: Foreign) -> tuple[int, ...]:
     return (0, 0) if layer.padding == "valid" else (tuple(layer.padding) if layer.padding != "same" else (-1, -1))
 
 

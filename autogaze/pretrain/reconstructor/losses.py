@@ -14,6 +14,7 @@ The paper trains with 1 l1 + 0.3 DINOv2 + 0.3 SigLIP2 features (arXiv:2603.12254
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -125,9 +126,13 @@ class FrameLoss(nn.Module):
 class FeatureDistance(nn.Module):
     """One minus the cosine between a frozen model's features of two images, averaged over its tokens."""
 
+    mean: Tensor  # (3, 1, 1)
+    std: Tensor
+
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
+        self.model: Any
         self.model, mean, std = _feature_model(name)
         self.model.eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -160,7 +165,9 @@ def _feature_model(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float
             import timm
         except ImportError as error:
             raise explain(error, f"features:{name}") from error
-        model = timm.create_model(name.removeprefix("timm/"), pretrained=True, num_classes=0, dynamic_img_size=True)
+        model: Any = timm.create_model(
+            name.removeprefix("timm/"), pretrained=True, num_classes=0, dynamic_img_size=True
+        )
         return model, tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])
     try:
         from transformers import AutoImageProcessor, AutoModel
