@@ -149,6 +149,7 @@ class OnnxRuntime : public Runtime {
   void open(const std::string& path, const Options& asked) {
     Ort::SessionOptions options;
     options.AddConfigEntry("session.set_denormal_as_zero", "1");
+    options.AddConfigEntry("session.intra_op.allow_spinning", "0");  // waiting threads burn what others want
     if (asked.threads > 0) options.SetIntraOpNumThreads(asked.threads);
     if (log_) {
       options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_INFO);
