@@ -162,7 +162,7 @@ def report(model: AutoGaze, ratio: float, precision: str, args: argparse.Namespa
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "gaze.onnx"
         begun = time.perf_counter()
-        options = ExportOptions(precision=precision, gazing_ratio=ratio, batch=(1, max(args.batch)))
+        options = ExportOptions(precision=precision, gazing_ratio=ratio, batch=(1, max([2, *args.batch])))
         graph = write_graph(model, options.metadata(model))
         onnx.save(graph, str(path))
         written = time.perf_counter()
@@ -206,7 +206,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.4, 0.75])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "fp16"], choices=["fp32", "fp16"])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--batch", type=int, nargs="*", default=[1, 8, 32], help="of times; none: parity alone")
     parser.add_argument("--data", type=Path, help="folder of videos for parity (default: rendered scenes)")
     parser.add_argument("--clips", type=int, default=200, help="clips for parity")
     parser.add_argument("--clip-form", action="store_true", help="parity of the clip form too (slow to open)")

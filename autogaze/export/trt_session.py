@@ -14,6 +14,7 @@ from torch import Tensor
 from autogaze.export.cuda_stream import WorkStream, cuda_device
 from autogaze.export.engine_file import RUNTIMES, EngineFile, read_engine, torch_type
 from autogaze.export.metadata import FormatError
+from autogaze.export.scratch import Scratch
 from autogaze.export.targets import RunOptions
 from autogaze.export.tensors import TensorSpec
 
@@ -49,10 +50,11 @@ class TrtSession:
                     f"{path}: built for {facts.hardware} with {facts.runtime} {facts.version}, cannot run on {here}; "
                     "export it again here"
                 )
-            self._context = self._engine.create_execution_context()
+            user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            self._context = self._engine.create_execution_context(user_managed)
             if self._context is None:
                 raise RuntimeError(f"{path}: TensorRT made no execution context (GPU memory full?); its log says why")
-        self._one_at_a_time = Lock()
+        self._one_at_a_time, self._scratch = Lock(), Scratch.of(self.device)
         self.inputs, self.outputs = _specs(trt, self._engine)
         if (self.inputs, self.outputs) != (file.facts.inputs, file.facts.outputs):
             raise FormatError(f"{path}: the plan's inputs and outputs are not those that the file names")
@@ -67,10 +69,17 @@ class TrtSession:
                     self._context.set_tensor_address(name, tensor.data_ptr())
                 for name, tensor in outputs.items():
                     self._context.set_tensor_address(name, tensor.data_ptr())
-                if not self._context.execute_async_v3(self._work.stream.cuda_stream):
-                    raise RuntimeError("TensorRT could not run the engine; its log on stderr says why")
+                self._scratch.use(_scratch_bytes(self._context, self._engine), self._work.stream, self._enqueue)
 
         return call
+
+    def _enqueue(self, address: int, size: int) -> None:
+        if hasattr(self._context, "set_device_memory"):
+            self._context.set_device_memory(address, size)
+        else:
+            self._context.device_memory = address
+        if not self._context.execute_async_v3(self._work.stream.cuda_stream):
+            raise RuntimeError("TensorRT could not run the engine; its log on stderr says why")
 
     def scope(self) -> Any:
         """See `Session.scope`."""
@@ -90,6 +99,12 @@ def _runtime_package(path: Path, file: EngineFile) -> Any:
         raise ImportError(
             f"{path}: this engine needs {facts.runtime}: pip install {package}=={facts.version}"
         ) from error
+
+
+def _scratch_bytes(context: Any, engine: Any) -> int:
+    """Scratch memory that a call of the shapes set needs; of the largest shapes where TensorRT is too old to say."""
+    for_shapes = getattr(context, "update_device_memory_size_for_shapes", None)
+    return int(for_shapes() if for_shapes is not None else engine.device_memory_size)
 
 
 def _specs(trt: Any, engine: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
