@@ -17,9 +17,7 @@ def main(video: str, checkpoint: str, vit: SiglipVisionModel | None = None) -> t
     model = AutoGaze.from_pretrained(checkpoint).eval()
     gazed = GazedViT(vit.eval(), attention="block_causal")  # a patch sees its own and earlier frames
     with torch.inference_mode():
-        gaze = model.generate(
-            model.preprocessor(frames), task_loss_requirement=0.7
-        )  # each frame stops when it has seen enough
+        gaze = model.generate(model.preprocessor(frames), task_loss_requirement=0.1)  # frames stop when that is met
         features = gazed(gazed.preprocessor(frames), gaze)
     for frame, count in enumerate(gaze.counts[0].tolist()):
         print(f"frame {frame}: {count} patches")

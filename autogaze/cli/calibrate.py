@@ -6,8 +6,8 @@
 
 Every video is taken twice: frames spread over it, and neighbouring ones, since a stop rule has to hold for both.
 Sources are those of a `manifest.csv`; without one every video is a source of its own. With few of them the promise
-needs wide margins. A learned loss head tells the losses of videos that it learned from too well; a model with the paste
-error, whose predictions come from pixels and two fitted weights, may be calibrated on those too. Prints a pair
+needs wide margins. A learned loss head tells the losses of videos that it learned from too well; a model with a
+residual map, whose predictions come from pixels and two fitted weights, may be calibrated on those too. Prints a pair
 (asked, threshold) a line.
 """
 
@@ -117,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="DIR",
-        help="folders of videos; those that the model learned from only if it has the paste error",
+        help="folders of videos; those that the model learned from only if it has the residual map",
     )
     parser.add_argument(
         "--fit-head",

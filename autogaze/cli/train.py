@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=PRESETS,
         default="tiny",
-        help="tiny: 2 CPU cores, 10 minutes; base: the published size, a GPU (default: tiny)",
+        help="tiny: 2 CPU cores, about 7 minutes; base: the published size, a GPU (default: tiny)",
     )
     parser.add_argument("--config", type=Path, help="YAML recipe: flat for one stage, or one section a stage")
     parser.add_argument(

@@ -117,7 +117,7 @@ class _Writer:
         last_ids: Value,
         canvas: Value | None = None,
     ) -> list[Value]:
-        """One frame and the memory to its gaze and the new memory; `canvas` is of models with paste error."""
+        """One frame and the memory to its gaze and the new memory; `canvas` is of models with a residual map."""
         nodes, sizes, window = self.nodes, self.sizes, self.sizes.window
         with nodes.scope("encoder"):
             pixels = self._pixels(frame)

@@ -125,7 +125,7 @@ def finish(run: Run) -> dict[str, Any]:
 def calibrated(model: AutoGaze, judge: AnyJudge, clips: RunSamplings, recipe: PretrainRecipe) -> AutoGaze:
     """The model with its stop rule calibrated, and with the loss that RATIO reaches on average as its requirement.
 
-    A loss head tells the losses of clips that it learned from too well. The paste error is computed from pixels, with
+    A loss head tells the losses of clips that it learned from too well. The residual map is computed from pixels, with
     two weights: it has learned nothing by heart, so that training clips tell as much of it as held-out ones do.
     """
     data = clips.held_out
