@@ -38,6 +38,7 @@ from autogaze.files import atomic_path, write_json
 from autogaze.media.clip_files import SUMMARY, VIDEO_SUFFIXES, find_clips, shown
 from autogaze.media.video import read_chunks
 from autogaze.model import AutoGaze
+from autogaze.training.launch import launch
 
 SETTINGS, SKIPPED = "_archive.json", "_skipped.csv"  # readers of datasets pass over such names
 FORMATS = ("folder", "parquet")
@@ -151,8 +152,6 @@ def gaze_archive(
             if len(devices) == 1:
                 work_off(*work)
             else:
-                from autogaze.training.launch import launch
-
                 launch(work_off, len(devices), *work)
     bad = read_skipped(skipped)
     if len(bad) == len(videos):

@@ -14,6 +14,7 @@ import torch
 
 from autogaze.archive import rows
 from autogaze.core.gaze import Gaze
+from autogaze.core.grid import PatchGrid
 from autogaze.decoding.frames import FrameGazer
 from autogaze.device import pick_device
 from autogaze.media.video import read_chunks
@@ -88,8 +89,6 @@ def _nothing() -> pa.Table:
     """The table without rows."""
     import numpy as np
     import pyarrow as pa
-
-    from autogaze.core.grid import PatchGrid
 
     none = torch.zeros(1, 0, 0, dtype=torch.int64)
     table = rows("", Gaze(none, none.bool(), PatchGrid()), np.zeros(0))

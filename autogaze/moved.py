@@ -70,6 +70,13 @@ MOVED = {  # old: new, both below `autogaze`
     "video": "media.video",
     "tiling": "decoding.frames",
     "vit.break_even": "report.break_even",
+    "vit.family": "vit.towers.tower",
+    "vit.heads": "vit.towers.heads",
+    "vit.hf": "vit.towers.hf",
+    "vit.positions": "vit.towers.positions",
+    "vit.rotary": "vit.towers.rotary",
+    "vit.timm": "vit.towers.timm",
+    "vit.wrapped": "vit.towers.wrapped",
 }
 
 

@@ -4,7 +4,7 @@
         --out benchmarks/results/FILE.json
 
 Every video of the folder is one clip. "after" is the calibration that is stored in the checkpoint, "before" that of
-another config.json, or none; to make one: `python -m autogaze.cli.calibrate`. Writes the JSON and, beside it, a
+another config.json, or none; to make one: `autogaze calibrate`. Writes the JSON and, beside it, a
 plot; the JSON is also the last line of stdout.
 """
 

@@ -26,9 +26,10 @@ import torch
 
 from autogaze import AutoGaze
 from autogaze.export import Engine
+from autogaze.export.engine_file import find_tensorrt
 from autogaze.export.onnx import ExportOptions, export_onnx
 from autogaze.export.parity import ParityError, scenes
-from autogaze.export.tensorrt import BuildError, BuildOptions, export_tensorrt, find_tensorrt
+from autogaze.export.tensorrt import BuildError, BuildOptions, export_tensorrt
 from benchmarks.export import agreement
 from benchmarks.timing import machine, measure
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autogaze.core.gaze import Gaze
-from autogaze.vit.positions import resize_table, square
+from autogaze.vit.towers.positions import resize_table, square
 
 # clips in the batch -> ms a clip, the faster of float32 and bf16
 PUBLISHED_DECODE_MS = {1: 281.0, 8: 39.2, 64: 5.84, 256: 2.80}

@@ -167,6 +167,34 @@ def test_import_autogaze_pulls_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+LAZY = {  # imports of our own modules inside functions, each of what needs a heavy package
+    ("adapt", "autogaze.adapt.run"),  # Lightning
+    ("train", "autogaze.pipeline"),  # Lightning
+    ("backend", "autogaze.decoding.cuda"),  # Triton
+    ("encoder", "autogaze.network.patch_embedding"),  # Triton
+    ("picks", "autogaze.selectors.pick_kernel"),  # Triton
+    ("stages", "autogaze.rl.sb3"),  # Stable-Baselines3
+}
+
+
+def test_our_own_modules_are_imported_inside_functions_only_to_keep_heavy_packages_out() -> None:
+    found = []
+    for _, path in modules():
+        for scope in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(scope) if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef) else ():
+                if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("autogaze"):
+                    found.append((path.stem, node.module))
+                elif isinstance(node, ast.Import):
+                    assert not any(name.name.startswith("autogaze") for name in node.names), path.relative_to(ROOT)
+    assert len(found) <= 8 and set(found) == LAZY
+
+
+def test_the_command_lists_its_verbs_without_torch() -> None:
+    code = "import sys\nfrom autogaze.cli.main import _parser\n_parser(['--help'])\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_the_links_at_the_root_lead_into_the_package() -> None:
     for name in ("pretrain", "rl", "export"):
         assert (ROOT / name).resolve() == (PACKAGE / name).resolve()

@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from autogaze.adapt.recipe import load_recipe
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vit", required=True, help="timm/NAME, a hub id, or a folder of a transformers model")
@@ -27,14 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Adapt a ViT; see `autogaze adapt --help`."""
-    from autogaze.adapt.recipe import load_recipe  # Lightning takes seconds to import
-
     recipe = load_recipe(args.preset, args.settings, attention=args.attention, weights=args.weights)
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out must be a folder, {args.out} is a file")
     if (args.out / "adapter.safetensors").exists() and not args.resume:
         raise ValueError(f"{args.out} holds an adapter already: use --resume, or another --out")
-    from autogaze.adapt.run import adapt
+    from autogaze.adapt.run import adapt  # Lightning takes seconds to import: check the words first
 
     summary = adapt(args.vit, args.data, args.out, recipe, args.size, args.resume)
     print(json.dumps(summary) if args.json else summary["adapter"])

@@ -23,6 +23,7 @@ from autogaze.archive import (
     write_parquet,
 )
 from autogaze.checkpoint import find
+from autogaze.cli.gaze_video import SHIPPED_RECONSTRUCTOR, GazeOptions, find_reconstructor, gaze_video, load_rebuild
 from autogaze.cli.outputs import folder_name, output_folders
 from autogaze.core.tiling import check_stride
 from autogaze.device import pick_device
@@ -69,8 +70,6 @@ def settings_of(args: argparse.Namespace) -> ArchiveSettings:
     if ratio is None and requirement is None:
         config = AutoGaze.from_pretrained(args.checkpoint, "cpu").config
         ratio, requirement = config.gazing_ratio, config.task_loss_requirement
-    from autogaze.cli.gaze import SHIPPED_RECONSTRUCTOR, find_reconstructor
-
     more: dict[str, Any] = {}
     if args.format == "folder":
         judge = args.reconstructor or find_reconstructor(args.checkpoint)
@@ -108,8 +107,6 @@ def pick_devices(name: str, count: int) -> list[str]:
 
 def write_folder(model: AutoGaze, video: Path, target: Path, settings: ArchiveSettings) -> None:
     """What `autogaze gaze` leaves of one video."""
-    from autogaze.cli.gaze import GazeOptions, gaze_video, load_rebuild
-
     options = GazeOptions(settings.gazing_ratio, settings.task_loss_requirement, settings.tiles, settings.gaze_stride)
     judge, pictures = settings.more["reconstructor"], settings.more["pictures"]
     rebuild = load_rebuild(Path(judge), model) if judge and pictures else None

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,13 +33,6 @@ from autogaze.stop_rule.calibration import Sampling, Trial, fit_calibration, pre
 from autogaze.stop_rule.loss_head import fit_loss_head
 
 STRIDES = (None, 1)  # spread over the video, and neighbouring frames
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m autogaze.cli.calibrate`, the same as `autogaze calibrate`."""
-    from autogaze.cli.main import main as autogaze
-
-    return autogaze(["calibrate", *(sys.argv[1:] if argv is None else argv)])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -145,7 +137,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=int, default=16, help="clips at once (default 16)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from autogaze.checkpoint import DEFAULT_CHECKPOINT
-from autogaze.cli.gaze import GazeOptions, gaze_chunks
+from autogaze.cli.gaze_video import GazeOptions, gaze_chunks
 from autogaze.core.gaze import Gaze
 from autogaze.core.overlay import SCALE_COLOURS, Overlay
 from autogaze.decoding.stream import GazeStream
@@ -31,6 +31,7 @@ from autogaze.extras import explain
 from autogaze.media.scenes import render_scene
 from autogaze.media.video import FrameChunk, VideoError, VideoInfo, probe, read_chunks, write_video
 from autogaze.model import AutoGaze
+from autogaze.report.break_even import PARTS_FILE, will_it_pay
 
 SAVINGS = (("ViT-L/16", 384), ("SO400M/14", 378))  # ViTs, with pixels, to say what gazing saves in front of
 EXAMPLES = ("object", "pan", "handheld", "cut")
@@ -306,8 +307,6 @@ def _legend(scales: tuple[int, ...]) -> str:
 
 def _saved(ratio: float) -> str:
     """What a ViT saves at this ratio, from measurements that the package ships; nothing where it ships none."""
-    from autogaze.report.break_even import PARTS_FILE, will_it_pay
-
     if not PARTS_FILE.is_file() or not 0 < ratio <= 1:
         return ""
     lines = [""]

@@ -83,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
     if args.triton is not None:
         check_servable(options, path)
     model = AutoGaze.from_pretrained(args.checkpoint, "cpu")
-    assert target.write is not None
     try:
         report = target.write(model, path, options, build, lambda phase: print(f"{phase} ...", file=sys.stderr))
     except (ParityError, BuildError) as error:

@@ -50,18 +50,17 @@ def run(args: argparse.Namespace) -> int:
     recipes = load_recipes(args.preset, args.config, settings, ("pretrain",) if stages == (CALIBRATE,) else stages)
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out must be a folder, {args.out} is a file")
-    from autogaze.pipeline.run import train  # Lightning takes seconds to import: check the words first
-    from autogaze.training.world import rank
+    from autogaze.pipeline import run as pipeline  # Lightning takes seconds to import: check the words first
 
     try:
-        summary = train(stages, recipes, args.data, args.out, args.resume)
+        summary = pipeline.train(stages, recipes, args.data, args.out, args.resume)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ValueError(
             f"no space left on the disk of {args.out}: the last checkpoint is intact; make room and go on with --resume"
         ) from error
-    if rank() > 0:
+    if pipeline.rank() > 0:
         return 0
     if args.json:
         print(json.dumps(summary))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autogaze.core import pictures
 from autogaze.core.grid import PatchGrid
 
 if TYPE_CHECKING:
@@ -94,8 +95,6 @@ class Gaze:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: `repr`, and the plot of the first clip."""
-        from autogaze.core import pictures
-
         return pictures.card(self)
 
     def draw(self, frames: Any, clip: int = 0, stills: int = 6) -> Image:
@@ -114,8 +113,6 @@ class Gaze:
             IndexError: if there is no such clip.
             ValueError: if the frames are not as many as were gazed at, or stills is below 1.
         """
-        from autogaze.core import pictures
-
         return pictures.draw(self, frames, clip, stills)
 
     def plot(self, clip: int = 0) -> Image:
@@ -125,8 +122,6 @@ class Gaze:
             IndexError: if there is no such clip.
             ValueError: if the gaze has no frames.
         """
-        from autogaze.core import pictures
-
         return pictures.plot(self, clip)
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ short is recognised before TensorRT sees it.
 
 from __future__ import annotations
 
+import importlib
 import struct
 import zlib
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 
 from autogaze.export.metadata import FormatError, Metadata
 from autogaze.export.tensors import TensorSpec
+from autogaze.extras import install
 from autogaze.files import atomic_path
 
 MAGIC = b"AUTOGAZE"
@@ -30,6 +32,7 @@ TYPES = {
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 # modules that run engines, and what to install for each; no other name from a file is ever imported
 RUNTIMES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
+INSTALL = f"TensorRT is not installed: for data-centre GPUs pip install tensorrt, for RTX GPUs {install('trt')}"
 
 
 @dataclass(frozen=True)
@@ -137,3 +140,18 @@ def _read_specs(text: str) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(name, TYPES[dtype], tuple(int(n) for n in shape.split("x") if n)) for name, dtype, shape in specs
     )
+
+
+def find_tensorrt() -> Any:
+    """The TensorRT module that is installed.
+
+    Raises:
+        ImportError: naming what to install.
+    """
+    for name in RUNTIMES:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not error.name.startswith("tensorrt"):
+                raise
+    raise ImportError(INSTALL)

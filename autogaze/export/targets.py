@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -57,11 +58,25 @@ class Target:
     name: str  # of the runtime
     kind: str  # of the file, for people
     suffixes: tuple[str, ...]
-    open: Callable[[Path, RunOptions], Session]
+    session: str  # "module:class" that runs it, from (Path, RunOptions); imported when asked, since it needs a package
     describe: Callable[[Path], dict[str, Any]]  # facts for `autogaze info`
     option: str | None = None  # of `autogaze export`, without the dashes; None: it runs what another one writes
     help: str = ""
-    write: Callable[[AutoGaze, Path, ExportOptions, BuildOptions, Progress], Report] | None = None
+    writer: str | None = None  # "module:function" (AutoGaze, Path, ExportOptions, BuildOptions, Progress) -> Report
+
+    def open(self, path: Path, options: RunOptions) -> Session:
+        """Open a file. Raises: ImportError, if the runtime is not installed."""
+        make: Callable[[Path, RunOptions], Session] = resolve_name(self.session)
+        return make(path, options)
+
+    def write(
+        self, model: AutoGaze, path: Path, options: ExportOptions, build: BuildOptions, progress: Progress
+    ) -> Report:
+        """Write a file, checked."""
+        if self.writer is None:
+            raise ValueError(f"{self.name} runs files that others write")
+        make: Callable[[AutoGaze, Path, ExportOptions, BuildOptions, Progress], Report] = resolve_name(self.writer)
+        return make(model, path, options, build, progress)
 
 
 def target_of(path: Path, runtime: str | None = None) -> Target:
@@ -81,48 +96,14 @@ def target_of(path: Path, runtime: str | None = None) -> Target:
     return next(target for target in fitting if runtime in (None, target.name))
 
 
-# The modules of runtimes are imported by those who need them: each needs a package that may be missing.
-
-
-def _write_onnx(model: AutoGaze, path: Path, options: ExportOptions, build: BuildOptions, progress: Progress) -> Report:
-    from autogaze.export.onnx import export_onnx
-
-    return export_onnx(model, path, options)
-
-
-def _open_onnx(path: Path, options: RunOptions) -> Session:
-    from autogaze.export.ort_session import OrtSession
-
-    return OrtSession(path, options)
-
-
-def _open_openvino(path: Path, options: RunOptions) -> Session:
-    from autogaze.export.openvino_session import OpenVinoSession
-
-    return OpenVinoSession(path, options)
-
-
-def _write_engine(
-    model: AutoGaze, path: Path, options: ExportOptions, build: BuildOptions, progress: Progress
-) -> Report:
-    from autogaze.export.tensorrt import export_tensorrt
-
-    return export_tensorrt(model, path, options, build, progress)
-
-
-def _open_engine(path: Path, options: RunOptions) -> Session:
-    from autogaze.export.trt_session import TrtSession
-
-    return TrtSession(path, options)
-
-
 TARGETS = [
     Target(
-        "onnxruntime", "ONNX", (".onnx",), _open_onnx, describe_onnx, "onnx", "write an ONNX file", _write_onnx
+        "onnxruntime", "ONNX", (".onnx",), "autogaze.export.ort_session:OrtSession", describe_onnx,
+        "onnx", "write an ONNX file", "autogaze.export.onnx:write_onnx",
     ),
-    Target("openvino", "ONNX", (".onnx",), _open_openvino, describe_onnx),
+    Target("openvino", "ONNX", (".onnx",), "autogaze.export.openvino_session:OpenVinoSession", describe_onnx),
     Target(
-        "tensorrt", "TensorRT engine", ENGINE_SUFFIXES, _open_engine, describe_engine,
-        "trt", "build a TensorRT engine", _write_engine,
+        "tensorrt", "TensorRT engine", ENGINE_SUFFIXES, "autogaze.export.trt_session:TrtSession", describe_engine,
+        "trt", "build a TensorRT engine", "autogaze.export.tensorrt:export_tensorrt",
     ),
 ]  # fmt: skip

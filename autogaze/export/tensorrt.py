@@ -6,7 +6,6 @@ Uses the `tensorrt` package (data-centre GPUs; needs the GPU that it builds for)
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +13,22 @@ from typing import Any
 
 import torch
 
-from autogaze.export.engine_file import ENGINE_SUFFIXES, RUNTIMES, EngineFacts, read_engine, torch_type, write_engine
+from autogaze.export.engine_file import (
+    ENGINE_SUFFIXES,
+    EngineFacts,
+    find_tensorrt,
+    read_engine,
+    torch_type,
+    write_engine,
+)
 from autogaze.export.forms import input_specs, output_specs
 from autogaze.export.metadata import Metadata
 from autogaze.export.onnx import ExportOptions, check_file, check_target, checked_graph
 from autogaze.export.parity import Parity, ParityError, share_words
 from autogaze.export.tensors import TensorSpec
-from autogaze.extras import install
 from autogaze.files import atomic_path
 from autogaze.model import AutoGaze
 
-INSTALL = f"TensorRT is not installed: for data-centre GPUs pip install tensorrt, for RTX GPUs {install('trt')}"
 HARDWARE = {"this": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 # a layer that runs elsewhere or slower than it should is told of at any severity
 TELLING = ("fallback", "fall back", "unsupported", "not supported")
@@ -74,21 +78,6 @@ class EngineReport:
         if self.engine_parity is None:
             return f"{line}; its graph {share_words(self.graph_parity)}; there is no GPU here to run the engine itself"
         return f"{line}; {share_words(self.engine_parity)}"
-
-
-def find_tensorrt() -> Any:
-    """The TensorRT module that is installed.
-
-    Raises:
-        ImportError: naming what to install.
-    """
-    for name in RUNTIMES:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not error.name.startswith("tensorrt"):
-                raise
-    raise ImportError(INSTALL)
 
 
 def export_tensorrt(

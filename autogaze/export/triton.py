@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from autogaze.export.engine_file import ENGINE_SUFFIXES, read_engine
+from autogaze.export.engine_file import ENGINE_SUFFIXES, find_tensorrt, read_engine
 from autogaze.export.metadata import FORMAT, FormatError, Metadata
+from autogaze.export.runner import Engine
 from autogaze.export.tensors import CALL, GAZE, TensorSpec, state_of
 
 if TYPE_CHECKING:
@@ -84,8 +85,6 @@ def check_servable(options: ExportOptions, path: Path) -> None:
         ValueError: saying why, and what to ask for instead.
         ImportError: if an engine is asked for and no TensorRT is installed.
     """
-    from autogaze.export.tensorrt import find_tensorrt  # it needs onnx, which clients of a server do without
-
     engine = path.suffix in ENGINE_SUFFIXES
     if engine:
         check_runtime(find_tensorrt().__name__)
@@ -168,7 +167,5 @@ def _describe(path: Path) -> tuple[Metadata, tuple[TensorSpec, ...], tuple[Tenso
     if path.suffix in ENGINE_SUFFIXES:
         file = read_engine(path)
         return file.metadata, file.facts.inputs, file.facts.outputs
-    from autogaze.export.runner import Engine
-
     session = Engine.load(path, "cpu").session
     return session.metadata, session.inputs, session.outputs

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from autogaze.media.clip_files import VideoError
 from autogaze.media.frames import as_clip
+from autogaze.media.torchcodec import TorchcodecSource
 from autogaze.media.video import FRAMES_AT_ONCE, FrameChunk, read_chunks
 
 AHEAD = 2  # chunks that wait, decoded
@@ -107,8 +108,6 @@ def open_source(
     if isinstance(source, np.ndarray | Tensor):
         return ArraySource(source)
     if decoder == "torchcodec":
-        from autogaze.media.torchcodec import TorchcodecSource
-
         return TorchcodecSource(source, device)
     return FileSource(source)
 

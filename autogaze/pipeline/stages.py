@@ -27,6 +27,7 @@ from autogaze.pretrain.module import PretrainModule
 from autogaze.pretrain.on_policy import OnPolicyModule
 from autogaze.pretrain.reconstructor.module import ReconstructorModule
 from autogaze.pretrain.reconstructor.network import Reconstructor, ReconstructorConfig
+from autogaze.rl.module import GRPOModule
 from autogaze.training.data.sources import RunClips
 from autogaze.training.launch import launch
 from autogaze.training.recipes import PretrainRecipe, Recipes, TrainerRecipe
@@ -207,8 +208,6 @@ def train_rl(run: Run) -> Any:
 
 
 def _fit_grpo(run: Run) -> StageResult:
-    from autogaze.rl.module import GRPOModule  # rl imports pretrain, so pretrain must not import rl on its own
-
     recipe = run.recipes.rl
     model = beginning(recipe.start or run.needs("pretrain"))
     module = GRPOModule(model, run.judge(recipe.judge), recipe)
@@ -217,7 +216,7 @@ def _fit_grpo(run: Run) -> StageResult:
 
 def train_ppo(run: Run) -> Any:
     """PPO on the Gymnasium environment; leaves RUN/rl/ppo.zip, and no new model."""
-    from autogaze.rl.sb3 import train_ppo as learn
+    from autogaze.rl.sb3 import train_ppo as learn  # Stable-Baselines3, which only PPO needs
 
     recipe = run.recipes.rl
     start = recipe.start or (run.stage("pretrain") if (run.stage("pretrain") / WEIGHTS).is_file() else None)

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from autogaze.core.grid import PatchGrid
 from autogaze.extras import explain
 from autogaze.files import atomic_path
-from autogaze.vit.wrapped import inner, plain_class
+from autogaze.vit.towers.wrapped import inner, plain_class
 
 if TYPE_CHECKING:
     from autogaze.vit.gazed import GazedViT
@@ -249,8 +250,6 @@ def _shapes(gazed: GazedViT) -> tuple[int, list[tuple[int, int]]]:
 
 
 def _no_rotation(gazed: GazedViT, tokens: Tensor) -> Tensor | None:
-    from autogaze.core.grid import PatchGrid
-
     patch = gazed.patch_size
     rotary = gazed.tower.rotary(PatchGrid((patch,), patch))
     return None if rotary is None else rotary[:1]

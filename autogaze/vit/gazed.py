@@ -15,7 +15,6 @@ from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
 from autogaze.media.preprocess import Preprocessor
 from autogaze.vit.adapter import Adapter, AdapterConfig, adapter_attention, load_adapter
-from autogaze.vit.family import Tower, tower_of
 from autogaze.vit.features import PackedFeatures
 from autogaze.vit.load import load_vit, pixels_of
 from autogaze.vit.memory import Memory, Recall, nearest, newest, row_of_patch, shown_in_frame
@@ -23,9 +22,11 @@ from autogaze.vit.motion import Looks, thumbnails
 from autogaze.vit.packing import ATTENTION, REMEMBERS, Layout, PackedIds, packed_attention
 from autogaze.vit.patches import Taps, cut_patches
 from autogaze.vit.plan import CLIP, FROZEN, Plan, adapted_plan
-from autogaze.vit.positions import constant
-from autogaze.vit.rotary import unrotated
-from autogaze.vit.wrapped import distributed_wrapper, run, watched
+from autogaze.vit.towers.positions import constant
+from autogaze.vit.towers.registry import tower_of
+from autogaze.vit.towers.rotary import unrotated
+from autogaze.vit.towers.tower import Tower
+from autogaze.vit.towers.wrapped import distributed_wrapper, run, watched
 
 
 class GazedViT(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from autogaze.extras import explain
-from autogaze.vit.wrapped import inner
+from autogaze.vit.towers.wrapped import inner
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # mean and standard deviation of families whose folder says nothing of them

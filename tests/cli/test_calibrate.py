@@ -11,9 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from autogaze import AutoGaze
-from autogaze.cli.calibrate import main
+from autogaze.cli.main import main as autogaze
 from autogaze.training.data.manifest import UNKNOWN, clip_facts
 from tests.evaluate.evaluate_folder import make_folder
+
+
+def calibrate(*words: object) -> int:
+    return autogaze(["calibrate", *map(str, words)])
 
 
 @pytest.fixture
@@ -24,20 +28,18 @@ def folder(tmp_path: Path) -> Path:
 def test_only_the_pairs_of_the_config_change(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
     assert (
-        main(
-            [
-                str(folder / "model"),
-                "--data",
-                str(folder / "clips"),
-                "--reconstructor",
-                str(folder / "judge"),
-                "--frames",
-                "4",
-                "--count",
-                "5",
-                "--device",
-                "cpu",
-            ]
+        calibrate(
+            folder / "model",
+            "--data",
+            folder / "clips",
+            "--reconstructor",
+            folder / "judge",
+            "--frames",
+            "4",
+            "--count",
+            "5",
+            "--device",
+            "cpu",
         )
         == 0
     )
@@ -58,22 +60,20 @@ def test_what_predicts_the_loss_is_fitted_first_and_kept_in_the_type_it_had(
     AutoGaze(config).save_pretrained(folder / "model", torch.bfloat16)
     before = load_file(folder / "model" / "model.safetensors")
     assert (
-        main(
-            [
-                str(folder / "model"),
-                "--data",
-                str(folder / "clips"),
-                "--reconstructor",
-                str(folder / "judge"),
-                "--frames",
-                "4",
-                "--count",
-                "5",
-                "--device",
-                "cpu",
-                "--fit-head",
-                str(folder / "clips"),
-            ]
+        calibrate(
+            folder / "model",
+            "--data",
+            folder / "clips",
+            "--reconstructor",
+            folder / "judge",
+            "--frames",
+            "4",
+            "--count",
+            "5",
+            "--device",
+            "cpu",
+            "--fit-head",
+            folder / "clips",
         )
         == 0
     )
@@ -88,18 +88,16 @@ def test_what_predicts_the_loss_is_fitted_first_and_kept_in_the_type_it_had(
 def test_nothing_is_written_if_what_to_calibrate_on_is_not_there(folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
     assert (
-        main(
-            [
-                str(folder / "model"),
-                "--data",
-                str(folder / "nowhere"),
-                "--reconstructor",
-                str(folder / "judge"),
-                "--fit-head",
-                str(folder / "clips"),
-                "--device",
-                "cpu",
-            ]
+        calibrate(
+            folder / "model",
+            "--data",
+            folder / "nowhere",
+            "--reconstructor",
+            folder / "judge",
+            "--fit-head",
+            folder / "clips",
+            "--device",
+            "cpu",
         )
         == 2
     )
@@ -108,20 +106,18 @@ def test_nothing_is_written_if_what_to_calibrate_on_is_not_there(folder: Path) -
 
 def test_named_thresholds_are_those_that_are_tried(folder: Path) -> None:
     assert (
-        main(
-            [
-                str(folder / "model"),
-                "--data",
-                str(folder / "clips"),
-                "--reconstructor",
-                str(folder / "judge"),
-                "--frames",
-                "4",
-                "--thresholds",
-                "9,8",
-                "--device",
-                "cpu",
-            ]
+        calibrate(
+            folder / "model",
+            "--data",
+            folder / "clips",
+            "--reconstructor",
+            folder / "judge",
+            "--frames",
+            "4",
+            "--thresholds",
+            "9,8",
+            "--device",
+            "cpu",
         )
         == 0
     )
@@ -130,10 +126,10 @@ def test_named_thresholds_are_those_that_are_tried(folder: Path) -> None:
 
 
 def test_clips_of_several_folders_count_together(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [str(folder / "model"), "--reconstructor", str(folder / "judge"), "--frames", "4", "--device", "cpu"]
+    words = [folder / "model", "--reconstructor", folder / "judge", "--frames", "4", "--device", "cpu"]
     lines = []
     for folders in (["clips"], ["clips", "clips"], ["clips", "nowhere"]):
-        code = main([*words, "--thresholds", "2,8", "--data", *(str(folder / name) for name in folders)])
+        code = calibrate(*words, "--thresholds", "2,8", "--data", *(folder / name for name in folders))
         assert code == (2 if "nowhere" in folders else 0)
         lines.append(capsys.readouterr().out)
     assert lines[0] and lines[0] == lines[1]  # the same sources twice: nothing new is known of new ones
@@ -145,7 +141,7 @@ def test_clips_of_several_folders_count_together(folder: Path, capsys: pytest.Ca
 def test_mistakes_are_one_line_and_exit_code_2(
     folder: Path, capsys: pytest.CaptureFixture[str], name: str, data: str, message: str
 ) -> None:
-    assert main([str(folder / name), "--data", str(folder / data), "--reconstructor", str(folder / "judge")]) == 2
+    assert calibrate(folder / name, "--data", folder / data, "--reconstructor", folder / "judge") == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("autogaze: ") and message in line
 

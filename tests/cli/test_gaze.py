@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from autogaze.cli.gaze import GazeOptions, choose_options, gaze_chunks, gaze_video
+from autogaze.cli.gaze_video import GazeOptions, choose_options, gaze_chunks, gaze_video
 from autogaze.cli.main import main
 from autogaze.cli.outputs import output_folders
 from autogaze.core.gaze import Gaze
@@ -192,7 +192,7 @@ def test_a_file_that_breaks_on_the_way_leaves_nothing(
         yield from list(read_chunks(path, 4))[:2]
         raise ValueError("damaged in the middle")
 
-    monkeypatch.setattr("autogaze.cli.gaze.read_chunks", breaking)
+    monkeypatch.setattr("autogaze.cli.gaze_video.read_chunks", breaking)
     with pytest.raises(ValueError, match="in the middle"):
         gaze_video(model, probe(scene), tmp_path / "out", GazeOptions(0.1, None))
     assert not (tmp_path / "out").exists()

@@ -18,12 +18,12 @@ from autogaze.model import AutoGaze, AutoGazeConfig
 pytest.importorskip("onnx", reason="needs the export extra: onnx")
 pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
 
-from autogaze.export.engine_file import FOOTER, EngineFacts, read_engine, write_engine
+from autogaze.export.engine_file import FOOTER, EngineFacts, find_tensorrt, read_engine, write_engine
 from autogaze.export.forms import input_specs, output_specs, write_graph
 from autogaze.export.metadata import FormatError, Metadata
 from autogaze.export.onnx import ExportOptions
 from autogaze.export.runner import Engine
-from autogaze.export.tensorrt import BuildOptions, EngineBuilder, export_tensorrt, find_tensorrt
+from autogaze.export.tensorrt import BuildOptions, EngineBuilder, export_tensorrt
 
 SMALL = AutoGazeConfig(
     residual_map=False,

@@ -86,28 +86,35 @@ def test_a_runtime_that_does_not_fit_is_named(tmp_path: Path) -> None:
         Engine.load(path, runtime="tensorrt")
 
 
+@dataclass(frozen=True)
+class Written:
+    path: str
+    metadata: Metadata
+
+    def words(self) -> str:
+        return f"{self.path}: written"
+
+
+def write_other(model: AutoGaze, path: Path, options: ExportOptions, *_: Any) -> Written:
+    path.write_text("a file")
+    return Written(str(path), options.metadata(model))
+
+
+def open_other(path: Path, options: Any) -> Any:
+    raise FormatError(f"opened {path.name} with {options.threads} threads")
+
+
+OTHER = Target(
+    "other", "other file", (".other",), f"{__name__}:open_other", lambda path: {"bytes": 6},
+    "other", "write", f"{__name__}:write_other",
+)  # fmt: skip
+
+
 def test_one_entry_is_all_that_a_new_target_needs(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command has its option, `Engine.load` and `autogaze info` know its files."""
-
-    @dataclass(frozen=True)
-    class Written:
-        path: str
-        metadata: Metadata
-
-        def words(self) -> str:
-            return f"{self.path}: written"
-
-    def write(model: AutoGaze, path: Path, options: ExportOptions, *_: Any) -> Written:
-        path.write_text("a file")
-        return Written(str(path), options.metadata(model))
-
-    def open_file(path: Path, options: Any) -> Any:
-        raise FormatError(f"opened {path.name} with {options.threads} threads")
-
-    other = Target("other", "other file", (".other",), open_file, lambda path: {"bytes": 6}, "other", "write", write)
-    TARGETS.append(other)
+    TARGETS.append(OTHER)
     try:
         parser, path = argparse.ArgumentParser(), tmp_path / "gaze.other"
         command.add_arguments(parser)
@@ -117,4 +124,4 @@ def test_one_entry_is_all_that_a_new_target_needs(
         with pytest.raises(FormatError, match=r"opened gaze\.other with 2 threads"):
             Engine.load(path, threads=2)
     finally:
-        TARGETS.remove(other)
+        TARGETS.remove(OTHER)

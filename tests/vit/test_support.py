@@ -16,7 +16,7 @@ from torch import nn
 from autogaze import Gaze, PatchGrid
 from autogaze.files import write_text
 from autogaze.vit import GazedViT
-from autogaze.vit.family import REFUSALS
+from autogaze.vit.towers.registry import REFUSALS
 
 pytest.importorskip("timm")
 pytest.importorskip("transformers")

@@ -89,8 +89,7 @@ class Pool:
 
     def take(self, model: GazeNetwork, plan: Plan) -> Workspace:
         """A workspace of a plan, its buffers as somebody left them."""
-        from autogaze.decoding.cuda import compiled  # which needs Triton
-        from autogaze.decoding.cuda.workspace import Workspace
+        from autogaze.decoding.cuda import compiled, workspace  # which need Triton
 
         with self.lock:
             weights = self.weights_of(model, plan.dtype)
@@ -99,7 +98,7 @@ class Pool:
             for i, space in enumerate(self.idle):
                 if space.buffers.plan == plan and space.buffers.device == model.device:
                     return self.idle.pop(i)
-            return Workspace(Buffers(model, weights, plan))
+            return workspace.Workspace(Buffers(model, weights, plan))
 
     def give_back(self, space: Workspace) -> None:
         """Leave a workspace for others."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from autogaze.files import atomic_path
 from autogaze.media.clip_files import VideoError, locate
 from autogaze.media.photo import read_photo
+from autogaze.media.scenes import render_scene
 from autogaze.media.video import read_chunks, read_frames
 from autogaze.training.data.augment import crop, frame_indices, pick_frames
 from autogaze.training.data.clip import ClipRecipe
@@ -132,8 +133,6 @@ def render(recipe: ClipRecipe, store: Store, size: int) -> Tensor:
     if recipe.kind == "photo":
         return render_pan(store.photo(recipe.name), recipe.frames, size, recipe.pan_seed)
     if recipe.kind == "scene":
-        from autogaze.media.scenes import render_scene
-
         return torch.from_numpy(render_scene(int(recipe.name), recipe.frames, (size, size)))
     return crop(store.frames(recipe), recipe.box, size)
 

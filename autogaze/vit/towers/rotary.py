@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
-from autogaze.vit.positions import constant, fine_places
+from autogaze.vit.towers.positions import constant, fine_places
 
 
 def rotary_table(rope: Any, grid: PatchGrid) -> Tensor:

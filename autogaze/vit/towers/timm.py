@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autogaze.core.grid import PatchGrid
-from autogaze.vit import heads
-from autogaze.vit.family import Attend, Tower
 from autogaze.vit.features import PoolInput
 from autogaze.vit.packing import pooled_attention
-from autogaze.vit.positions import resize_table
-from autogaze.vit.rotary import rotary_table, rotate
-from autogaze.vit.wrapped import (
+from autogaze.vit.towers import heads
+from autogaze.vit.towers.positions import resize_table
+from autogaze.vit.towers.rotary import rotary_table, rotate
+from autogaze.vit.towers.tower import Attend, Tower
+from autogaze.vit.towers.wrapped import (
     Foreign,
     Part,
     check_projection,
