@@ -32,7 +32,7 @@ class Refusal:
 
 
 _ROTARY, _LEARNED, _WINDOWS = "rotary", "learned", "rotary; windows of 112 px"
-_BOTH = "learned, interpolated, and rotary"
+_BOTH, _AXES = "learned, interpolated, and rotary", "learned, by row and column, and rotary"
 
 KNOWN = (
     Known("Qwen2-VL", "Qwen2VLForConditionalGeneration", "qwen.Qwen", _ROTARY),
@@ -44,6 +44,7 @@ KNOWN = (
     Known("InternVL3", "InternVLForConditionalGeneration", "framed.InternVL", _LEARNED),
     Known("SmolVLM2", "SmolVLMForConditionalGeneration", "framed.SmolVLM", _LEARNED),
     Known("LLaVA-NeXT-Video", "LlavaNextVideoForConditionalGeneration", "framed.LlavaNextVideo", _LEARNED),
+    Known("Gemma 4", "Gemma4ForConditionalGeneration", "gemma.Gemma4", _AXES),
     Known("VideoLLaMA3", "VideoLlama3ForConditionalGeneration", "video_llama.VideoLlama3", _ROTARY),
 )  # fmt: skip
 
@@ -87,9 +88,9 @@ REFUSALS = (
         possible=True,
     ),
     Refusal(
-        "Gemma 4",
-        ("Gemma4ForConditionalGeneration",),
-        "its tower counts its tokens by the patches that it is given; its units are squares of patches",
+        "Gemma 4 without a tower",
+        ("Gemma4UnifiedForConditionalGeneration",),
+        "there is no vision tower to save: its language model reads patches; its units are what a token reads",
         possible=True,
     ),
     Refusal(

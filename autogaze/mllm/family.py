@@ -103,6 +103,10 @@ class Family(ABC):
         """
         return (inputs["attention_mask"].cumsum(-1) - 1)[None]
 
+    def besides(self, input_ids: Tensor) -> Inputs:
+        """What else the model must be told of the prompt's tokens (B, L)."""
+        return {}
+
     def arrange(self, inputs: Inputs, images: list[Features], videos: list[Features]) -> dict[str, list[Features]]:
         """Visual tokens by modality, each in the order of its placeholders."""
         return {name: parts for name, parts in (("image", images), ("video", videos)) if parts}

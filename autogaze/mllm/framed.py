@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from autogaze.mllm.attention import Segments, within_segments
 from autogaze.mllm.family import Family, Features, Inputs
 from autogaze.mllm.gazing import Video
-from autogaze.mllm.units import UnitGrid
+from autogaze.mllm.units import UnitGrid, unit_patches
 
 FRAMES_AT_ONCE = 64  # embedded together
 
@@ -48,9 +48,14 @@ class Framed(Family):
         """(N, merge * merge, D) patches of units, row by row -> (N, D') tokens."""
 
     @property
-    @abstractmethod
+    def tower(self) -> Any:
+        return self.model.model.vision_tower
+
+    @property
     def side(self) -> int:
         """Patches along a side of a frame."""
+        vision = self.model.config.vision_config
+        return int(vision.image_size // vision.patch_size)
 
     def grids(self, inputs: Inputs) -> list[UnitGrid]:
         units = self.side // self.merge
@@ -67,7 +72,8 @@ class Framed(Family):
         frames = self.frames(inputs)
         device, some = frames.device, keep.any(-1)
         keep = keep[some]
-        patches = unit_patches(self.side, self.merge)  # (units, merge * merge)
+        units = self.side // self.merge
+        patches = unit_patches(units, units, self.merge)  # (units, merge * merge)
         stays = torch.zeros(len(keep), self.side**2, dtype=torch.bool)
         stays[:, patches.flatten()] = keep.repeat_interleave(patches.shape[1], 1)
         rows = torch.cat([torch.ones(len(keep), self.prefix, dtype=torch.bool), stays], 1)  # in the frame's own order
@@ -117,10 +123,6 @@ class InternVL(Framed):
         tokens = processor.tokenizer
         if tokens.convert_tokens_to_ids(processor.video_token) in (None, tokens.unk_token_id):
             raise ValueError(f"this InternVL tokenizer lacks the token {processor.video_token!r}")
-
-    @property
-    def tower(self) -> Any:
-        return self.model.model.vision_tower
 
     @property
     def side(self) -> int:
@@ -198,11 +200,6 @@ class SmolVLM(Framed):
     def tower(self) -> Any:
         return self.model.model.vision_model
 
-    @property
-    def side(self) -> int:
-        vision = self.model.config.vision_config
-        return int(vision.image_size // vision.patch_size)
-
     def step_text(self, video_inputs: Inputs, index: int) -> str:
         one = copy(self.processor)
         one.image_seq_len = 1
@@ -267,15 +264,6 @@ class LlavaNextVideo(Framed):
                 f"frame, got {config.vision_feature_select_strategy!r} and {self.merge} of {self.side} patches"
             )
 
-    @property
-    def tower(self) -> Any:
-        return self.model.model.vision_tower
-
-    @property
-    def side(self) -> int:
-        vision = self.model.config.vision_config
-        return int(vision.image_size // vision.patch_size)
-
     def step_text(self, video_inputs: Inputs, index: int) -> str:
         side = 2 * self.processor.patch_size  # of a frame that gives one token
         frames = len(video_inputs["pixel_values_videos"][index])
@@ -303,9 +291,3 @@ class LlavaNextVideo(Framed):
 
     def image_inputs(self, inputs: Inputs) -> Inputs:
         return {"pixel_values": inputs["pixel_values"], "image_sizes": inputs["image_sizes"]}
-
-
-def unit_patches(side: int, merge: int) -> Tensor:
-    """(units, merge * merge) patch numbers of every unit of a frame, row by row."""
-    patches = torch.arange(side * side).view(side // merge, merge, side // merge, merge)
-    return patches.transpose(1, 2).reshape(-1, merge * merge)

@@ -60,6 +60,7 @@ class Prompt:
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask * 2 if gaps else self.attention_mask,
             "position_ids": self.position_ids,
+            **self.family.besides(self.input_ids),
         }
         outputs = {}
         for modality, features in self.features.items():

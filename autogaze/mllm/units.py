@@ -152,6 +152,12 @@ def _fit(choices: Sequence[Choice], kept: list[Tensor], max_units: int, first_st
     return [part.view_as(keep) for part, keep in zip(parts, kept, strict=True)]
 
 
+def unit_patches(rows: int, columns: int, merge: int) -> Tensor:
+    """(units, merge * merge) patch numbers of every unit of a frame of so many units, both row by row."""
+    patches = torch.arange(rows * columns * merge**2).view(rows, merge, columns, merge)
+    return patches.transpose(1, 2).reshape(-1, merge * merge)
+
+
 def tiles_for(grid: UnitGrid, cells: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of gaze tiles for a grid of units: as few as leave a unit at least about a cell."""
     return max(1, round(grid.rows / cells[0])), max(1, round(grid.columns / cells[1]))

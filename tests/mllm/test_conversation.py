@@ -15,11 +15,10 @@ from transformers import DynamicCache, TextIteratorStreamer  # noqa: E402
 
 from autogaze.mllm import GazedVideoLM  # noqa: E402
 from autogaze.model import AutoGaze  # noqa: E402
-from tests.mllm.mllm_models import BY_NAME, Case, built, clip, gazed, settings, talk  # noqa: E402
+from tests.mllm.mllm_models import BY_NAME, CASES, Case, built, clip, gazed, settings, talk  # noqa: E402
 
-FAST = [BY_NAME[name] for name in ("Qwen2.5-VL", "Qwen3-VL", "InternVL3", "VideoLLaMA3")]
-some_families = pytest.mark.parametrize("case", FAST, ids=lambda case: case.name)
-WITH_IMAGES = [BY_NAME[name] for name in ("Qwen2.5-VL", "Qwen3-VL", "InternVL3", "LLaVA-NeXT-Video", "VideoLLaMA3")]
+each_family = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+WITH_IMAGES = [case for case in CASES if case.name != "SmolVLM2"]  # whose processor takes one kind at a time
 with_images = pytest.mark.parametrize("case", WITH_IMAGES, ids=lambda case: case.name)
 
 
@@ -40,7 +39,7 @@ def forbid_gazing_and_encoding(lm: GazedVideoLM, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(lm.family, "encode", refuse)
 
 
-@some_families
+@each_family
 def test_a_second_turn_neither_gazes_nor_encodes_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     lm, video = gazed(case), clip(case)
     first = lm.prepare(talk(video), **settings(case))
@@ -53,7 +52,7 @@ def test_a_second_turn_neither_gazes_nor_encodes_again(case: Case, monkeypatch: 
     assert torch.equal(second.input_ids[:, : first.input_ids.shape[1]], first.input_ids)
 
 
-@some_families
+@each_family
 @torch.no_grad()
 def test_the_cache_of_one_turn_serves_the_next(case: Case) -> None:
     lm, video, cache = gazed(case), clip(case), DynamicCache(config=built(case)[0].config.get_text_config())
@@ -68,7 +67,7 @@ def test_the_cache_of_one_turn_serves_the_next(case: Case) -> None:
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
-@some_families
+@each_family
 def test_only_a_video_of_the_new_turn_is_gazed_at(case: Case) -> None:
     lm, videos = gazed(case), [clip(case, seed=1), clip(case, seed=2)]
     first = lm.prepare(talk(videos[0]), **settings(case))
@@ -88,7 +87,7 @@ def test_another_video_in_the_place_of_a_known_one_is_refused() -> None:
         lm.prepare(talk(clip(case, frames=10)), previous=first, **settings(case, frames=10))
 
 
-@some_families
+@each_family
 def test_text_streams_as_the_model_itself_streams_it(case: Case) -> None:
     lm = gazed(case)
     prompt = lm.prepare(talk(clip(case)), **settings(case))

@@ -14,8 +14,6 @@ from autogaze.mllm import GazedVideoLM, Prompt  # noqa: E402
 from tests.mllm.mllm_models import CASES, Case, built, clip, gazed, settings, talk  # noqa: E402
 
 each_family = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-FAST = [case for case in CASES if case.name in ("Qwen2.5-VL", "Qwen3-VL", "InternVL3")]
-some_families = pytest.mark.parametrize("case", FAST, ids=lambda case: case.name)
 
 
 def dense_inputs(case: Case, messages: list, **extra: Any) -> Any:
@@ -33,7 +31,7 @@ def logits(case: Case, prompt: Prompt) -> Tensor:
 
 @each_family
 @torch.no_grad()
-def test_all_units_kept_is_the_dense_model_to_the_bit(case: Case) -> None:
+def test_all_units_kept_is_the_dense_model(case: Case) -> None:
     model, processor = built(case)
     messages = talk(clip(case))
     dense = dense_inputs(case, messages)
@@ -41,7 +39,8 @@ def test_all_units_kept_is_the_dense_model_to_the_bit(case: Case) -> None:
     prompt = whole.prepare(messages, **settings(case))
     assert prompt.ratio == 1
     assert torch.equal(prompt.input_ids, dense["input_ids"])
-    assert torch.equal(logits(case, prompt), model(**dense).logits)
+    within = 0.0 if case.exact else 1e-5  # a mean of patches may be summed in another order
+    torch.testing.assert_close(logits(case, prompt), model(**dense).logits, atol=within, rtol=0)
     words = {"max_new_tokens": 5, "do_sample": False}
     assert torch.equal(whole.generate(prompt, **words), model.generate(**dense, **words))
 
@@ -97,7 +96,7 @@ def test_beam_search_and_caches_give_what_they_give_with_everything_recomputed(c
     assert torch.equal(lm.generate(prompt, **words), lm.generate(prompt, **words))  # beams changed nothing
 
 
-@some_families
+@each_family
 def test_beam_search_side_by_side_is_beam_search_alone(case: Case) -> None:
     lm = gazed(case)
     talks = [talk(clip(case, seed=1)), talk(clip(case, seed=2), "what then")]
