@@ -1,4 +1,4 @@
-"""Modules of version 0.1 under their old names, for one release: `import autogaze.video` gives `autogaze.media.video`.
+"""Modules of earlier versions under old names, for one release: `import autogaze.video` gives `autogaze.media.video`.
 
 A table and a finder, so that no file has to be kept where it was. Each old name warns once when it is first imported.
 """
@@ -22,6 +22,8 @@ MOVED = {  # old: new, both below `autogaze`
     "evaluate.card": "cli.card",
     "evaluate.command": "cli.evaluate",
     "evaluate.gallery": "cli.gallery",
+    "evaluate.oracle": "evaluate.methods",
+    "evaluate.recompress": "media.recompress",
     "export.command": "cli.export",
     "gaze": "core.gaze",
     "gaze_command": "cli.gaze",
@@ -67,8 +69,14 @@ MOVED = {  # old: new, both below `autogaze`
     "report.overlay": "core.overlay",
     "report_page": "report.page",
     "scenes": "media.scenes",
-    "video": "media.video",
+    "selectors.coarse": "selectors.fixed",
+    "selectors.evs": "selectors.change",
+    "selectors.first_frame": "selectors.fixed",
+    "selectors.pyramid": "selectors.change",
+    "selectors.random": "selectors.fixed",
+    "selectors.rlt": "selectors.change",
     "tiling": "decoding.frames",
+    "video": "media.video",
     "vit.break_even": "report.break_even",
     "vit.family": "vit.towers.tower",
     "vit.heads": "vit.towers.heads",

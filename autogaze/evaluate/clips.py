@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
-from autogaze.evaluate.recompress import recompress
 from autogaze.media.clip_files import VIDEO_SUFFIXES, find_clips, shown, why_no_clip_name
 from autogaze.media.preprocess import Preprocessor, resize
+from autogaze.media.recompress import recompress
 from autogaze.media.video import count_frames, read_frames, read_video
 from autogaze.training.data.manifest import clip_facts
 

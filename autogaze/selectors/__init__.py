@@ -3,23 +3,19 @@
     select = make_selector("difference", grid)
     gaze = select(video, 0.1)          # (B, T, 3, H, W) float -> Gaze
 
-None of them is trained. The greedy oracle needs a reconstructor and lives in `autogaze.evaluate.oracle`.
+None of them is trained. The greedy oracle needs a reconstructor and lives in `autogaze.evaluate.methods`.
 """
 
 from __future__ import annotations
 
 from autogaze.core.grid import PatchGrid
-from autogaze.selectors.coarse import CoarseSelector
+from autogaze.selectors.change import DissimilaritySelector, PyramidSelector, RunLengthSelector
 from autogaze.selectors.difference import DenoisedDifferenceSelector, DifferenceSelector
-from autogaze.selectors.evs import DissimilaritySelector
 from autogaze.selectors.features import GradientSelector
-from autogaze.selectors.first_frame import FirstFrameSelector
+from autogaze.selectors.fixed import CoarseSelector, FirstFrameSelector, RandomSelector
 from autogaze.selectors.flow import FlowSelector
-from autogaze.selectors.pyramid import PyramidSelector
 from autogaze.selectors.quadtree import QuadTreeSelector
-from autogaze.selectors.random import RandomSelector
 from autogaze.selectors.ranking import Selector
-from autogaze.selectors.rlt import RunLengthSelector
 from autogaze.selectors.shots import ShotSelector
 from autogaze.selectors.signature import SignatureSelector
 

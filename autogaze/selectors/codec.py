@@ -29,7 +29,7 @@ from av.sidedata.sidedata import Type
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
 from autogaze.media.decoder import upright
-from autogaze.selectors.coarse import coarse_order, even_order
+from autogaze.selectors.fixed import coarse_order, even_order
 
 INTRA_PX = 16.0  # what a cell counts that was coded anew all over
 UNSEEN_PX = 0.25  # what a cell counts that no patch of the finest scale has shown yet

@@ -4,7 +4,8 @@ Training teaches it at the ends of the budgets that it draws, and GRPO moves the
 reads. But the stop rule asks for it after every id, the first one too, where a wrong "enough" costs most. Here the
 model looks at clips with budgets of one patch to what a frame holds, the judge tells what each frame lost, and only
 what the prediction is made of is fitted to that: the loss head, or the weights of the residual map where a model has
-it. Both are linear maps (the residual map piece by piece), so there is no step size. Errors count as shares of the loss.
+it. Both are linear maps (the residual map piece by piece), so there is no step size. Errors count as shares of the
+loss.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from autogaze.core.grid import PatchGrid
 from autogaze.pretrain.distance import FeatureDistance, PixelDistance, WeightedDistance
 from autogaze.pretrain.labels.feature_greedy import FeatureSearch, greedy_features
 from autogaze.pretrain.reconstructor.paste import paste
-from autogaze.selectors.random import RandomSelector
+from autogaze.selectors.fixed import RandomSelector
 from autogaze.vit.load import LoadedViT
 
 GRID = PatchGrid((16, 32, 64))
