@@ -42,9 +42,9 @@ class Gemma4(Family):
         return self.processor.replace_video_token({**video_inputs, "num_soft_tokens_per_video": one}, index)
 
     def grids(self, inputs: Inputs) -> list[UnitGrid]:
-        places, first, grids = inputs.get("video_position_ids"), 0, []
+        first, grids = 0, []
         for steps in inputs["steps"]:
-            columns, rows = (places[first].amax(0) + 1).tolist()
+            columns, rows = (inputs["video_position_ids"][first].amax(0) + 1).tolist()
             grids.append(UnitGrid(steps, rows // self.merge, columns // self.merge))
             first += steps
         return grids
