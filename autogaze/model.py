@@ -72,7 +72,7 @@ class AutoGaze(GazeNetwork):
             generator: for sampling.
             gaze_stride: with a grid, look at the frames with so many times fewer pixels each way: about its square
                 fewer tiles to choose in, the same share of patches, in blocks of stride x stride patches.
-            grid: gaze on another grid than the model's, such as `GazedViT.grid()`: the frames must be of its size, are
+            grid: gaze on another grid than the model's, such as a ViT's: the frames must be of its size, are
                 cut into tiles that are decoded alone, and put together again.
             scales: choose from these scales of the grid only (pixels); the ratio stays a share of all patches.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from autogaze.network.network import GazeNetwork
 
 class GazeStream:
     """Streams side by side, one frame of each at a time. Made by `AutoGaze.stream`.
+
+    Frames that several threads give to one stream are worked through one after another.
 
     Args:
         model: the network.
@@ -50,12 +53,14 @@ class GazeStream:
         self.request = request if tiling is None else request.repeated(tiling.count)
         self.grid = model.grid if tiling is None else tiling.whole
         self.frame = 0  # frames seen
+        self._one_at_a_time = Lock()
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: the next frame opens a new clip."""
-        self.frame = 0
-        self._decoding = begin(self.model, self.request, self.model.config.max_num_frames + 1, stream=True)
+        with self._one_at_a_time:
+            self.frame = 0
+            self._decoding = begin(self.model, self.request, self.model.config.max_num_frames + 1, stream=True)
 
     @torch.no_grad()
     def step(self, frame: Tensor) -> Gaze:
@@ -78,14 +83,15 @@ class GazeStream:
                 f"frame must be ({self.batch}, 3, H, W) float, got {got}; model.preprocessor(frames) makes it of uint8 "
                 "RGB frames"
             )
-        finish = None
-        if self.frame == 0 or not frame.is_cuda:
-            finish = check_values(frame, *self.model.preprocessor.value_range)
-        gaze = self._choose(frame)
-        if finish is not None:
-            finish()
-        self.frame += 1
-        return gaze
+        with self._one_at_a_time:
+            finish = None
+            if self.frame == 0 or not frame.is_cuda:
+                finish = check_values(frame, *self.model.preprocessor.value_range)
+            gaze = self._choose(frame)
+            if finish is not None:
+                finish()
+            self.frame += 1
+            return gaze
 
     def _choose(self, frame: Tensor) -> Gaze:
         if self.tiling is None:

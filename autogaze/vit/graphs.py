@@ -8,11 +8,14 @@ read of the count, 8 bytes, before the replay: the call then waits until the gaz
 
 Where every slot is chosen, long runs of attention have a faster kernel (`Layout.regular`). That form has a capture of
 its own, replayed when the count is B * T * K and never else.
+
+Results lie where the next call writes, so one thread makes all calls of a `GraphedViT`; another is refused.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -68,6 +71,8 @@ class GraphedViT:
         ValueError: if there is no GPU, or the ViT is in training mode.
     """
 
+    _caller: threading.Thread | None = None  # who makes the calls
+
     def __init__(
         self, gazed: GazedViT, video: Tensor, gaze: Gaze, buckets: tuple[int, ...] = (), compile: bool = True
     ) -> None:
@@ -101,7 +106,9 @@ class GraphedViT:
         Raises:
             ValueError: if video or gaze do not have the captured shape, or more patches were chosen than the largest
                 bucket holds.
+            RuntimeError: if another thread that is still there has called before.
         """
+        self._check_caller()
         self._check(video, gaze)
         capture = self._captures[self.form(gaze)]  # before the copies: they run while the host starts the replay
         self._load(video, gaze)
@@ -123,6 +130,15 @@ class GraphedViT:
         if self.whole and count == self._gaze.ids.numel():
             return Form(count, whole=True)
         return Form(next(bucket for bucket in self.buckets if bucket >= count))
+
+    def _check_caller(self) -> None:
+        thread = threading.current_thread()
+        if self._caller is not None and self._caller is not thread and self._caller.is_alive():
+            raise RuntimeError(
+                f"this GraphedViT is called by thread {self._caller.name!r}, whose results a call of {thread.name!r} "
+                "would write over: make one for each thread"
+            )
+        self._caller = thread
 
     def _check(self, video: Tensor, gaze: Gaze) -> None:
         fits = (
