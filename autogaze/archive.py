@@ -35,7 +35,8 @@ from autogaze.core.grid import PatchGrid
 from autogaze.decoding.frames import FrameGazer
 from autogaze.extras import explain
 from autogaze.files import atomic_path, write_json
-from autogaze.media.clip_files import SUMMARY, VIDEO_SUFFIXES, find_clips, shown
+from autogaze.media.clip_files import SUMMARY, VIDEO_SUFFIXES, find_clips, listed_clips, shown
+from autogaze.media.container import looks_like_text
 from autogaze.media.video import read_chunks
 from autogaze.model import AutoGaze
 from autogaze.training.launch import launch
@@ -82,9 +83,10 @@ def is_archive(words: Sequence[str | os.PathLike[str]]) -> bool:
     if len(words) != 1:
         return False
     word = Path(os.path.expanduser(words[0]))
-    if word.is_dir():
+    if words[0] and word.is_dir():
         return len(find_clips(word)) > 1
-    return word.suffix.lower() == ".txt" or (not word.exists() and glob.has_magic(str(word)))
+    is_list = word.suffix.lower() == ".txt" and (not word.is_file() or looks_like_text(word))
+    return is_list or (not word.exists() and glob.has_magic(str(word)))
 
 
 def list_videos(word: str | os.PathLike[str]) -> list[Path]:
@@ -100,8 +102,7 @@ def list_videos(word: str | os.PathLike[str]) -> list[Path]:
     if path.is_dir():
         found = find_clips(path)
     elif path.suffix.lower() == ".txt":
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        found = [path.parent / os.path.expanduser(line) for line in lines if line and not line.startswith("#")]
+        found = listed_clips(path)
     else:
         names = [Path(name) for name in glob.glob(str(path), recursive=True)]
         found = [one for one in names if one.is_file() and one.suffix.lower() in VIDEO_SUFFIXES]

@@ -39,6 +39,18 @@ def remove_unfinished() -> None:
         temporary.unlink(missing_ok=True)
 
 
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A UTF-8 text file, with or without a byte order mark.
+
+    Raises:
+        ValueError: if it is not UTF-8 text, naming it.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is no part of a character") from error
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic_path(path) as temporary:

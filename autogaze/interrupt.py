@@ -68,16 +68,17 @@ class Interrupts:
 
     def watch(self, wakeups: socket.socket) -> None:
         """Wait in a thread for the first signal, which the interpreter writes down even where no handler can run."""
-        while data := wakeups.recv(64):
-            number = next((number for number in data if number in SIGNALS), None)
-            if number is None:
-                continue
-            if not self.done.wait(self.grace_s):
-                error = self.caught or InterruptError(number)
-                remove_unfinished()
-                self.last_words(error)
-                os._exit(error.exit_code)
-            return
+        with wakeups:
+            while data := wakeups.recv(64):
+                number = next((number for number in data if number in SIGNALS), None)
+                if number is None:
+                    continue
+                if not self.done.wait(self.grace_s):
+                    error = self.caught or InterruptError(number)
+                    remove_unfinished()
+                    self.last_words(error)
+                    os._exit(error.exit_code)
+                return
 
 
 _active: Interrupts | None = None
@@ -110,7 +111,7 @@ def interruptible(
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=interrupts.watch, args=(ours,), daemon=True).start()
+    threading.Thread(target=interrupts.watch, args=(ours,), name="signals", daemon=True).start()
     _active, hook = interrupts, sys.unraisablehook
     sys.unraisablehook = lambda report: None if interrupts.swallowed(report) else hook(report)
     interrupts.install()

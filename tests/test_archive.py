@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autogaze.archive import list_videos
+from autogaze.archive import is_archive, list_videos
 from autogaze.cli.main import main
 from autogaze.media.scenes import render_scene
 from autogaze.media.writer import write_video
@@ -112,6 +112,8 @@ def test_mistakes_are_one_line(
 def test_one_file_is_a_list_too(videos: Path) -> None:
     assert list_videos(videos / "b") == [videos / "b" / "one.mp4", videos / "b" / "three.mp4"]
     assert list_videos(videos / "b" / "t*.mp4") == [videos / "b" / "three.mp4"]
+    (videos / "b" / "one.mp4").rename(videos / "one.txt")  # what a file is its content says
+    assert not is_archive([videos / "one.txt"])
 
 
 @pytest.mark.slow

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,6 +151,21 @@ def test_what_was_ignored_at_the_start_stays_ignored() -> None:
         assert caught.value.exit_code == 143 and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_nothing_is_left_open_after_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ResourceWarning)
+        monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: lost.append(str(message)))
+        with interruptible():
+            pass
+        deadline = time.monotonic() + 60
+        while any(thread.name == "signals" for thread in threading.enumerate()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        gc.collect()
+    assert not [line for line in lost if "socket" in line]
 
 
 class Dropped:

@@ -105,7 +105,9 @@ def test_calls_of_a_gazed_vit_do_not_mix_clips() -> None:
 def test_a_graphed_vit_refuses_a_second_thread_while_the_first_is_there() -> None:
     """Its memory is one; a GPU is not needed to refuse."""
     graphed = GraphedViT.__new__(GraphedViT)
-    graphed._video, graphed._gaze = torch.empty(0), Gaze(torch.zeros(1, 1, 1).long(), torch.zeros(1, 1, 1).bool(), PatchGrid())
+    nothing = torch.zeros(1, 1, 1, dtype=torch.bool)
+    graphed._video, graphed._gaze = torch.empty(0), Gaze(nothing.long(), nothing, PatchGrid())
+
     def call() -> tuple[type[Exception], str]:
         try:
             graphed(torch.empty(1, 1), graphed._gaze)

@@ -25,7 +25,7 @@ def open_all(sources: Sequence[str]) -> list[VideoInfo]:
     for source in sources:
         path = Path(source)
         folder = path if path.is_dir() else path.expanduser()
-        if is_url(source) or not folder.is_dir():
+        if not source or is_url(source) or not folder.is_dir():
             if source.isdigit() and not path.exists():
                 raise VideoError(f"{source} is no file: cameras are for Python, see examples/stream_camera.py")
             infos.append(probe(source))

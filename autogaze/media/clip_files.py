@@ -6,6 +6,7 @@ name (see `autogaze.media.photo`).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -13,6 +14,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from autogaze.files import read_text
 from autogaze.media.container import looks_like_text, what_is_broken
 
 VIDEO_SUFFIXES = (
@@ -26,6 +28,7 @@ OVERLAY, ARRAYS, SUMMARY, REPORT = "overlay.mp4", "gaze.npz", "gaze.json", "repo
 SHEET = "contact-sheet.png"  # what `autogaze gallery` writes beside its pictures
 HASHED_BYTES = 1 << 20  # from the start and from the end of a file
 
+_LFS = b"version https://git-lfs"
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 
@@ -61,6 +64,18 @@ def find_clips(folder: str | os.PathLike[str], suffixes: tuple[str, ...] = CLIP_
     return sorted(_walk(folder, suffixes), key=lambda path: path.relative_to(folder).as_posix())
 
 
+def listed_clips(path: Path) -> list[Path]:
+    """The clips that a text file names, a path a line, sorted; relative ones are relative to the file's folder.
+
+    Empty lines and those that begin with # are passed over.
+
+    Raises:
+        ValueError: if it is not UTF-8 text.
+    """
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    return sorted({path.parent / os.path.expanduser(line) for line in lines if line and not line.startswith("#")})
+
+
 def locate(source: str | os.PathLike[str]) -> Path:
     """The path of a clip that can be opened; `~` is expanded.
 
@@ -70,12 +85,16 @@ def locate(source: str | os.PathLike[str]) -> Path:
     """
     if is_url(source):
         raise VideoError(f"{source} is an address, expected a file")
+    if not os.fspath(source):
+        raise VideoError("the name of the video is empty")
     path = Path(source)
     if not os.path.lexists(path):
         path = path.expanduser()
     name = shown(path)
     if not path.exists():
         if path.is_symlink():
+            if _is_circle(path):
+                raise VideoError(f"{name} is a link that leads back to itself")
             raise FileNotFoundError(
                 f"no such video: {name} is a link to {shown(os.readlink(path))}, which is not there"
             )
@@ -91,7 +110,12 @@ def locate(source: str | os.PathLike[str]) -> Path:
     if path.stat().st_size == 0:
         raise VideoError(f"{name} is empty")
     if looks_like_text(path):
-        raise VideoError(f"{name} is not a video: it is text")
+        with path.open("rb") as file:
+            pointer = file.read(len(_LFS)) == _LFS
+        what = (
+            "a Git LFS pointer to a file that was not fetched: git lfs pull" if pointer else "not a video: it is text"
+        )
+        raise VideoError(f"{name} is {what}")
     broken = what_is_broken(path)
     if broken:
         raise VideoError(f"{name} is {broken}; copy or download it again")
@@ -128,8 +152,17 @@ def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         ours = {SHEET, OVERLAY} if SUMMARY in names else {SHEET}
         for name in names:
             path = here / name
-            if path.suffix.lower() in suffixes and not name.startswith(".") and name not in ours and path.is_file():
+            wanted = path.suffix.lower() in suffixes and not name.startswith(".") and name not in ours
+            if wanted and (path.is_file() or path.is_symlink()):  # a link that leads nowhere is refused by name later
                 yield path
+
+
+def _is_circle(link: Path) -> bool:
+    try:
+        os.stat(link)
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _is_new(folder: Path, seen: set[Path]) -> bool:

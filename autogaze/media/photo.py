@@ -75,6 +75,9 @@ def read_photo(path: Path) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
+                pages = getattr(image, "n_frames", 1)
+                if image.format == "TIFF" and pages > 1:
+                    raise VideoError(f"{name} is a TIFF of {pages} pages; save them as a video, or one a file")
                 return np.array(_rgb(ImageOps.exif_transpose(image), name))
     except VideoError:
         raise

@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from autogaze.files import read_text
+
 STAGES = ("reconstructor", "labels", "pretrain", "rl")
 CALIBRATE = "calibrate"  # no stage of training: fit the stop rule of the newest model again
 PRESETS = ("tiny", "base")
@@ -246,7 +248,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such recipe file")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):

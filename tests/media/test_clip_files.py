@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autogaze.media.clip_files import find_clips, is_url, shown
+from autogaze.media.clip_files import find_clips, is_url, listed_clips, shown
 from autogaze.media.video import VideoError, probe, read_video, write_video
 from tests.media.make_video import scene
 
@@ -56,7 +56,29 @@ def test_a_folder_is_searched_with_its_links_once_and_without_what_we_wrote(clip
     (tmp_path / "data/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data/dangling.mp4").symlink_to(tmp_path / "nowhere.mp4")
     found = [path.relative_to(tmp_path / "data").as_posix() for path in find_clips(tmp_path / "data")]
-    assert found == ["A.MP4", "linked/c.mp4", "overlay.mp4", "sub/b.mp4"]
+    assert found == [
+        "A.MP4",
+        "dangling.mp4",
+        "linked/c.mp4",
+        "overlay.mp4",
+        "sub/b.mp4",
+    ]  # commands name the dangling one
+
+
+def test_a_list_of_clips_is_text(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes("\ufeff# of day 1\nb.mp4\r\n\n/data/a.mp4\nb.mp4\n".encode())
+    assert listed_clips(tmp_path / "list.txt") == [Path("/data/a.mp4"), tmp_path / "b.mp4"]
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\0\0")
+    with pytest.raises(ValueError, match=r"list.txt is not UTF-8 text"):
+        listed_clips(tmp_path / "list.txt")
+
+
+def test_names_and_contents_that_stand_for_no_file(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match="the name of the video is empty"):
+        probe("")
+    (tmp_path / "a.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(VideoError, match=r"a.mp4 is a Git LFS pointer .*git lfs pull"):
+        probe(tmp_path / "a.mp4")
 
 
 def test_a_pipe_is_refused_and_its_writer_goes_on(tmp_path: Path) -> None:
@@ -78,7 +100,7 @@ def test_dangling_links_say_where_they_lead(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a.mp4 is a link to b.mp4, which is not there"):
         probe(tmp_path / "a.mp4")
     (tmp_path / "b.mp4").symlink_to("a.mp4")
-    with pytest.raises(FileNotFoundError, match=r"no such video"):
+    with pytest.raises(VideoError, match=r"a.mp4 is a link that leads back to itself"):
         probe(tmp_path / "a.mp4")
 
 

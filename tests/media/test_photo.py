@@ -64,6 +64,9 @@ def test_what_moves_is_no_photo_and_heic_is_named(tmp_path: Path) -> None:
     frames = [Image.fromarray(np.full((32, 32, 3), 40 * k, np.uint8)) for k in range(5)]
     frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:])
     assert len(read_video(tmp_path / "moving.png")) == 5
+    frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
+    with pytest.raises(VideoError, match="pages.tif is a TIFF of 5 pages"):
+        read_video(tmp_path / "pages.tif")
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(12) + b"\0\0\0\x08free")
     with pytest.raises(VideoError, match="phone.heic is a HEIC photo"):
         read_video(tmp_path / "phone.heic")

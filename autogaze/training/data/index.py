@@ -20,7 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autogaze.files import atomic_path
-from autogaze.media.clip_files import CLIP_SUFFIXES, content_hash, find_clips, locate, shown, why_no_clip_name
+from autogaze.media.clip_files import (
+    CLIP_SUFFIXES,
+    content_hash,
+    find_clips,
+    listed_clips,
+    locate,
+    shown,
+    why_no_clip_name,
+)
 from autogaze.media.photo import is_photo
 from autogaze.media.video import count_frames, probe
 from autogaze.training.data.shards import clip_path, clip_state, shard_clips
@@ -86,7 +94,8 @@ def index_folder(folder: str | Path, path: str | Path | None = None) -> ClipInde
     """
     folder = Path(folder).expanduser()
     if folder.suffix.lower() == ".txt" and folder.is_file():
-        names, folder = listed_clips(folder), folder.parent
+        listed, folder = listed_clips(folder), folder.parent
+        names = sorted({Path(os.path.relpath(name, folder)).as_posix() for name in listed})
     elif folder.is_dir():
         names = [found.relative_to(folder).as_posix() for found in find_clips(folder)] + shard_clips(folder)
     else:
@@ -122,13 +131,6 @@ def read_index(path: str | Path) -> list[ClipFile]:
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise ValueError(f"{path} is not an index of clips: {error}; delete it to make a new one") from error
     return [ClipFile(**row) for row in rows]
-
-
-def listed_clips(path: Path) -> list[str]:
-    """Names of the clips in a list, relative to its folder; empty lines and those that begin with # are passed over."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    named = [os.path.join(path.parent, os.path.expanduser(line)) for line in lines if line and not line.startswith("#")]
-    return sorted({Path(os.path.relpath(name, path.parent)).as_posix() for name in named})
 
 
 def report_skipped(skipped: tuple[tuple[str, str], ...]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+from io import StringIO
 from pathlib import Path
+
+from autogaze.files import read_text
 
 UNKNOWN = "unknown"  # kind of a clip that no manifest names
 
@@ -23,5 +26,4 @@ def _manifest(root: Path) -> dict[str, dict[str, str]]:
     path = root / "manifest.csv"
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["file"]: row for row in csv.DictReader(file) if row.get("file")}
+    return {row["file"]: row for row in csv.DictReader(StringIO(read_text(path))) if row.get("file")}
