@@ -36,6 +36,12 @@ def __getattr__(name: str) -> object:
         return globals()[name]
     if name == "__version__":
         return version("autogaze")
+    if not name.startswith("_"):  # a module, as in `autogaze.model.AutoGazeConfig`
+        try:
+            return importlib.import_module(f"autogaze.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"autogaze.{name}":
+                raise
     raise AttributeError(f"module 'autogaze' has no attribute {name!r}")
 
 

@@ -98,7 +98,7 @@ def check_command(command: str) -> None:
     if words[0] == "autogaze" or (words[0] in ("torchrun", "srun") and "autogaze" in words):
         verb = words[words.index("autogaze") + 1]
         given &= set(words[words.index("autogaze") :])
-        known = options_of(verb) if not verb.startswith("-") else frozenset({"--version", "--help"})
+        known = options_of(verb) if not verb.startswith("-") else {"--version", "--help", "--print-completion"}
     elif words[:2] == ["python", "-m"]:
         spec = importlib.util.find_spec(words[2])
         assert spec is not None and spec.origin is not None, f"no module for `{command}`"
@@ -122,7 +122,7 @@ def test_commands_and_their_options_exist(path: Path) -> None:
 
 @every_page
 def test_options_in_the_text_are_those_of_a_command(path: Path) -> None:
-    known = {option for verb in cli.VERBS for option in options_of(verb)} | {"--version"}
+    known = {option for verb in cli.VERBS for option in options_of(verb)} | {"--version", "--print-completion"}
     for module in (*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").glob("*.py")):
         known |= options_in(module)
     prose = FENCE.sub("", words_of(path))

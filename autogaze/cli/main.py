@@ -13,7 +13,9 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
+from autogaze.cli.completion import SHELLS, completion
 from autogaze.extras import explain
 from autogaze.interrupt import InterruptError, interruptible
 
@@ -115,20 +117,33 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser, with the arguments of the one verb that is named."""
+    """The parser, with the arguments of the one verb that is named, or of all for a script that completes them."""
     parser = argparse.ArgumentParser(prog="autogaze", description="Choose where in a video to look, before a ViT does.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    parser.add_argument(
+        "--print-completion", action=_Completion, choices=SHELLS, help="print a script that completes commands in SHELL"
+    )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
+    completing = any(word.startswith("--print-completion") for word in arguments)
     named = next((word for word in arguments if not word.startswith("-")), None)
     for verb, (module, line) in VERBS.items():
         sub = verbs.add_parser(verb, help=line, description=line[0].upper() + line[1:] + ".")
-        if verb == named:
+        if completing:
+            with suppress(ModuleNotFoundError):  # of an extra that is not installed: the verb alone is completed
+                importlib.import_module(module).add_arguments(sub)
+        elif verb == named:
             command = importlib.import_module(module)
             command.add_arguments(sub)
             sub.set_defaults(run=command.run)
             if hasattr(command, "kept"):
                 sub.set_defaults(kept=command.kept)
     return parser
+
+
+class _Completion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, _: object, shell: object, *__: object) -> None:
+        print(completion(parser, str(shell)))
+        parser.exit()
 
 
 class _Version(argparse.Action):
