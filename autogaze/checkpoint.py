@@ -190,6 +190,7 @@ def config_from_published(data: Mapping[str, Any], path: Path | str = CONFIG) ->
             rope=_rope(decoder),
             max_num_frames=data.get("max_num_frames", 16),
             residual_map=bool(data.get("residual_map", data.get("paste_error", False))),  # its name in version 0.1
+            residual_blur_px=float(data.get("residual_blur_px", 0.0)),
             perceptual=bool(data.get("perceptual", False)),
             gazing_ratio=ratio,
             task_loss_requirement=requirement if needs else None,
@@ -233,6 +234,7 @@ def config_to_published(config: AutoGazeConfig) -> dict[str, Any]:
         "scales": "+".join(map(str, config.scales)),
         "max_num_frames": config.max_num_frames,
         "residual_map": config.residual_map,
+        "residual_blur_px": config.residual_blur_px,
         "perceptual": config.perceptual,
         "num_vision_tokens_each_frame": patches,
         "attn_mode": "sdpa",

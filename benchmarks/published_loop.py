@@ -76,7 +76,7 @@ def generate_published(
         visual = tokens.visual[:, t]
         embeds.append(visual)
         valid.append(torch.ones(visual.shape[:2], dtype=torch.bool))
-        error = None if rule is None or canvas is None else rule.begin(grey[:, t], canvas)
+        error = None if rule is None or canvas is None else rule.begin(grey[:, t], canvas, visual)
         ids, cache = _decode_frame(
             model, torch.cat(embeds, 1), torch.cat(valid, 1), cache, budget, task_loss_requirement, error
         )

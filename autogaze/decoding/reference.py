@@ -220,7 +220,7 @@ class LoopDecoding:
         if rule is None or grey is None:
             return self._choose(tokens.visual, request, None)
         canvas = rule.open(grey) if self.canvas is None else self.canvas
-        slots = self._choose(tokens.visual, request, rule.begin(grey, canvas))
+        slots = self._choose(tokens.visual, request, rule.begin(grey, canvas, tokens.visual))
         self.canvas = rule.look(canvas, grey, slots[0], slots[1])
         return slots
 

@@ -50,7 +50,7 @@ def score_all(model: GazeNetwork, video: Tensor, gaze: Gaze, as_decoded: bool) -
     slot = torch.arange(gaze.ids.shape[-1], device=gaze.device)
     logits, predicted = _heads_at(decoder, hidden, predicted_from(visual_at, gaze_at, group))
     if model.residual_map is not None and tokens.grey is not None:
-        scores, predicted = model.residual_map.along(tokens.grey, gaze.ids, gaze.chosen)
+        scores, predicted = model.residual_map.along(tokens.grey, gaze.ids, gaze.chosen, tokens.visual)
         # The best at 0: what is never chosen, `eos`, has no score, and takes no part in the policy either way.
         return logits + F.pad(scores - scores.amax(-1, keepdim=True), (0, 1)), predicted
     own = F.linear(_gather(hidden, gaze_at), decoder.task_loss_prediction_head.weight[:1]).squeeze(-1).float()

@@ -122,7 +122,7 @@ class _Writer:
         with nodes.scope("encoder"):
             pixels = self._pixels(frame)
             visual, next_conv = self.encoder.frame(pixels, conv)
-        errors = self._begin(pixels, canvas)
+        errors = self._begin(pixels, canvas, visual)
         with nodes.scope("memory"):
             held = (
                 positions.to(torch.float32) - 1.0
@@ -164,12 +164,13 @@ class _Writer:
             *([] if next_canvas is None else [next_canvas]),
         ]
 
-    def _begin(self, frame: Value | None, canvas: Value | None) -> FrameResiduals | None:
-        """What is wrong with a frame (B, 3, side, side) before anything is chosen in it; None: nobody asks."""
+    def _begin(self, frame: Value | None, canvas: Value | None, visual: Value) -> FrameResiduals | None:
+        """What is wrong with a frame (B, 3, side, side) with visual tokens (B, N, width), before anything is chosen in
+        it; None: nobody asks."""
         if self.residual_map is None or frame is None:
             return None
         with self.nodes.scope("residual_map"):
-            return self.residual_map.begin(frame, canvas)
+            return self.residual_map.begin(frame, canvas, visual)
 
     def _look(self, frame: FrameValues, errors: FrameResiduals | None, canvas: Value | None) -> Value | None:
         """`canvas` after a frame; None: the model does not have it."""
@@ -200,9 +201,9 @@ class _Writer:
             with nodes.scope(f"frame{t}"):
                 asked = Asked(budget.gather(index, axis=1), threshold.gather(index, axis=1))
                 tokens, positions = self.decoder.new_positions(past.positions if past else None)
-                errors = self._begin(None if shots is None else shots.gather(index, axis=1), canvas)
-                rotations = self._rotations(past, positions)
                 frame = visual.gather(index, axis=1)
+                errors = self._begin(None if shots is None else shots.gather(index, axis=1), canvas, frame)
+                rotations = self._rotations(past, positions)
                 new = self.decoder.write(frame, past, tokens, positions, rotations, False, asked, errors)
                 past = self._extend(past, new)
                 canvas = self._look(new, errors, canvas)

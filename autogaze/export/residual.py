@@ -31,13 +31,16 @@ class ResidualState:
         # (P, (scales + 1) * N): a copy for every part of a row. Made in the graph, which runtimes do when they open it.
         self._cover = nodes.op("Tile", nodes.constant(weights.cover), torch.tensor([1, len(weights.blocks) + 1]))
 
-    def begin(self, frame: Value, canvas: Value | None) -> FrameResiduals:
-        """A frame (B, 3, S, S) float32 before anything is chosen in it; canvas: None at a clip's first frame."""
+    def begin(self, frame: Value, canvas: Value | None, visual: Value) -> FrameResiduals:
+        """A frame (B, 3, S, S) float32 with visual tokens (B, N, width), before anything is chosen in it; canvas: None
+        at a clip's first frame."""
         frame = self.nodes.op("ReduceMean", frame, torch.tensor([1]), keepdims=1)  # grey
+        if self.weights.smoothing is not None:
+            frame = self.nodes.constant(self.weights.smoothing) @ frame @ self.weights.smoothing.t().contiguous()
         pictures = [self._blurred(frame, block) for block in self.blurs]
         differences = [frame if canvas is None else frame - canvas, *(frame - picture for picture in pictures)]
         errors = self._errors(self.nodes.concat(differences, axis=1), frame)
-        return FrameResiduals(self.nodes, self.weights, self._cover, self._table(errors), [*pictures, frame])
+        return FrameResiduals(self.nodes, self.weights, self._cover, self._table(errors, visual), [*pictures, frame])
 
     def look(self, canvas: Value | None, errors: FrameResiduals, level: Value) -> Value:
         """The canvas after a look at a frame.
@@ -94,7 +97,7 @@ class ResidualState:
         share = nodes.op("Pow", nodes.op("Sqrt", nodes.op("Max", variance, 0.0)) + floor, contrast)
         return nodes.op("Pow", differences / share + LEAST_ERROR, power)
 
-    def _table(self, errors: Value) -> Value:
+    def _table(self, errors: Value, visual: Value) -> Value:
         """(B, scales + 1, (scales + 1) * N): what a look at scale k takes away of a cell at level l, nothing if k < l;
         and last what a cell at level l adds to the predicted loss."""
         scales = len(self.weights.blocks)
@@ -103,6 +106,10 @@ class ResidualState:
         if self.weights.response:
             factors = torch.tensor([*self.weights.response[3:], 0.0])
             errors, at = errors.gather(at, axis=1) * factors[:, None], torch.arange(scales + 1)
+        if self.weights.gate is not None:
+            matrix, bias = self.weights.gate
+            opened = self.nodes.op("Exp", visual @ matrix + bias).transpose(0, 2, 1)  # (B, scales, N)
+            errors = self.nodes.concat([errors.cut(1, 0, scales) * opened, errors.cut(1, scales)], axis=1)
         now, after = at[:, None].expand(-1, scales), at[1:].expand(scales + 1, -1)
         finer = torch.ones(scales + 1, scales).triu()[..., None]
         taken = (errors.gather(now, axis=1) - errors.gather(after, axis=1)) * finer

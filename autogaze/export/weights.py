@@ -59,6 +59,8 @@ class ResidualWeights:
 
     weight: tuple[float, ...]  # of absolute differences and steps; of means of blocks too in a perceptual map
     response: tuple[float, ...]  # of a perceptual map: see `ResidualMap.response`; empty in others
+    smoothing: Tensor | None  # (S, S) float32: rows and columns of a frame go through it; None: frames as they are
+    gate: tuple[Tensor, Tensor] | None  # of a perceptual map: (width, scales) and (scales,) float32
     strength: float  # of the scores
     blocks: tuple[int, ...]  # a scale: pixels of the side of a block that a look leaves as one colour
     side: int  # cells a row
@@ -92,7 +94,7 @@ def graph_weights(model: AutoGaze, dtype: torch.dtype) -> GraphWeights:
     decoder, group = model.gaze_decoder, model.config.num_multi_token_pred
     logits = decoder.lm_head.weight.unflatten(0, (group, -1))[:, :-1].flatten(0, 1)
     losses = [] if model.residual_map else [decoder.task_loss_prediction_head.weight]
-    head = torch.cat([logits, *losses]).T
+    head, lines = torch.cat([logits, *losses]).T, model.smoothing(torch.device("cpu"))
     return GraphWeights(
         encoder=_encoder(model, encoder_dtype(dtype)),
         layers=tuple(_layer(cast(DecoderLayer, layer), dtype) for layer in decoder.model.layers),
@@ -101,7 +103,7 @@ def graph_weights(model: AutoGaze, dtype: torch.dtype) -> GraphWeights:
         embeddings=_plain(decoder.model.embed_tokens.weight, torch.float32),
         frequencies=_plain(decoder.model.frequencies, torch.float32),
         patch_at=patch_at(model.grid, model.vision_model.side),
-        residual_map=None if model.residual_map is None else _residual_map(model.residual_map),
+        residual_map=None if model.residual_map is None else _residual_map(model.residual_map, lines),
     )
 
 
@@ -148,13 +150,16 @@ def _encoder(model: AutoGaze, dtype: torch.dtype) -> EncoderWeights:
     )
 
 
-def _residual_map(rule: ResidualMap) -> ResidualWeights:
+def _residual_map(rule: ResidualMap, lines: Tensor | None) -> ResidualWeights:
     weight = tuple(rule.weight.float().clamp(min=0).tolist())
     response = () if rule.response is None else tuple(rule.response.float().tolist())
+    gate = None if rule.gate is None else (rule.gate.weight.t(), rule.gate.bias)
     *coarser, _ = rule.cover.gt(0).t().cpu().split(rule.counts, dim=1)
     return ResidualWeights(
         weight,
         response,
+        None if lines is None else _plain(lines, torch.float32),
+        None if gate is None else (_plain(gate[0], torch.float32), _plain(gate[1], torch.float32)),
         rule.strength.item(),
         rule.blocks,
         rule.side,

@@ -31,6 +31,7 @@ class AutoGazeConfig:
     rope: RopeConfig = field(default_factory=RopeConfig)
     max_num_frames: int = 16  # frames that the decoder remembers
     residual_map: bool = True  # patches are scored by what is wrong without them (`autogaze.network.residual`); ours
+    residual_blur_px: float = 0.0  # sigma by which frames are smoothed before the residual map compares them; 0: none
     perceptual: bool = False  # the residual map measures differences as features see them: against contrast
     gazing_ratio: float = 0.75  # where a caller asks for nothing: largest share of a frame's patches
     task_loss_requirement: float | None = 0.7  # where a caller asks for nothing: loss at which a frame may stop
@@ -44,6 +45,8 @@ class AutoGazeConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"rotary positions need an even head_dim, got {self.head_dim}")
+        if not 0 <= self.residual_blur_px <= 8:
+            raise ValueError(f"residual_blur_px must be in [0, 8], got {self.residual_blur_px}")
         if not 0 < self.gazing_ratio <= 1:
             raise ValueError(f"gazing_ratio must be in (0, 1], got {self.gazing_ratio}")
         if any(b[0] <= a[0] or b[1] < a[1] for a, b in zip(self.calibration, self.calibration[1:], strict=False)):

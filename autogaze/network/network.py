@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from autogaze.media.preprocess import Preprocessor
 from autogaze.network.config import AutoGazeConfig
+from autogaze.network.constants import Constants
 from autogaze.network.decoder import GazeDecoder
 from autogaze.network.encoder import EncoderCache, FrameEncoder, FrameTokens
-from autogaze.network.residual import ResidualMap
+from autogaze.network.residual import ResidualMap, smoothing
 
 Network = TypeVar("Network", bound="GazeNetwork")
 
@@ -66,12 +67,18 @@ class GazeNetwork(nn.Module):
             config.rope,
         )
         self.residual_map = (
-            ResidualMap(self.grid, self.vision_model.side, config.patch_size, config.perceptual)
+            ResidualMap(self.grid, self.vision_model.side, config.patch_size, config.perceptual, config.hidden_size)
             if config.residual_map
             else None
         )
+        side, sigma = config.scales[-1], config.residual_blur_px
+        self._smoothing = Constants(lines=smoothing(side, sigma)) if config.residual_map and sigma else None
         self.apply(_initialise)
         if self.residual_map is not None:  # which predicts losses instead: a head that nobody asks learns nothing
+            if self.residual_map.gate is not None:
+                self.residual_map.gate.requires_grad_(True)
+                nn.init.zeros_(self.residual_map.gate.weight)
+                nn.init.zeros_(self.residual_map.gate.bias)
             self.gaze_decoder.task_loss_prediction_head.requires_grad_(False)
 
     @property
@@ -82,6 +89,10 @@ class GazeNetwork(nn.Module):
     def visual_tokens(self) -> int:
         """Visual tokens a frame."""
         return self.vision_model.side**2
+
+    def smoothing(self, device: torch.device) -> Tensor | None:
+        """(S, S) float32 through which rows and columns of grey frames go before they are compared; None: not."""
+        return None if self._smoothing is None else self._smoothing.on(device)["lines"]
 
     def with_calibration(self: Network, calibration: tuple[tuple[float, float], ...]) -> Network:
         """A copy of the model with a calibration of the stop rule (see `autogaze.stop_rule.calibration`)."""
@@ -111,6 +122,10 @@ class GazeNetwork(nn.Module):
             side = self.vision_model.image_size
             grey = self.connector.pos_embed.new_empty(*video.shape[:2], 1, side, side)
         visual, cache = self.vision_model(video, cache, grey)
+        if grey is not None and (lines := self.smoothing(grey.device)) is not None:
+            lines = lines.to(grey.dtype)
+            with torch.autocast(grey.device.type, enabled=False):
+                grey.copy_(lines @ grey @ lines.t())
         if out is None:
             return FrameTokens(self.connector(visual), grey), cache
         torch.add(visual, self.connector.pos_embed, out=out.visual)

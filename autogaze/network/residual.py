@@ -18,7 +18,11 @@ A *perceptual* map measures differences as the features of a pretrained ViT see 
 contrast is, but whether it is there. The weighted sum of three statistics of a cell (absolute values, steps, and means
 of blocks of 4 pixels, in which the noise of single pixels is small) is divided by a power of the cell's own contrast,
 raised to a power, and multiplied by a factor of the level. The numbers were searched for with DINOv2 as the judge
-(docs/log.md).
+(docs/log.md). What a difference means depends on what it is in: a *gate* reads the visual token of each cell and
+multiplies its errors, each level's by its own factor. It is 1 in a new map and is trained.
+
+A sensor's noise changes every pixel of every frame, and hardly anything that a ViT sees; so a map may compare frames
+that were smoothed a little before (`residual_blur_px` of the config, done where frames lose their colours).
 
 A look at a coarse scale is taken to leave the means of blocks of 2, 4 or 8 pixels: what the patch resolves, rounded to
 a power of two so that blocks fill places. Within a frame the finest look at a place counts, and a later frame's look
@@ -31,6 +35,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -59,9 +64,10 @@ class ResidualMap(nn.Module):
         side: places in a row of a frame.
         cell_px: side of a place in pixels, a power of two.
         perceptual: measure differences as features see them.
+        width: channels of a visual token, which the gate of a perceptual map reads.
     """
 
-    def __init__(self, grid: PatchGrid, side: int, cell_px: int, perceptual: bool = False) -> None:
+    def __init__(self, grid: PatchGrid, side: int, cell_px: int, perceptual: bool = False, width: int = 192) -> None:
         super().__init__()
         if cell_px & (cell_px - 1):
             raise ValueError(f"residual_map needs patches whose side is a power of two, got patch_size {cell_px}")
@@ -73,6 +79,7 @@ class ResidualMap(nn.Module):
         self.weight = nn.Parameter(torch.tensor(PERCEPTUAL_WEIGHT if perceptual else (L1, STEPS)), requires_grad=False)
         # of a perceptual map: contrast floor, contrast power, power, and a factor for each level but the finest
         self.response = nn.Parameter(_response(len(self.blocks)), requires_grad=False) if perceptual else None
+        self.gate = nn.Linear(width, len(self.blocks)) if perceptual else None  # of every level but the finest
         self.strength = nn.Parameter(torch.tensor(STRENGTH))  # of the scores
         self.counts = grid.patches_per_scale
         cover = torch.zeros(grid.patches_per_frame, side**2, dtype=torch.uint8, device="cpu")
@@ -94,9 +101,10 @@ class ResidualMap(nn.Module):
         """The canvas (B, 1, H, W) of clips that begin with a frame: mid-grey, nothing is known."""
         return torch.zeros_like(frame)
 
-    def begin(self, frame: Tensor, canvas: Tensor) -> FrameResidual:
-        """What is wrong with frames (B, 1, H, W) before anything is chosen in them."""
-        errors = self.errors(frame, canvas)
+    def begin(self, frame: Tensor, canvas: Tensor, visual: Tensor | None = None) -> FrameResidual:
+        """What is wrong with frames (B, 1, H, W), whose visual tokens are (B, N, width), before anything is chosen in
+        them; without the tokens as if the gate were 1."""
+        errors = self.errors(frame, canvas, visual)
         return FrameResidual(self, errors, torch.full_like(errors[..., 0], NEVER, dtype=torch.uint8))
 
     def look(self, canvas: Tensor, frame: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
@@ -110,14 +118,14 @@ class ResidualMap(nn.Module):
             canvas = torch.where(level == k + 1, blurred(frame, block), canvas)
         return canvas
 
-    def along(self, frames: Tensor, ids: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """What decoding knows along gazes (B, T, K) of clips (B, T, 1, H, W).
+    def along(self, frames: Tensor, ids: Tensor, chosen: Tensor, visual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What decoding knows along gazes (B, T, K) of clips (B, T, 1, H, W) with visual tokens (B, T, N, width).
 
         Returns:
             scores (B, T, K, P) float32 at each slot, and the losses (B, T, K) float32 predicted after each slot.
         """
         levels = self.levels(ids, chosen).cummax(dim=2).values
-        errors = self._weighed(self.features_along(frames, ids, chosen))  # (B, T, N, scales + 1)
+        errors = self._weighed(self.features_along(frames, ids, chosen), visual)  # (B, T, N, scales + 1)
         before = F.pad(levels, (0, 0, 1, 0))[:, :, :-1]
         wide = errors[:, :, None].expand(*levels.shape, -1)
         return self.scores(wide, before), predicted_loss(wide, levels)
@@ -130,19 +138,28 @@ class ResidualMap(nn.Module):
             canvas = self.look(canvas, frames[:, t], ids[:, t], chosen[:, t])
         return torch.stack(found, dim=1)
 
-    def errors(self, frame: Tensor, canvas: Tensor) -> Tensor:
+    def errors(self, frame: Tensor, canvas: Tensor, visual: Tensor | None = None) -> Tensor:
         """What is wrong with each place as the canvas is, and after a look at each scale: (B, N, scales + 1)."""
-        return self._weighed(self.features(frame, canvas))
+        return self._weighed(self.features(frame, canvas), visual)
 
-    def _weighed(self, features: Tensor) -> Tensor:
+    def gated(self, errors: Tensor, visual: Tensor | None) -> Tensor:
+        """Errors (..., N, scales + 1) times the gate of cells whose visual tokens are (..., N, width)."""
+        if self.gate is None or visual is None:
+            return errors
+        with torch.autocast(errors.device.type, enabled=False):
+            bias = cast(Tensor, self.gate.bias)
+            factors = F.linear(visual.float(), self.gate.weight.float(), bias.float()).exp()
+        return errors * F.pad(factors, (0, 1))  # nothing is wrong after a look at the finest scale
+
+    def _weighed(self, features: Tensor, visual: Tensor | None) -> Tensor:
         """Errors (..., scales + 1) float32 of their features (..., scales + 1, n), under autocast too."""
         weight = self.weight.float().clamp(min=0)
         if self.response is None:
             return (features * weight).sum(-1)
         floor, contrast, power, *_ = self.response.float().unbind()
         difference = (features[..., :-1] * weight).sum(-1) / (features[..., -1] + floor).pow(contrast)
-        factors = F.pad(self.response[3:].float(), (0, 1))  # nothing is wrong after a look at the finest scale
-        return (difference + LEAST_ERROR).pow(power) * factors
+        factors = F.pad(self.response[3:].float(), (0, 1))
+        return self.gated((difference + LEAST_ERROR).pow(power) * factors, visual)
 
     def features(self, frame: Tensor, canvas: Tensor) -> Tensor:
         """What `errors` are made of, (B, N, scales + 1, n): of the difference in each cell the mean absolute value,
@@ -234,6 +251,15 @@ def _response(scales: int) -> Tensor:
     """A new `ResidualMap.response`; grids with other than four scales have no factors of their own yet."""
     factors = LEVEL_FACTORS if scales == len(LEVEL_FACTORS) else (1.0,) * scales
     return torch.tensor([CONTRAST_FLOOR, CONTRAST_POWER, POWER, *factors])
+
+
+def smoothing(side: int, sigma: float) -> Tensor:
+    """(side, side) float32 on the CPU: a Gaussian over a line of pixels, sigma in pixels; its ends are repeated."""
+    lines = torch.eye(side, device="cpu")
+    reach = max(1, math.ceil(3 * sigma))
+    taps = torch.arange(-reach, reach + 1, dtype=torch.float32, device="cpu").div(sigma).square().mul(-0.5).exp()
+    wide = F.pad(lines[:, None], (reach, reach), mode="replicate")
+    return F.conv1d(wide, (taps / taps.sum()).view(1, 1, -1))[:, 0].t().contiguous()
 
 
 def blurred(frame: Tensor, block: int) -> Tensor:

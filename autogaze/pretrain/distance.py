@@ -53,6 +53,7 @@ class FeatureDistance:
     patch: float = 1.0  # weight of the mean over patch tokens
     pooled: float = 0.0  # weight of the pooled feature
     size: int | None = None  # side in pixels to which pictures are brought; None leaves them as they are
+    layers: tuple[int, ...] = ()  # whose tokens, see `LoadedViT.tokens`; none: the last one's
 
     def __post_init__(self) -> None:
         if min(self.patch, self.pooled) < 0 or self.patch + self.pooled <= 0:
@@ -83,7 +84,7 @@ class FeatureDistance:
         pixels = unit_range(pictures, self.preprocessor)
         if self.size is not None and pixels.shape[-2:] != (self.size, self.size):
             pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
-        tokens, pooled = self.vit.tokens(pixels)
+        tokens, pooled = self.vit.tokens(pixels, self.layers)
         return F.normalize(tokens, dim=-1), F.normalize(pooled, dim=-1)
 
     @staticmethod

@@ -4,8 +4,8 @@ A judge is named by a sum of terms with weights:
 
 - `reconstructor`: the loss of a trained, frozen reconstructor;
 - `l1`: mean absolute difference of the pasted picture (`pretrain.reconstructor.paste`) and the frame, no network;
-- `features:MODEL`: 1 - cosine of the patch tokens that a pretrained ViT sees in both. MODEL is a folder, a hub id or a
-  timm name (`autogaze.vit.load`).
+- `features:MODEL` or `features:MODEL@8,12`: 1 - cosine of the patch tokens that a pretrained ViT sees in both, of its
+  last layer or the mean over the layers named. MODEL is a folder, a hub id or a timm name (`autogaze.vit.load`).
 
 `features:facebook/dinov2-small+0.1*l1` needs no reconstructor: a small ViT sees some 15,000 frames a second on an H200.
 The paper trains with 1 l1 + 0.3 DINOv2 + 0.3 SigLIP2 of its reconstruction (arXiv:2603.12254).
@@ -166,7 +166,7 @@ def make_judge(
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         return WeightedDistance(
             [
-                (weight, FeatureDistance(load_vit(argument, device, dtype), pixels) if argument else PixelDistance())
+                (weight, _feature_distance(argument, pixels, device, dtype) if argument else PixelDistance())
                 for weight, _, argument in pasted
             ]
         )
@@ -174,3 +174,13 @@ def make_judge(
     if pasted:
         judges.append((1.0, PasteJudge(distance)))
     return judges[0][1] if len(judges) == 1 and judges[0][0] == 1.0 else SummedJudge(judges)
+
+
+def _feature_distance(argument: str, pixels: Preprocessor, device: torch.device, dtype: torch.dtype) -> FeatureDistance:
+    """Of "MODEL" or "MODEL@8,12"."""
+    name, _, named = argument.partition("@")
+    try:
+        layers = tuple(int(layer) for layer in named.split(",")) if named else ()
+    except ValueError:
+        raise ValueError(f"layers of features:{argument} are written @8,12, got @{named}") from None
+    return FeatureDistance(load_vit(name, device, dtype), pixels, layers=layers)

@@ -16,7 +16,7 @@ from torch import Tensor
 from autogaze.model import AutoGaze
 from autogaze.pretrain.judge import AnyJudge
 from autogaze.pretrain.module import GazeModule, last_chosen
-from autogaze.pretrain.ntp import task_loss_prediction_loss
+from autogaze.pretrain.ntp import LEAST_LOSS, task_loss_prediction_loss
 from autogaze.rl.advantages import group_advantages, token_advantages
 from autogaze.rl.clock import PhaseClock
 from autogaze.rl.grpo import kl_divergence, policy_loss
@@ -109,7 +109,8 @@ class GRPOModule(GazeModule):
         )
         self.clock.mark("rollout")
         loss = self.judge.losses(repeated, gaze, truth)
-        rewards = frame_rewards(loss, gaze.counts, gaze.grid.patches_per_frame, recipe.length_price)
+        paid = _relative(loss, recipe.group_size) if recipe.relative_reward else loss
+        rewards = frame_rewards(paid, gaze.counts, gaze.grid.patches_per_frame, recipe.length_price)
         centred = group_advantages(rewards.unflatten(0, (recipe.group_size, -1))).flatten(0, 1)
         advantages = token_advantages(centred, gaze.chosen, recipe.discount)
         self.clock.mark("reward")
@@ -170,3 +171,9 @@ class GRPOModule(GazeModule):
             self.log_dict({f"time/{phase}_ms": value for phase, value in times.items()}, batch_size=size)
         else:
             self.clock.forget()
+
+
+def _relative(loss: Tensor, group_size: int) -> Tensor:
+    """Losses (G * B, T) as shares of the mean of their clip's: a clip with few patches does not decide alone."""
+    grouped = loss.unflatten(0, (group_size, -1))
+    return (grouped / grouped.mean((0, 2), keepdim=True).clamp(min=LEAST_LOSS)).flatten(0, 1)

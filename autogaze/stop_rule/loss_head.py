@@ -99,9 +99,9 @@ def _fit_unit(model: AutoGaze, rule: ResidualMap, judge: AnyJudge, gazes: Iterab
     assert rule.response is not None
     found = []
     for video, gaze in gazes:
-        grey = model.embed(video)[0].grey
+        visual, grey = model.embed(video)[0]
         assert grey is not None
-        predicted = rule.along(grey, gaze.ids, gaze.chosen)[1][last_chosen(gaze.chosen)]
+        predicted = rule.along(grey, gaze.ids, gaze.chosen, visual)[1][last_chosen(gaze.chosen)]
         found.append((predicted, judge.losses(video, gaze)[gaze.chosen.any(-1)]))
     predicted, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
     unit = (truth.clamp(min=LEAST_LOSS).log() - predicted.clamp(min=1e-6).log()).median().exp()

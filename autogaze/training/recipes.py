@@ -161,6 +161,7 @@ class RLRecipe(TrainerRecipe):
     start: str | None = None  # go on from shipped weights, a folder or a run; None: the run's pretrain stage
     judge: str = "reconstructor"  # terms and weights, see pretrain.judge
     group_size: int = 12  # rollouts a clip
+    relative_reward: bool = False  # a frame's loss counts as a share of the mean loss of its clip's rollouts
     discount: float = 0.99  # per id between a choice and the frame's end that it is credited for
     temperature: float = 1.0  # of sampling, at the start
     final_temperature: float = 1.0  # at the end; linear in between

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from autogaze.extras import explain
@@ -52,12 +53,25 @@ class LoadedViT:
         mean, std = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (self.mean, self.std))
         return (frames - mean) / std
 
-    def tokens(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def tokens(self, frames: Tensor, layers: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """What the model sees in frames (N, 3, H, W) float in [0, 1]; gradients flow to the frames.
+
+        Args:
+            frames: see above.
+            layers: whose tokens, from 1; each goes through the last norm and is brought to length 1. Of several, the
+                channels stand side by side: the cosine of two such tokens is the mean over the layers. None: the last
+                layer's, as they are.
 
         Returns:
             patch tokens (N, L, C), and the pooled feature (N, C): the class token, or the mean where there is none.
+
+        Raises:
+            ValueError: if there is no such layer.
         """
+        if layers:
+            parts = self._intermediate(self.normalise(frames).to(next(self.model.parameters()).dtype), layers)
+            joined, prefix = torch.cat([F.normalize(part, dim=-1) for part in parts], -1), self.prefix_tokens
+            return joined[:, prefix:], joined[:, 0] if prefix else joined.mean(1)
         frames = self.normalise(frames).to(next(self.model.parameters()).dtype)
         if self.library == "timm":
             found: Tensor = self.model.forward_features(frames)
@@ -70,7 +84,33 @@ class LoadedViT:
         patches = found[:, prefix:]
         return patches, found[:, 0] if prefix else patches.mean(1)
 
+    def _intermediate(self, pixels: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
+        """Tokens (N, L, C) after layers, each through the last norm."""
+        if self.library == "timm":
+            blocks = getattr(self.model, "blocks", ())
+            self._check_layers(layers, len(blocks))
+            caught: list[Tensor] = []
+            hooks = [blocks[layer - 1].register_forward_hook(lambda *a: caught.append(a[2])) for layer in layers]
+            try:
+                self.model.forward_features(pixels)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            return [self.model.norm(tokens) for tokens in caught]
+        options = {"interpolate_pos_encoding": True} if self.model.config.model_type in _INTERPOLATE else {}
+        states = self.model(pixel_values=pixels, output_hidden_states=True, **options).hidden_states
+        self._check_layers(layers, len(states) - 1)
+        norm = next(
+            (part for name in NORMS if (part := getattr(self.model, name, None)) is not None), torch.nn.Identity()
+        )
+        return [norm(states[layer]) for layer in layers]
 
+    def _check_layers(self, layers: tuple[int, ...], count: int) -> None:
+        if not all(1 <= layer <= count for layer in layers):
+            raise ValueError(f"{self.name} has layers 1 to {count}, asked for {', '.join(map(str, layers))}")
+
+
+NORMS = ("layernorm", "post_layernorm", "norm")  # of transformers' models, after their last layer
 _INTERPOLATE = ("siglip_vision_model", "clip_vision_model", "vit", "deit", "siglip", "clip")
 
 

@@ -38,11 +38,15 @@ def model(
         max_num_frames=window,
         residual_map=residual_map,
         perceptual=perceptual,
+        residual_blur_px=0.8 * perceptual,
     )
     made = AutoGaze(config).eval()
     for parameter in made.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(3)  # so that the best id wins clearly
+    if made.residual_map is not None and made.residual_map.gate is not None:
+        torch.nn.init.normal_(made.residual_map.gate.weight, std=0.3)
+        torch.nn.init.normal_(made.residual_map.gate.bias, std=0.3)
     return made
 
 

@@ -165,7 +165,9 @@ def test_errors_and_canvases_are_those_of_pytorch(cell_px: int) -> None:
 @needs_library
 @pytest.mark.parametrize("perceptual", [False, True])
 def test_models_with_residual_map_choose_the_same_ids(two_threads: None, perceptual: bool) -> None:
-    model = AutoGaze(AutoGazeConfig(residual_map=True, perceptual=perceptual)).eval()
+    model = AutoGaze(AutoGazeConfig(residual_map=True, residual_blur_px=1.0 * perceptual, perceptual=perceptual)).eval()
+    if model.residual_map is not None and model.residual_map.gate is not None:
+        torch.nn.init.normal_(model.residual_map.gate.weight, std=0.1)
     video = random_video(2, 2, side=224)
     stop = 0.8 * float(model.generate(video, 0.01).task_loss[:, :, 0].mean())
     assert_same(*ways(model, video, 0.1))

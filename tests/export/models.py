@@ -35,6 +35,9 @@ def sharp(config: AutoGazeConfig, factor: float = 3.0) -> AutoGaze:
         for name, parameter in model.named_parameters():
             if "norm" not in name and "bias" not in name and not name.startswith("residual_map."):
                 parameter *= factor
+        if model.residual_map is not None and model.residual_map.gate is not None:
+            torch.nn.init.normal_(model.residual_map.gate.weight, std=0.1)
+            torch.nn.init.normal_(model.residual_map.gate.bias, std=0.1)
     return model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
@@ -11,7 +12,8 @@ from autogaze import AutoGaze
 from autogaze.core.grid import PatchGrid
 from autogaze.evaluate.evaluation import load_reconstructor
 from autogaze.media.scenes import render_scene
-from autogaze.network.residual import LEAST_GAIN, ResidualMap, blurred, patch_at, predicted_loss
+from autogaze.network.config import AutoGazeConfig
+from autogaze.network.residual import LEAST_GAIN, ResidualMap, blurred, patch_at, predicted_loss, smoothing
 from autogaze.pretrain.judge import Judge
 from autogaze.selectors.difference import DifferenceSelector
 from tests.gaze_models import random_video, small_model
@@ -211,3 +213,46 @@ def test_a_perceptual_map_finds_nothing_wrong_after_the_finest_scale() -> None:
     rule = ResidualMap(PatchGrid(), 14, 16, perceptual=True)
     errors = rule.errors(torch.rand(1, 1, 224, 224), torch.zeros(1, 1, 224, 224))
     assert bool((errors[..., -1] == 0).all()) and bool((errors[..., :-1] > 0).all())
+
+
+def test_a_gate_multiplies_the_errors_of_a_cell_by_what_its_token_says() -> None:
+    model = AutoGaze(AutoGazeConfig(residual_map=True, perceptual=True)).eval()
+    rule = model.residual_map
+    assert rule is not None and rule.gate is not None
+    frame, visual = torch.rand(1, 1, 224, 224), torch.randn(1, 196, 192)
+    before = rule.errors(frame, torch.zeros_like(frame))
+    torch.testing.assert_close(rule.errors(frame, torch.zeros_like(frame), visual), before)  # closed in a new model
+    torch.nn.init.normal_(rule.gate.weight, std=0.1)
+    torch.nn.init.normal_(rule.gate.bias, std=0.1)
+    factors = (visual[0, 7] @ rule.gate.weight.t() + rule.gate.bias).exp()
+    after = rule.errors(frame, torch.zeros_like(frame), visual)
+    torch.testing.assert_close(after[0, 7, :-1], before[0, 7, :-1] * factors)
+    assert bool((after[..., -1] == 0).all())
+
+
+def test_decoding_and_scoring_read_the_gate() -> None:
+    model = AutoGaze(AutoGazeConfig(residual_map=True, perceptual=True)).eval()
+    rule, video = model.residual_map, random_video(1, 2, side=224)
+    assert rule is not None and rule.gate is not None
+    torch.nn.init.normal_(rule.gate.weight, std=0.5)
+    opened = model.generate(video, gazing_ratio=0.05)
+    assert opened.task_loss is not None
+    scores = model.score(video, opened, as_decoded=True)
+    told, known = scores.task_loss_prediction[:, :, :-1], opened.task_loss[:, :, 1:]
+    torch.testing.assert_close(told, known, rtol=1e-4, atol=1e-6)
+    rule.gate.weight.data.zero_()
+    assert not torch.equal(model.generate(video, gazing_ratio=0.05).ids, opened.ids)
+
+
+def test_smoothing_is_a_gaussian_that_repeats_the_edges() -> None:
+    lines, frame = smoothing(40, 1.2), torch.rand(40, 40)
+    expected = cv2.GaussianBlur(frame.numpy(), (9, 9), 1.2, borderType=cv2.BORDER_REPLICATE)
+    torch.testing.assert_close(lines @ frame @ lines.t(), torch.from_numpy(expected), atol=1e-5, rtol=0)
+
+
+def test_a_smoothing_map_compares_smoothed_frames() -> None:
+    model = AutoGaze(AutoGazeConfig(residual_blur_px=1.0)).eval()
+    video = random_video(1, 2, side=224)
+    grey, lines = model.embed(video)[0].grey, smoothing(224, 1.0)
+    assert grey is not None
+    torch.testing.assert_close(grey, lines @ video.mean(2, keepdim=True) @ lines.t())

@@ -84,7 +84,7 @@ class NativeResidualMap:
         """See `ResidualMap.open`."""
         return torch.zeros(frame.shape, dtype=torch.float32, device="cpu")
 
-    def begin(self, frame: Tensor, canvas: Tensor) -> FrameResidual:
+    def begin(self, frame: Tensor, canvas: Tensor, visual: Tensor | None = None) -> FrameResidual:
         """See `ResidualMap.begin`."""
         frame, grid = frame.float().contiguous(), self.grid
         errors = torch.empty(len(frame), grid.side**2, grid.scales + 1, dtype=torch.float32, device="cpu")
@@ -92,7 +92,7 @@ class NativeResidualMap:
             ctypes.addressof(self.grid), len(frame), frame.data_ptr(), canvas.data_ptr(), errors.data_ptr()
         )
         level = torch.full(errors.shape[:2], NEVER, dtype=torch.uint8, device="cpu")
-        return FrameResidual(self.rule, errors, level)
+        return FrameResidual(self.rule, self.rule.gated(errors, visual), level)
 
     def look(self, canvas: Tensor, frame: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
         """See `ResidualMap.look`; the canvas is changed in place."""

@@ -23,8 +23,11 @@ def lay_out(decoder: GazeDecoder, dtype: torch.dtype, residual_map: ResidualMap 
     tensors = {"embedding": trunk.embed_tokens.weight.to(dtype).clone(), "frequencies": trunk.frequencies.clone()}
     tensors["error_weight"] = nothing
     if residual_map is not None:
-        response = () if residual_map.response is None else (residual_map.response.float(),)
-        tensors["error_weight"] = torch.cat([residual_map.weight.float().clamp(min=0), *response])
+        parts = [residual_map.weight.float().clamp(min=0)]
+        if residual_map.response is not None and residual_map.gate is not None:
+            gate = residual_map.gate
+            parts += [part.float().flatten() for part in (residual_map.response, gate.weight, gate.bias)]
+        tensors["error_weight"] = torch.cat(parts)
     tensors["strength"] = nothing if residual_map is None else residual_map.strength.float().reshape(1).clone()
     tensors |= input_major(folded, dtype, heads)
     if dtype == torch.bfloat16 and len(folded[0][0].gate) % (cluster.SPLIT * heads) == 0:

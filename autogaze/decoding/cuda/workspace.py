@@ -138,7 +138,9 @@ class Workspace:
             self.call(
                 kernels.find_errors,
                 (space.visual_tokens, space.plan.batch),
-                *(space.frames, space.canvas, space.errors, space.weights["error_weight"], space.clock),
+                *(space.frames, space.canvas, space.visual, space.errors, space.weights["error_weight"], space.clock),
+                C=space.config.hidden_size,
+                CP=power(space.config.hidden_size),
                 CHUNK=space.chunk,
                 LEAST=LEAST_ERROR if space.config.perceptual else None,
                 num_warps=warps_for(space.config.patch_size**2),

@@ -78,19 +78,26 @@ def mean_differences(here, picture, PX: tl.constexpr):
 
 
 @triton.jit
-def perceived(difference, share, weight, LEAST: tl.constexpr, level: tl.constexpr):
-    """A difference as a perceptual map counts it; `share` of the cell's contrast, `weight` as `find_errors` has it."""
+def perceived(difference, share, token, channel, weight, C: tl.constexpr, SCALES: tl.constexpr, LEAST: tl.constexpr,
+              level: tl.constexpr):
+    """A difference as a perceptual map counts it in a cell with a visual token; `share` of the cell's contrast,
+    `weight` as `find_errors` has it."""
     power, factor = tl.load(weight + 5), tl.load(weight + 6 + level)
-    return tl.exp2(power * tl.log2(difference / share + LEAST)) * factor
+    gate = weight + 6 + SCALES
+    row = tl.load(gate + level * C + channel, mask=channel < C, other=0.0)
+    opened = tl.sum(token * row, axis=0) + tl.load(gate + SCALES * C + level)
+    return tl.exp2(power * tl.log2(difference / share + LEAST) + 1.4426950408889634 * opened) * factor
 
 
 @triton.jit
-def find_errors(frames, canvas, errors, weight, clock, SIDE: tl.constexpr, PX: tl.constexpr, BLOCKS: tl.constexpr,
-                CHUNK: tl.constexpr, LEAST: tl.constexpr, PDL: tl.constexpr):
+def find_errors(frames, canvas, visual, errors, weight, clock, SIDE: tl.constexpr, PX: tl.constexpr,
+                BLOCKS: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, CHUNK: tl.constexpr, LEAST: tl.constexpr,
+                PDL: tl.constexpr):
     """What is wrong with a place of a clip, as the canvas is and after a look at each scale: one program a place.
 
     BLOCKS are the sides in pixels of the blocks whose means a look at each scale leaves. `weight` are those of absolute
-    differences and steps; of a perceptual map, whose LEAST error is not None, those of means and its response follow.
+    differences and steps; of a perceptual map, whose LEAST error is not None, those of means, its response and its
+    gate follow. C: channels of a visual token, CP: a power of two from there on.
     """
     overlap(PDL)
     absolute, step = tl.load(weight) / (PX * PX), tl.load(weight + 1) / (PX * (PX - 1))
@@ -104,12 +111,16 @@ def find_errors(frames, canvas, errors, weight, clock, SIDE: tl.constexpr, PX: t
     on_it, on_right, on_below = load_near(canvas + b.to(tl.int64) * AREA + corner, PX, WIDTH)
     to = errors + b * (len(BLOCKS) + 1) * SIDE * SIDE + place
     now = total(wrong(here - on_it, right - on_right, below - on_below, absolute, step))
-    share = 1.0
+    share, channel = 1.0, tl.arange(0, CP)
+    token = tl.zeros((CP,), tl.float32)
     if LEAST is not None:
+        at = (b.to(tl.int64) * CHUNK + tl.load(clock)) * SIDE * SIDE + place
+        token = tl.load(visual + at * C + channel, mask=channel < C, other=0.0).to(tl.float32)
         mean = total(here) / (PX * PX)
         deviation = tl.sqrt(tl.maximum(total(here * here) / (PX * PX) - mean * mean, 0.0))
         share = tl.exp2(tl.load(weight + 4) * tl.log2(deviation + tl.load(weight + 3)))
-        now = perceived(now + tl.load(weight + 2) * mean_differences(here, on_it, PX), share, weight, LEAST, 0)
+        now = perceived(now + tl.load(weight + 2) * mean_differences(here, on_it, PX), share, token, channel,
+                        weight, C, len(BLOCKS), LEAST, 0)
     tl.store(to, now)
     for k in tl.static_range(len(BLOCKS)):
         left = 0.0
@@ -118,7 +129,7 @@ def find_errors(frames, canvas, errors, weight, clock, SIDE: tl.constexpr, PX: t
             if LEAST is not None:
                 if BLOCKS[k] > 4:  # smaller blocks leave the means as they are
                     left += tl.load(weight + 2) * mean_differences(here, blurred(here, PX, BLOCKS[k]), PX)
-                left = perceived(left, share, weight, LEAST, k + 1)
+                left = perceived(left, share, token, channel, weight, C, len(BLOCKS), LEAST, k + 1)
         tl.store(to + (k + 1) * SIDE * SIDE, left)
 
 
