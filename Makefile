@@ -1,6 +1,7 @@
 # make env   the environment in .venv, with pinned versions (other targets use it)
 # make demo  render scenes, train a tiny model, gaze at a video, export; under 20 minutes, most of it installing
 # make test  ruff, mypy, pytest
+# make dist  wheel and sdist in dist/, checked
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: env demo test lint docs clean
+.PHONY: env demo test lint docs dist clean
 
 env: $(STAMP)
 
@@ -48,6 +49,11 @@ demo: env
 docs: env
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	$(BIN)/mkdocs build --strict
+
+dist: env
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf $(DEMO) site build dist

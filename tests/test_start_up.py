@@ -58,6 +58,17 @@ def test_info_loads_nothing_slow(tiny_checkpoint: Path) -> None:
     assert not (command("info", str(tiny_checkpoint)) - bare) & SLOW
 
 
+@pytest.mark.parametrize("told", [{}, {"OMP_WAIT_POLICY": "active"}])
+def test_threads_sleep_while_they_wait_where_nothing_can_be_compiled(told: dict[str, str]) -> None:
+    code = (
+        "import os; from autogaze.cli.main import main\n"
+        "try: main()\nexcept SystemExit: print(os.environ.get('OMP_WAIT_POLICY'))"
+    )
+    kept = {"PYTHONPATH": str(Path(autogaze.__file__).parents[1]), "PATH": "/no-compiler", **told}
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, env=kept)
+    assert done.stdout.split()[-1] == told.get("OMP_WAIT_POLICY", "passive"), done.stderr
+
+
 def test_public_names_and_modules_come_when_they_are_used() -> None:
     assert all(getattr(autogaze, name) is not None for name in autogaze.__all__)
     assert set(autogaze.__all__) <= set(dir(autogaze))

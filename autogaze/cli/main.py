@@ -11,6 +11,7 @@ import argparse
 import importlib
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     if argv is None:
         _open_closed_descriptors()
+        _let_threads_sleep()
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = _Command(arguments)
     with interruptible(command.report, last=argv is None) as interrupts:
@@ -67,6 +69,14 @@ def _open_closed_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (for as long as the process)
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+def _let_threads_sleep() -> None:
+    """Where nothing can be compiled PyTorch's own threads decode, which by default spin while they wait: beside other
+    work, two then take twenty times as long as one. PyTorch is not loaded yet and reads this when it is."""
+    told = any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"))
+    if not told and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 class _Command:
