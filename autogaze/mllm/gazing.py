@@ -33,6 +33,9 @@ class UnitGazer:
         gazing_ratio: largest share of a step's units; None sets no limit.
         task_loss_requirement: reconstruction loss at which a step may stop; None never stops early.
         first_step: the first step is kept in full, so the model is shown all of it.
+        scales: of the model's grid, in pixels, that it may choose from. A coarser patch stands for the units under it.
+            By default the finest alone; all where the first step is not kept in full, since fine patches would leave
+            most of the picture unseen (docs/mllm.md compares).
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class UnitGazer:
         gazing_ratio: float | None,
         task_loss_requirement: float | None = None,
         first_step: bool = True,
+        scales: Sequence[int] | None = None,
     ) -> None:
         if gazing_ratio is not None and not 0 < gazing_ratio <= 1:
             raise ValueError(f"gazing_ratio must be in (0, 1], got {gazing_ratio}")
@@ -49,6 +53,8 @@ class UnitGazer:
         self.model = model
         self.gazing_ratio, self.task_loss_requirement = gazing_ratio, task_loss_requirement
         self.first_step = first_step
+        best = model.grid.scales[-1:] if first_step else model.grid.scales
+        self.scales = best if scales is None else tuple(scales)
 
     @torch.no_grad()
     def __call__(self, videos: Sequence[Video]) -> list[Choice]:
@@ -68,7 +74,7 @@ class UnitGazer:
         seen = torch.cat([cut_tiles(self._see(frames, (tiles[0] * side, tiles[1] * side)), tiles) for frames in videos])
         ratio = self._ratios(grid, tiles)
         requirement = self._requirements(grid.steps)
-        gaze = self.model.generate(seen, ratio.expand(len(seen), -1), requirement)
+        gaze = self.model.generate(seen, ratio.expand(len(seen), -1), requirement, scales=self.scales)
         count = tiles[0] * tiles[1]
         return [Choice.of(gaze[i * count : (i + 1) * count], grid, tiles) for i in range(len(videos))]
 

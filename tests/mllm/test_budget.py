@@ -12,7 +12,9 @@ pytest.importorskip("transformers")
 from autogaze.core.gaze import Gaze  # noqa: E402
 from autogaze.core.grid import PatchGrid  # noqa: E402
 from autogaze.mllm import GazedVideoLM, UnitGrid  # noqa: E402
+from autogaze.mllm.gazing import UnitGazer  # noqa: E402
 from autogaze.mllm.units import Choice, cells_of, cut_tiles, keep_units, tiles_for  # noqa: E402
+from autogaze.model import AutoGaze  # noqa: E402
 from tests.mllm.mllm_models import BY_NAME, CASES, Case, built, clip, gaze, gazed, settings, talk  # noqa: E402
 
 QWEN = BY_NAME["Qwen3-VL"]
@@ -97,6 +99,35 @@ def test_a_video_wider_than_a_gaze_tile_is_gazed_at_in_tiles() -> None:
     assert set(prompt.kept[0][1:].flatten(1).sum(1).tolist()) == {share}
     for start in range(0, 3 * columns, columns):  # every tile spends
         assert bool(prompt.kept[0][1:, :, start : start + columns].any())
+
+
+@pytest.mark.parametrize("options", [{"gazing_ratio": 0.2}, {"gazing_ratio": None, "max_visual_tokens": 40}])
+def test_nothing_is_decoded_that_is_no_unit(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a first step in full the gaze model chooses cells, one for a unit, and no more than may be kept."""
+    grid, seen = gaze().grid, []
+    generate = AutoGaze.generate
+
+    def noted(*args: Any, **given: Any) -> Gaze:
+        seen.append(generate(*args, **given))
+        return seen[-1]
+
+    monkeypatch.setattr(AutoGaze, "generate", noted)
+    rows, columns = grid.sides[-1]
+    case = Case("cell for cell", QWEN.build, (32 * rows, 32 * columns))
+    prompt = prepared(case, **options)
+    (chosen,) = seen
+    assert bool((chosen.ids[chosen.chosen] >= grid.offsets[-1]).all())
+    counts = chosen.counts[0].tolist()
+    if options["gazing_ratio"]:
+        assert counts == [rows * columns] + [int(0.2 * rows * columns)] * 2
+        assert prompt.visual_tokens == sum(counts)
+    else:
+        assert counts == [rows * columns] * 3
+
+
+def test_without_a_first_step_in_full_the_gaze_model_may_take_coarse_patches() -> None:
+    assert UnitGazer(gaze(), 0.2).scales == gaze().grid.scales[-1:]
+    assert UnitGazer(gaze(), 0.2, first_step=False).scales == gaze().grid.scales
 
 
 def test_tiles_are_parts_of_the_frame_and_units_find_their_cell_again() -> None:
