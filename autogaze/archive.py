@@ -25,11 +25,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
+from autogaze.core.checks import check_options
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
 from autogaze.decoding.frames import FrameGazer
@@ -42,7 +43,8 @@ from autogaze.model import AutoGaze
 from autogaze.training.launch import launch
 
 SETTINGS, SKIPPED = "_archive.json", "_skipped.csv"  # readers of datasets pass over such names
-FORMATS = ("folder", "parquet")
+Format = Literal["folder", "parquet"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 Write = Callable[[AutoGaze, Path, Path, "ArchiveSettings"], None]  # (model, video, result's path, settings)
 
 
@@ -55,12 +57,11 @@ class ArchiveSettings:
     task_loss_requirement: float | None = None
     tiles: bool = False
     gaze_stride: int = 1
-    format: str = "parquet"
+    format: Format = "parquet"
     more: dict[str, Any] = field(default_factory=dict)  # settings of the command that only its own results depend on
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
+        check_options(self)
 
 
 @dataclass(frozen=True)

@@ -218,16 +218,7 @@ def _rope(decoder: Mapping[str, Any]) -> RopeConfig:
 
 def config_to_published(config: AutoGazeConfig) -> dict[str, Any]:
     """The published form of a config, with our `calibration` and `residual_map` beside it."""
-    rope = config.rope
-    tokens = (config.scales[-1] // config.patch_size) ** 2
     patches = config.grid.patches_per_frame
-    scaling = {
-        "rope_type": "llama3",
-        "factor": rope.factor,
-        "low_freq_factor": rope.low_freq_factor,
-        "high_freq_factor": rope.high_freq_factor,
-        "original_max_position_embeddings": rope.original_max_position,
-    }
     return {
         "model_type": "autogaze",
         "architectures": ["AutoGaze"],
@@ -238,21 +229,9 @@ def config_to_published(config: AutoGazeConfig) -> dict[str, Any]:
         "perceptual": config.perceptual,
         "num_vision_tokens_each_frame": patches,
         "attn_mode": "sdpa",
-        "gazing_ratio_config": {
-            "sample_strategy_during_inference": "fixed",
-            "sample_strategy_during_training": "fixed",
-            "fixed": {"gazing_ratio": config.gazing_ratio},
-        },
-        "gazing_ratio_each_frame_config": {
-            "sample_strategy_during_inference": "uniform",
-            "sample_strategy_during_training": "uniform",
-            "uniform": {},
-        },
-        "task_loss_requirement_config": {
-            "sample_strategy_during_inference": "fixed",
-            "sample_strategy_during_training": "fixed",
-            "fixed": {"task_loss_requirement": config.task_loss_requirement},
-        },
+        "gazing_ratio_config": _sampled("fixed", {"gazing_ratio": config.gazing_ratio}),
+        "gazing_ratio_each_frame_config": _sampled("uniform", {}),
+        "task_loss_requirement_config": _sampled("fixed", {"task_loss_requirement": config.task_loss_requirement}),
         "has_task_loss_requirement_during_inference": config.task_loss_requirement is not None,
         "has_task_loss_requirement_during_training": False,
         "calibration": [list(pair) for pair in config.calibration],
@@ -268,26 +247,50 @@ def config_to_published(config: AutoGazeConfig) -> dict[str, Any]:
                 "trunk_temporal_kernel_size": config.temporal_kernel,
                 "trunk_spatial_kernel_size": config.spatial_kernel,
             },
-            "connector_config": {"hidden_dim": config.hidden_size, "num_tokens": tokens},
-            "gaze_decoder_config": {
-                "model_type": "llama",
-                "vocab_size": patches + 1,
-                "eos_token_id": patches,
-                "hidden_size": config.hidden_size,
-                "intermediate_size": config.intermediate_size,
-                "num_hidden_layers": config.num_hidden_layers,
-                "num_attention_heads": config.num_attention_heads,
-                "num_key_value_heads": config.num_attention_heads,
-                "head_dim": config.head_dim,
-                "num_multi_token_pred": config.num_multi_token_pred,
-                "rms_norm_eps": config.rms_norm_eps,
-                "hidden_act": "silu",
-                "attention_bias": False,
-                "mlp_bias": False,
-                "tie_word_embeddings": False,
-                "max_position_embeddings": 131072,
-                "rope_theta": rope.theta,
-                "rope_scaling": scaling if rope.scaled else None,
+            "connector_config": {
+                "hidden_dim": config.hidden_size,
+                "num_tokens": (config.scales[-1] // config.patch_size) ** 2,
             },
+            "gaze_decoder_config": _decoder_to_published(config),
         },
+    }
+
+
+def _sampled(strategy: str, values: dict[str, Any]) -> dict[str, Any]:
+    """How a limit is drawn, in training and after it."""
+    return {
+        "sample_strategy_during_inference": strategy,
+        "sample_strategy_during_training": strategy,
+        strategy: values,
+    }
+
+
+def _decoder_to_published(config: AutoGazeConfig) -> dict[str, Any]:
+    rope, patches = config.rope, config.grid.patches_per_frame
+    scaling = {
+        "rope_type": "llama3",
+        "factor": rope.factor,
+        "low_freq_factor": rope.low_freq_factor,
+        "high_freq_factor": rope.high_freq_factor,
+        "original_max_position_embeddings": rope.original_max_position,
+    }
+    return {
+        "model_type": "llama",
+        "vocab_size": patches + 1,
+        "eos_token_id": patches,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_attention_heads,
+        "head_dim": config.head_dim,
+        "num_multi_token_pred": config.num_multi_token_pred,
+        "rms_norm_eps": config.rms_norm_eps,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 131072,
+        "rope_theta": rope.theta,
+        "rope_scaling": scaling if rope.scaled else None,
     }

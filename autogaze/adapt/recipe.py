@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import yaml
 
 from autogaze.training.recipes import TrainerRecipe, make_recipe
-from autogaze.vit.adapter import WEIGHTS
-from autogaze.vit.packing import ATTENTION
+from autogaze.vit.adapter import Weights
+from autogaze.vit.packing import Attention
 
 
 @dataclass(frozen=True)
 class AdaptRecipe(TrainerRecipe):
     """How a ViT is adapted. Shares are of the cells of the finest scale, mean over the frames of a clip."""
 
-    attention: str = "memory"
-    weights: str = "lora"  # lora | all | none (embeddings of scale and age alone)
+    attention: Attention = "memory"
+    weights: Weights = "lora"  # "none": embeddings of scale and age alone
     rank: int = 16  # of LoRA
     chooser: str = "autogaze-base"  # a model's name or folder, or a selector
     min_share: float = 0.06  # patches a frame are drawn between the two, log-evenly, in `shares` steps
@@ -29,9 +29,6 @@ class AdaptRecipe(TrainerRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("attention", ATTENTION), ("weights", WEIGHTS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if not 0 < self.min_share <= self.max_share <= 1:
             raise ValueError(f"need 0 < min_share <= max_share <= 1, got {self.min_share} and {self.max_share}")
         if self.rank < 1 or self.shares < 1 or self.patience < 1:

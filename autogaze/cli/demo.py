@@ -28,13 +28,13 @@ from autogaze.core.overlay import SCALE_COLOURS, Overlay
 from autogaze.decoding.stream import GazeStream
 from autogaze.device import pick_device
 from autogaze.extras import explain
-from autogaze.media.scenes import render_scene
+from autogaze.media.scenes import Kind, render_scene
 from autogaze.media.video import FrameChunk, VideoError, VideoInfo, probe, read_chunks, write_video
 from autogaze.model import AutoGaze
 from autogaze.report.break_even import PARTS_FILE, will_it_pay
 
 SAVINGS = (("ViT-L/16", 384), ("SO400M/14", 378))  # ViTs, with pixels, to say what gazing saves in front of
-EXAMPLES = ("object", "pan", "handheld", "cut")
+EXAMPLES: tuple[Kind, ...] = ("object", "pan", "handheld", "cut")
 FRAMES_AT_ONCE = 8  # shown after each
 USERS_AT_ONCE = 4
 KEEP_S = 1800  # seconds that uploads stay at most

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -75,3 +76,24 @@ def _judge(extremes: Tensor, low: float, high: float, stacklevel: int) -> None:
         warnings.warn(
             f"video has values from {least:.4g} to {most:.4g}, as if in 0..1, but {advice}", stacklevel=stacklevel
         )
+
+
+def check_options(record: Any) -> None:
+    """Refuse a dataclass whose fields of a `Literal` type hold anything else.
+
+    Raises:
+        ValueError: naming the field and what it may be.
+    """
+    for name, hint in get_type_hints(type(record)).items():
+        if get_origin(hint) is Literal:
+            check_option(name, getattr(record, name), get_args(hint))
+
+
+def check_option(name: str, value: object, options: Sequence[object]) -> None:
+    """Refuse what is none of the options.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, options))}, got {value!r}")

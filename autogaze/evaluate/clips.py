@@ -19,7 +19,7 @@ from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
 from autogaze.media.clip_files import VIDEO_SUFFIXES, find_clips, shown, why_no_clip_name
-from autogaze.media.preprocess import Preprocessor, resize
+from autogaze.media.preprocess import Preprocessor, Resample, resize
 from autogaze.media.recompress import recompress
 from autogaze.media.video import count_frames, read_frames, read_video
 from autogaze.training.data.manifest import clip_facts
@@ -126,7 +126,7 @@ def pick_frames(count: int, frames: int, stride: int | None) -> list[int]:
 
 
 def _read(
-    path: Path, grid: PatchGrid, resample: str, frames: int, stride: int | None
+    path: Path, grid: PatchGrid, resample: Resample, frames: int, stride: int | None
 ) -> tuple[Tensor, tuple[int, ...]] | str:
     """(T, H, W, 3) uint8 at the grid's size with the numbers of the frames, or why there is none."""
     unfit = why_no_clip_name(path)
@@ -142,7 +142,7 @@ def _read(
         return str(error)
 
 
-def _resized(grid: PatchGrid, resample: str) -> Callable[[np.ndarray], np.ndarray]:
+def _resized(grid: PatchGrid, resample: Resample) -> Callable[[np.ndarray], np.ndarray]:
     """Brings one frame to the size of a grid: full-size frames of many clips would not fit."""
     size = (grid.height_px, grid.width_px)
     return lambda frame: resize(torch.from_numpy(np.array(frame))[None], size, resample)[0].numpy()

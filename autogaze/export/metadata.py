@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
-from autogaze.media.preprocess import Preprocessor
+from autogaze.media.preprocess import Preprocessor, Resample
 from autogaze.model import AutoGazeConfig
 
 FORMAT = 3  # written, and the newest that is read (cpp/src/metadata.hpp says the same); newer ones are refused
@@ -51,7 +51,7 @@ class Metadata:
     std: tuple[float, float, float]
     rescale_factor: float
     offset: bool
-    resample: str
+    resample: Resample
     allowed_scales: tuple[int, ...] = ()  # pixels, those whose ids may be chosen; empty: all (formats 1 and 2)
     format: int = FORMAT
 

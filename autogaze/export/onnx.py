@@ -16,7 +16,7 @@ except ImportError as error:
     raise explain(error, "exporting") from error
 
 from autogaze.core.grid import PatchGrid
-from autogaze.export.forms import PRECISIONS, output_specs, write_graph
+from autogaze.export.forms import PRECISIONS, Precision, output_specs, write_graph
 from autogaze.export.metadata import Metadata, describe
 from autogaze.export.nodes import ELEMENT_TYPES
 from autogaze.export.parity import Parity, ParityError, compare, scenes, share_words
@@ -33,7 +33,7 @@ class ExportOptions:
     """What to export; everything that is fixed in the file."""
 
     clip: bool = False  # whole clips instead of one frame a call
-    precision: str = "fp32"  # of weights and memory: fp32, fp16 or bf16
+    precision: Precision = "fp32"  # of weights and memory
     gazing_ratio: float | None = None  # largest share of a frame's patches; None: the checkpoint's
     scales: tuple[int, ...] | None = None  # pixels: only ids of these are chosen; None: of all
     batch: tuple[int, int] = (1, 16)  # smallest and largest

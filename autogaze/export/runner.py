@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class Engine:
         stream: Any = None,
         cuda_graph: bool = False,
         threads: int | None = None,
-        runtime: str | None = None,
+        runtime: Literal["onnxruntime", "openvino", "tensorrt"] | None = None,
     ) -> Engine:
         """Open an exported file.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -29,7 +29,8 @@ from autogaze.export.tensors import TensorSpec
 from autogaze.files import atomic_path
 from autogaze.model import AutoGaze
 
-HARDWARE = {"this": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
+Hardware = Literal["this", "same-capability", "ampere+"]
+HARDWARE: dict[Hardware, str] = {"this": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 # a layer that runs elsewhere or slower than it should is told of at any severity
 TELLING = ("fallback", "fall back", "unsupported", "not supported")
 
@@ -45,7 +46,7 @@ class BuildOptions:
     workspace_mib: int | None = None  # scratch memory that a kernel may use; None: all there is
     timing_cache: Path | None = None  # read if it exists, written after the build
     version_compatible: bool = False  # later versions of the runtime can run the engine
-    hardware: str = "this"  # GPUs to run on: "this", "same-capability" or "ampere+"
+    hardware: Hardware = "this"  # GPUs to run on
     tuned_batch: int | None = None  # kernels are chosen for this batch size; None: the largest
 
     def __post_init__(self) -> None:

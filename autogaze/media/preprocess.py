@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from torch import Tensor
 from autogaze.files import write_json
 from autogaze.media.frames import as_frames
 
-RESAMPLE_CODES = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, used in published files
+Resample = Literal["bilinear", "bicubic"]
+RESAMPLE_CODES: dict[Resample, int] = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, used in published files
 WEIGHT_BITS = 22  # PIL's fixed point for 8-bit images: 32 - 8 bits, and 2 to spare
 _ELEMENTS_AT_ONCE = {"cuda": 1 << 28, "cpu": 1 << 24}  # pixels resized together: 40 frames of 1080p on a GPU
 
@@ -36,7 +37,7 @@ class Preprocessor:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     rescale_factor: float = 1 / 127.5
     offset: bool = True  # subtract 1 after rescaling
-    resample: str = "bilinear"  # or "bicubic"
+    resample: Resample = "bilinear"
 
     def __post_init__(self) -> None:
         if min(self.size if isinstance(self.size, tuple) else (self.size,)) < 1:
@@ -148,7 +149,7 @@ class Preprocessor:
         write_json(path, self.to_dict())
 
 
-def resize(frames: Tensor, size: tuple[int, int], resample: str = "bilinear") -> Tensor:
+def resize(frames: Tensor, size: tuple[int, int], resample: Resample = "bilinear") -> Tensor:
     """Resize uint8 frames as PIL's `Image.resize` does, bit for bit: by PIL on a CPU, by the same arithmetic elsewhere.
 
     Args:
@@ -240,9 +241,8 @@ def _read_size(size: dict[str, int] | int) -> tuple[int, int] | int:
     raise ValueError(f"size must have height and width, or shortest_edge, got {size}")
 
 
-def _read_resample(code: int | str) -> str:
-    names = {number: name for name, number in RESAMPLE_CODES.items()}
-    name = names.get(code, code) if isinstance(code, int) else str(code).split(" ")[0]
-    if name not in RESAMPLE_CODES:
-        raise ValueError(f"resample must be PIL's 2 (bilinear) or 3 (bicubic), got {code!r}")
-    return str(name)
+def _read_resample(code: int | str) -> Resample:
+    for name, number in RESAMPLE_CODES.items():
+        if (code if isinstance(code, int) else str(code).split(" ")[0]) in (name, number):
+            return name
+    raise ValueError(f"resample must be PIL's 2 (bilinear) or 3 (bicubic), got {code!r}")

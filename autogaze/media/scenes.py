@@ -13,17 +13,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
 
 from autogaze.media.video import write_video
 
-KINDS = ("pan", "object", "handheld", "zoom", "cut", "flicker", "static", "water")
+Kind = Literal["pan", "object", "handheld", "zoom", "cut", "flicker", "static", "water"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def render_scene(
-    seed: int, frames: int = 16, size: tuple[int, int] = (224, 224), kind: str | None = None
+    seed: int, frames: int = 16, size: tuple[int, int] = (224, 224), kind: Kind | None = None
 ) -> np.ndarray:
     """Render one clip.
 

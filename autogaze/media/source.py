@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from autogaze.media.torchcodec import TorchcodecSource
 from autogaze.media.video import FRAMES_AT_ONCE, FrameChunk, read_chunks
 
 AHEAD = 2  # chunks that wait, decoded
-DECODERS = ("ffmpeg", "torchcodec")
+VideoDecoder = Literal["ffmpeg", "torchcodec"]
+DECODERS: tuple[VideoDecoder, ...] = get_args(VideoDecoder)
 
 T = TypeVar("T")
 
@@ -90,7 +91,7 @@ class CameraSource:
 
 
 def open_source(
-    source: str | os.PathLike[str] | int | np.ndarray | Tensor, decoder: str = "ffmpeg", device: str = "cpu"
+    source: str | os.PathLike[str] | int | np.ndarray | Tensor, decoder: VideoDecoder = "ffmpeg", device: str = "cpu"
 ) -> FrameSource:
     """The source that fits: a number is a camera, text is a file or an address, an array is itself.
 

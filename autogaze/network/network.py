@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class GazeNetwork(nn.Module):
         super().__init__()
         self.config = config = config or AutoGazeConfig()
         self.grid = config.grid
-        self.decoding = "auto"
+        self.decoding: Literal["auto", "reference", "cpu", "cuda"] = "auto"
         self.preprocessor = Preprocessor(size=(config.scales[-1], config.scales[-1]))
         self.vision_model = FrameEncoder(
             config.scales[-1],

@@ -138,14 +138,14 @@ def _search_labels(run: Run) -> None:
     where = torch.device("cpu") if recipe.accelerator == "cpu" else device()
     judge = Reconstructor.from_pretrained(run.needs("reconstructor"), where)
     clips = RunClips(run.data, run.folder, recipe, recipe.batch_clips, validate_clips=1)
-    difference = recipe.mode == "difference"
-    greedy = GreedySettings("fast" if difference else recipe.mode, at_once=max(256, 8 * recipe.batch_clips))
+    search = "fast" if recipe.mode == "difference" else recipe.mode
+    greedy = GreedySettings(search, at_once=max(256, 8 * recipe.batch_clips))
     settings = LabelSettings(
         recipe.clips,
         recipe.batch_clips,
         recipe.mean_ratio,
         recipe.seed,
-        "difference" if difference else "greedy",
+        "difference" if recipe.mode == "difference" else "greedy",
         greedy,
     )
     here, begun = world(), time.monotonic()

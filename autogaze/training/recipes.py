@@ -13,10 +13,11 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
+from autogaze.core.checks import check_options
 from autogaze.files import read_text
 
 STAGES = ("reconstructor", "labels", "pretrain", "rl")
@@ -37,6 +38,7 @@ class DataRecipe:
     camera: float = 0.0  # probability of a sensor's noise, of flicker and of shake in a training clip
 
     def __post_init__(self) -> None:
+        check_options(self)
         if not 0 <= self.camera <= 1:
             raise ValueError(f"camera must be in [0, 1], got {self.camera}")
         if not 0 <= self.photo_share <= 1:
@@ -62,7 +64,7 @@ class TrainerRecipe(DataRecipe):
     weight_decay: float = 0.05
     gradient_clip: float = 1.0  # largest gradient norm; 0 does not clip
     ema_decay: float = 0.0  # moving average of the weights, which is validated and kept; 0: none
-    precision: str = "auto"  # fp32 | bf16 | auto: bf16 on a GPU, fp32 on a CPU
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
     accelerator: str = "auto"  # as Lightning's
     devices: int = 1  # processes, one a GPU
     validate_every: int = 200  # steps
@@ -82,7 +84,6 @@ class TrainerRecipe(DataRecipe):
             "validate_clips",
             "checkpoint_every",
         )
-        _one_of(self, "precision", ("auto", "fp32", "bf16"))
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if self.max_minutes is not None and not self.max_minutes > 0:
@@ -93,13 +94,9 @@ class TrainerRecipe(DataRecipe):
 class ReconstructorRecipe(TrainerRecipe):
     """The judge: a masked auto-encoder that says what was lost by not looking."""
 
-    size: str = "tiny"  # tiny | small | base
+    size: Literal["tiny", "small", "base"] = "tiny"
     loss: str = "l1+0.5*gradient"  # terms and weights, see autogaze.pretrain.reconstructor.losses
     compile: bool = False  # torch.compile; pays off on a GPU after about a minute
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _one_of(self, "size", ("tiny", "small", "base"))
 
 
 @dataclass(frozen=True)
@@ -109,23 +106,21 @@ class LabelsRecipe(DataRecipe):
     clips: int = 64  # clips to label; more than there are files: further cuts and pans
     batch_clips: int = 8  # clips searched side by side
     mean_ratio: float = 0.07  # mean share of a frame's patches that a label chooses
-    mode: str = "fast"  # fast | exact (the paper's search) | difference (no search: greedy on plain pixels)
+    mode: Literal["fast", "exact", "difference"] = "fast"  # exact: the paper's search; difference: greedy on pixels
     max_minutes: float | None = None
-    accelerator: str = "auto"  # auto | cpu
+    accelerator: Literal["auto", "cpu"] = "auto"
     devices: int = 1  # processes, one a GPU, that take the clips in turn
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "clips", "batch_clips", "mean_ratio", "devices")
-        _one_of(self, "mode", ("fast", "exact", "difference"))
-        _one_of(self, "accelerator", ("auto", "cpu"))
 
 
 @dataclass(frozen=True)
 class PretrainRecipe(TrainerRecipe):
     """Next-token prediction on labels, or on corrections of the model's own gazes."""
 
-    size: str = "tiny"  # tiny | base (the published size)
+    size: Literal["tiny", "base"] = "tiny"  # base: the published size
     residual_map: bool = True  # patches are scored by what is wrong without them; False: as published
     start: str | None = None  # go on from shipped weights, a folder or a run, with its size and parts; None: new
     labels: str | None = None  # files, joined by commas; a clip in several counts as in the last; None: the run's own
@@ -149,7 +144,6 @@ class PretrainRecipe(TrainerRecipe):
             raise ValueError(f"softness must not be negative, got {self.softness}")
         if not 0 <= self.foresight < 1:
             raise ValueError(f"foresight must be in [0, 1), got {self.foresight}")
-        _one_of(self, "size", ("tiny", "base"))
         _ratio_range(self)
 
 
@@ -157,7 +151,7 @@ class PretrainRecipe(TrainerRecipe):
 class RLRecipe(TrainerRecipe):
     """GRPO (or PPO on the Gymnasium environment) with what the judge says as reward."""
 
-    algorithm: str = "grpo"  # grpo | ppo (Stable-Baselines3)
+    algorithm: Literal["grpo", "ppo"] = "grpo"  # ppo: by Stable-Baselines3
     start: str | None = None  # go on from shipped weights, a folder or a run; None: the run's pretrain stage
     judge: str = "reconstructor"  # terms and weights, see pretrain.judge
     group_size: int = 12  # rollouts a clip
@@ -180,7 +174,6 @@ class RLRecipe(TrainerRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "updates_per_rollout", "score_rollouts", "temperature", "final_temperature")
-        _one_of(self, "algorithm", ("grpo", "ppo"))
         if self.group_size < 2:
             raise ValueError(f"GRPO compares rollouts: group_size must be at least 2, got {self.group_size}")
         if not 0 < self.discount <= 1:
@@ -207,7 +200,7 @@ class Recipes:
 
 
 def load_recipes(
-    preset: str = "tiny",
+    preset: Literal["tiny", "base"] = "tiny",
     config: str | Path | None = None,
     overrides: Iterable[str] = (),
     stages: Iterable[str] = STAGES,
@@ -319,6 +312,7 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
     if value is None and types.NoneType in allowed:
         return None
     kind = next(kind for kind in allowed if kind is not types.NoneType)
+    kind = str if typing.get_origin(kind) is Literal else kind
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
@@ -346,8 +340,3 @@ def _ratio_range(recipe: PretrainRecipe | RLRecipe) -> None:
             "need 0 < min_gazing_ratio <= max_gazing_ratio <= 1, got "
             f"{recipe.min_gazing_ratio} and {recipe.max_gazing_ratio}"
         )
-
-
-def _one_of(recipe: DataRecipe, name: str, choices: tuple[str, ...]) -> None:
-    if getattr(recipe, name) not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(recipe, name)!r}")

@@ -15,14 +15,16 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from autogaze.core.checks import check_options
 from autogaze.core.grid import PatchGrid
 from autogaze.extras import explain
 from autogaze.files import atomic_path
+from autogaze.vit.packing import Attention
 from autogaze.vit.towers.wrapped import inner, plain_class
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ FORMAT = "autogaze-vit-adapter-1"
 FILE = "adapter.safetensors"
 AGES = 5  # steps of age: 1, 2-3, 4-7, 8-15, 16 or more frames
 NAME = "gaze"  # of the LoRA layers in the model
-WEIGHTS = ("lora", "all", "none")
+Weights = Literal["lora", "all", "none"]
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 SAMPLES = 16  # weights of a layer that a file remembers of its ViT
 SAME_WITHIN = 0.01  # of the largest of them: what half precision and rounding may change
 
@@ -41,14 +44,13 @@ SAME_WITHIN = 0.01  # of the largest of them: what half precision and rounding m
 class AdapterConfig:
     """What an adapter consists of, and what it was trained for."""
 
-    attention: str = "memory"
+    attention: Attention = "memory"
     scales: int = 4  # of the grid; coarser ones have their own rows of the embedding
-    weights: str = "lora"  # "lora", "all" or "none" (the embeddings alone)
+    weights: Weights = "lora"  # "none": the embeddings alone
     rank: int = 16  # of LoRA
 
     def __post_init__(self) -> None:
-        if self.weights not in WEIGHTS:
-            raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
+        check_options(self)
         if self.rank < 1 or self.scales < 1:
             raise ValueError(f"rank and scales must be positive, got {self.rank} and {self.scales}")
 
@@ -158,7 +160,7 @@ def load_adapter(gazed: GazedViT, path: str | Path) -> dict[str, Any]:
     return dict(json.loads(metadata.get("facts", "{}")))
 
 
-def adapter_attention(path: str | Path) -> str:
+def adapter_attention(path: str | Path) -> Attention:
     """The attention that an adapter was trained for.
 
     Raises:

@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autogaze.core.checks import check_option
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
 from autogaze.media.preprocess import Preprocessor
 from autogaze.vit.adapter import Adapter, AdapterConfig, adapter_attention, load_adapter
+from autogaze.vit.attention import packed_attention
 from autogaze.vit.features import PackedFeatures
 from autogaze.vit.load import load_vit, pixels_of
-from autogaze.vit.memory import Memory, Recall, nearest, newest, row_of_patch, shown_in_frame
-from autogaze.vit.motion import Looks, thumbnails
-from autogaze.vit.packing import ATTENTION, REMEMBERS, Layout, PackedIds, packed_attention
+from autogaze.vit.memory import Memory, Recall
+from autogaze.vit.packing import ATTENTION, REMEMBERS, Attention, Layout, PackedIds
 from autogaze.vit.patches import Taps, cut_patches
+from autogaze.vit.picture import Picture
 from autogaze.vit.plan import CLIP, FROZEN, Plan, adapted_plan
 from autogaze.vit.towers.positions import constant
 from autogaze.vit.towers.registry import tower_of
@@ -52,10 +54,9 @@ class GazedViT(nn.Module):
         ValueError: if the model is not one that patches can be left out of; says why.
     """
 
-    def __init__(self, model: nn.Module, attention: str = "frame", size: int | None = None) -> None:
+    def __init__(self, model: nn.Module, attention: Attention = "frame", size: int | None = None) -> None:
         super().__init__()
-        if attention not in ATTENTION:
-            raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, got {attention!r}")
+        check_option("attention", attention, ATTENTION)
         self.attention, self.size = attention, size
         self.model = model
         self._tower = tower_of(model), model
@@ -83,7 +84,7 @@ class GazedViT(nn.Module):
         cls,
         name: str | Path,
         adapter: str | Path | None = None,
-        attention: str | None = None,
+        attention: Attention | None = None,
         size: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
@@ -181,7 +182,7 @@ class GazedViT(nn.Module):
         taps = Taps.of(gaze.grid, video.shape[-2], video.shape[-1], video.device)
         clips, frames, slots = gaze.ids.shape
         static = whole or capacity is not None
-        picture = self._picture(packed, gaze, memory) if self.attention in REMEMBERS else None
+        picture = Picture.of(packed, gaze, self.attention, memory) if self.attention in REMEMBERS else None
         task = _Encoding(packed, taps, gaze.grid, (clips, frames, slots), static, picture, memory)
         features, prefix = self.encode(video, task)
         joint = self.attention == "joint"
@@ -253,22 +254,6 @@ class GazedViT(nn.Module):
         prefix, features = layout.split(layout.rows(encoded, layout.count) if images else encoded)
         return features, prefix
 
-    def _picture(self, packed: PackedIds, gaze: Gaze, memory: Memory | None) -> _Picture:
-        """Which row shows each cell of each frame; in a stream rows are counted behind the memory's slots."""
-        (clips, frames, _), patches = gaze.ids.shape, gaze.grid.patches_per_frame
-        table = row_of_patch(packed.ids, packed.clip, packed.frame, packed.offsets, frames, patches)
-        newest_slot = table.unflatten(0, (clips, frames)).amax(1).flatten()
-        shown = shown_in_frame(table, gaze.grid)
-        of_row = packed.frame
-        if self.attention == "nearest":
-            return _Picture(nearest(shown, frames, of_row), newest_slot, frames, of_row)
-        if memory is None:
-            return _Picture(newest(shown, frames), newest_slot, frames, of_row)
-        slots = clips * patches
-        shown = (shown + slots).where(shown >= 0, shown)
-        of_row = torch.cat([memory.looked - memory.frames, of_row])
-        return _Picture(newest(shown, frames, memory.shown), newest_slot, frames, of_row)
-
     def compile(self, **options: Any) -> None:
         """Compile the cutting of patches and the block, in place; one block's code serves all blocks.
 
@@ -337,63 +322,6 @@ class GazedViT(nn.Module):
 
 
 @dataclass(eq=False)
-class _Picture:
-    """What shows each cell of each frame, with memory."""
-
-    shown: Tensor  # (B * T, cells) int64: row of [slots of a stream's memory, patches]
-    newest_slot: Tensor  # (B * P,) int64: packed row of the newest token of every patch of the grid, or -1
-    frames: int  # T
-    of_row: Tensor  # (slots + N,) int64: frame of each row, negative before this call
-
-    def ages(self, rows: Tensor) -> Tensor:
-        """(B * T, L) int64: how many frames before its frame each row was looked at."""
-        now = (torch.arange(len(rows), device=rows.device) % self.frames)[:, None]
-        if len(self.of_row) == 0:
-            return torch.zeros_like(rows)
-        return (now - self.of_row[rows]).abs()
-
-    def looks(self, video: Tensor, sides: tuple[int, int], memory: Memory | None) -> Looks:
-        """What is there and was seen of each cell; a stream's memory takes it in at once, a clip when it is asked."""
-        clips, cells = len(video), self.shown.shape[1]
-        frame = self.of_row[self.shown.clamp(min=0)] if len(self.of_row) else torch.zeros_like(self.shown)
-        now = (torch.arange(len(self.shown), device=frame.device) % self.frames)[:, None]
-        first = torch.arange(len(self.shown), device=frame.device)[:, None] - now
-        cell = torch.arange(cells, device=frame.device)
-
-        def seen(samples: Tensor, before: Tensor | None = None) -> Tensor:
-            found = samples[first + frame.clamp(min=0), cell]
-            if before is None:
-                return found
-            older = before.repeat_interleave(self.frames, 0)
-            return torch.where((frame < 0)[..., None, None, None], older, found)
-
-        fresh = (frame == now) & (self.shown >= 0)
-        if memory is None:
-            return Looks(lambda: thumbnails(video, sides), seen, fresh)
-        samples = thumbnails(video, sides)
-        before = samples.unflatten(0, (clips, -1))[:, 0] if memory.samples is None else memory.samples
-        found = seen(samples, before)
-        memory.samples = found.unflatten(0, (clips, -1))[:, -1]
-        return Looks(lambda: samples, lambda _: found, fresh)
-
-    def remember(self, memory: Memory, features: Tensor, kept: Tensor, keys: list[tuple[Tensor, Tensor]]) -> None:
-        """Bring a stream's memory up to date with what was encoded."""
-        recall = Recall(memory, _attend, self.newest_slot)
-        memory.features, memory.keys = recall.keep(features, kept), keys
-        clips, slots = len(memory.shown), len(self.newest_slot)
-        last = self.shown.unflatten(0, (clips, -1))[:, -1]
-        slot_of_row = torch.full((len(features) + 1,), -1, device=last.device)
-        slot = torch.arange(slots, device=last.device)
-        slot_of_row[self.newest_slot.where(self.newest_slot >= 0, len(features))] = slot
-        taken = slot_of_row[(last - slots).clamp(min=0, max=len(features))]
-        memory.shown = taken.where(last >= slots, last)
-        if len(features):
-            looked = self.of_row[-len(features) :][self.newest_slot.clamp(min=0)] + memory.frames
-            memory.looked = looked.where(self.newest_slot >= 0, memory.looked)
-        memory.frames += self.frames
-
-
-@dataclass(eq=False)
 class _Encoding:
     """One call of `encode`."""
 
@@ -402,7 +330,7 @@ class _Encoding:
     grid: PatchGrid
     shape: tuple[int, int, int]  # (B, T, K) of the gaze
     static: bool  # no shape depends on the data; see `cut_patches`
-    picture: _Picture | None = None
+    picture: Picture | None = None
     memory: Memory | None = None
     kept_keys: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # of a stream, once it was encoded
 

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from autogaze.core.gaze import Gaze
+from autogaze.vit.attention import LONG_RUN
 from autogaze.vit.features import PackedFeatures
 from autogaze.vit.gazed import GazedViT
-from autogaze.vit.packing import LONG_RUN, longest_run
+from autogaze.vit.packing import longest_run
 
 HEADROOM = 1.01  # rows of the bucket that fits the example, for each of its chosen patches
 ROWS_STEP = 128  # buckets are multiples of it: matrix products work on so many rows at once, fewer are not faster

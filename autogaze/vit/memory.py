@@ -150,15 +150,17 @@ class Recall:
         number = len(self.kept)
         old = self.memory.keys[number] if number < len(self.memory.keys) else (None, None)
         both = [self._before(new, kept) for new, kept in zip((k, v), old, strict=True)]
-        self.kept.append((self.keep(k, both[0]), self.keep(v, both[1])))
+        self.kept.append((kept_slots(k, both[0], self.newest_slot), kept_slots(v, both[1], self.newest_slot)))
         return self.attend(q, *(torch.cat([kept, new]) for kept, new in zip(both, (k, v), strict=True)), scale=scale)
 
     def _before(self, new: Tensor, kept: Tensor | None) -> Tensor:
         return new.new_zeros(len(self.newest_slot), *new.shape[1:]) if kept is None else kept
 
-    def keep(self, new: Tensor, kept: Tensor) -> Tensor:
-        """Slots after this call."""
-        if len(new) == 0:
-            return kept
-        taken = new[self.newest_slot.clamp(min=0)]
-        return taken.where((self.newest_slot >= 0).view(-1, *[1] * (new.ndim - 1)), kept).detach()
+
+def kept_slots(new: Tensor, kept: Tensor, newest_slot: Tensor) -> Tensor:
+    """What slots hold after a call: of packed rows `new` the newest of each slot, or what was `kept` where there is
+    none."""
+    if len(new) == 0:
+        return kept
+    taken = new[newest_slot.clamp(min=0)]
+    return taken.where((newest_slot >= 0).view(-1, *[1] * (new.ndim - 1)), kept).detach()

@@ -9,30 +9,32 @@ frame and 14 or 15 in each of the others. Figures: docs/adapt.md, `python -m ben
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from autogaze.core.checks import check_options
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
 from autogaze.decoding.clip import decode_clip
 from autogaze.decoding.request import make_request
 from autogaze.model import AutoGaze
 from autogaze.selectors import make_selector
+from autogaze.vit.packing import Attention
 
 
 @dataclass(frozen=True)
 class Plan:
     """How a ViT gets its patches."""
 
-    attention: str = "memory"
+    attention: Attention = "memory"
     finest: bool = True  # patches of the finest scale alone
-    whole: str = "first"  # frames in full: "first", "spread" (as many as the budget has room for) or "none"
+    whole: Literal["first", "spread", "none"] = "first"  # frames in full; "spread": as many as the budget has room for
     reason: str = ""
 
     def __post_init__(self) -> None:
-        if self.whole not in ("first", "spread", "none"):
-            raise ValueError(f'whole must be "first", "spread" or "none", got {self.whole!r}')
+        check_options(self)
 
     def keys(self, cells: int, frames: int, per_frame: float) -> list[int]:
         """Frames that are looked at in full, or as far as the budget goes."""
@@ -79,7 +81,7 @@ CLIP = Plan(
 )
 
 
-def adapted_plan(attention: str) -> Plan:
+def adapted_plan(attention: Attention) -> Plan:
     """What a ViT is adapted to, and then gets: with memory the same as a frozen one, else patches of all scales."""
     if attention == "memory":
         return Plan(reason="this ViT was adapted to patches of the finest scale, with memory")

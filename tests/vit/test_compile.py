@@ -12,8 +12,8 @@ pytest.importorskip("transformers")
 
 from autogaze import Gaze, PatchGrid  # noqa: E402
 from autogaze.vit import GazedViT, GraphedViT, graphs  # noqa: E402
+from autogaze.vit.attention import LONG_RUN  # noqa: E402
 from autogaze.vit.graphs import Form, default_buckets  # noqa: E402
-from autogaze.vit.packing import LONG_RUN  # noqa: E402
 from tests.vit.vit_models import CASES, Case  # noqa: E402
 
 BY_NAME = {case.name: case for case in CASES}

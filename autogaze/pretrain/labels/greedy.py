@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from autogaze.core.checks import check_options
 from autogaze.core.gaze import Gaze
 from autogaze.pretrain.reconstructor.network import Reconstructor
 from autogaze.pretrain.reconstructor.search import Sight, attempt, commit, look, start
@@ -34,7 +36,7 @@ ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBack
 class GreedySettings:
     """How a search goes; the defaults of the fast mode keep within 3 % of exact (`python -m benchmarks.labels`)."""
 
-    mode: str = "fast"  # "fast" | "exact"
+    mode: Literal["fast", "exact"] = "fast"
     candidates: int = 0  # fast: patches tried a pass; 0 takes what the screening says untried
     picks: int = 1  # fast: most patches taken a pass
     share: int = 8  # fast: more are taken where the budget left is larger: a share-th of it
@@ -42,8 +44,7 @@ class GreedySettings:
     at_once: int = 256  # reconstructions of a frame in one batch: bounds the memory
 
     def __post_init__(self) -> None:
-        if self.mode not in ("fast", "exact"):
-            raise ValueError(f"mode must be 'fast' or 'exact', got {self.mode!r}")
+        check_options(self)
         if min(self.picks, self.share, self.at_once) < 1 or self.candidates < 0:
             raise ValueError(f"picks, share and at_once must be positive and candidates not negative, got {self}")
 

@@ -11,12 +11,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from autogaze.core.checks import check_options
 from autogaze.core.grid import PatchGrid
 from autogaze.pretrain.labels.difference import difference_gaze
 from autogaze.pretrain.labels.file import (
@@ -46,14 +47,13 @@ class LabelSettings:
     batch_clips: int = 32  # clips searched side by side; a shard holds so many
     mean_ratio: float = 0.07  # mean share of a frame's patches, over all clips
     seed: int = 0
-    mode: str = "greedy"  # greedy: search with the judge | difference: greedy on plain pixels
+    mode: Literal["greedy", "difference"] = "greedy"  # greedy: search with the judge; difference: on plain pixels
     greedy: GreedySettings = GreedySettings()
 
     def __post_init__(self) -> None:
         if min(self.clips, self.batch_clips) < 1 or not 0 < self.mean_ratio <= MOST_RATIO:
             raise ValueError(f"clips and batch_clips must be positive and mean_ratio in (0, {MOST_RATIO}], got {self}")
-        if self.mode not in ("greedy", "difference"):
-            raise ValueError(f"mode must be greedy or difference, got {self.mode!r}")
+        check_options(self)
 
     @property
     def shards(self) -> int:

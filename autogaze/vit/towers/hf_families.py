@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autogaze.core.grid import PatchGrid
+from autogaze.vit.attention import pooled_attention
 from autogaze.vit.features import PoolInput
-from autogaze.vit.packing import padded_rows, pooled_attention
+from autogaze.vit.packing import padded_rows
 from autogaze.vit.towers import heads
 from autogaze.vit.towers.hf import HfTower
 from autogaze.vit.towers.positions import resize_table

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autogaze.core.grid import PatchGrid
+from autogaze.vit.attention import pooled_attention
 from autogaze.vit.features import PoolInput
-from autogaze.vit.packing import pooled_attention
 from autogaze.vit.towers import heads
 from autogaze.vit.towers.positions import resize_table
 from autogaze.vit.towers.rotary import rotary_table, rotate

@@ -1,0 +1,86 @@
+"""The picture that attention with memory sees: which row shows each cell of each frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autogaze.core.gaze import Gaze
+from autogaze.vit.memory import Memory, kept_slots, nearest, newest, row_of_patch, shown_in_frame
+from autogaze.vit.motion import Looks, thumbnails
+from autogaze.vit.packing import Attention, PackedIds
+
+
+@dataclass(eq=False)
+class Picture:
+    """What shows each cell of each frame, with memory."""
+
+    shown: Tensor  # (B * T, cells) int64: row of [slots of a stream's memory, patches]
+    newest_slot: Tensor  # (B * P,) int64: packed row of the newest token of every patch of the grid, or -1
+    frames: int  # T
+    of_row: Tensor  # (slots + N,) int64: frame of each row, negative before this call
+
+    @classmethod
+    def of(cls, packed: PackedIds, gaze: Gaze, attention: Attention, memory: Memory | None) -> Picture:
+        """Which row shows each cell of each frame; in a stream rows are counted behind the memory's slots."""
+        (clips, frames, _), patches = gaze.ids.shape, gaze.grid.patches_per_frame
+        table = row_of_patch(packed.ids, packed.clip, packed.frame, packed.offsets, frames, patches)
+        newest_slot = table.unflatten(0, (clips, frames)).amax(1).flatten()
+        shown = shown_in_frame(table, gaze.grid)
+        of_row = packed.frame
+        if attention == "nearest":
+            return cls(nearest(shown, frames, of_row), newest_slot, frames, of_row)
+        if memory is None:
+            return cls(newest(shown, frames), newest_slot, frames, of_row)
+        slots = clips * patches
+        shown = (shown + slots).where(shown >= 0, shown)
+        of_row = torch.cat([memory.looked - memory.frames, of_row])
+        return cls(newest(shown, frames, memory.shown), newest_slot, frames, of_row)
+
+    def ages(self, rows: Tensor) -> Tensor:
+        """(B * T, L) int64: how many frames before its frame each row was looked at."""
+        now = (torch.arange(len(rows), device=rows.device) % self.frames)[:, None]
+        if len(self.of_row) == 0:
+            return torch.zeros_like(rows)
+        return (now - self.of_row[rows]).abs()
+
+    def looks(self, video: Tensor, sides: tuple[int, int], memory: Memory | None) -> Looks:
+        """What is there and was seen of each cell; a stream's memory takes it in at once, a clip when it is asked."""
+        clips, cells = len(video), self.shown.shape[1]
+        frame = self.of_row[self.shown.clamp(min=0)] if len(self.of_row) else torch.zeros_like(self.shown)
+        now = (torch.arange(len(self.shown), device=frame.device) % self.frames)[:, None]
+        first = torch.arange(len(self.shown), device=frame.device)[:, None] - now
+        cell = torch.arange(cells, device=frame.device)
+
+        def seen(samples: Tensor, before: Tensor | None = None) -> Tensor:
+            found = samples[first + frame.clamp(min=0), cell]
+            if before is None:
+                return found
+            older = before.repeat_interleave(self.frames, 0)
+            return torch.where((frame < 0)[..., None, None, None], older, found)
+
+        fresh = (frame == now) & (self.shown >= 0)
+        if memory is None:
+            return Looks(lambda: thumbnails(video, sides), seen, fresh)
+        samples = thumbnails(video, sides)
+        before = samples.unflatten(0, (clips, -1))[:, 0] if memory.samples is None else memory.samples
+        found = seen(samples, before)
+        memory.samples = found.unflatten(0, (clips, -1))[:, -1]
+        return Looks(lambda: samples, lambda _: found, fresh)
+
+    def remember(self, memory: Memory, features: Tensor, kept: Tensor, keys: list[tuple[Tensor, Tensor]]) -> None:
+        """Bring a stream's memory up to date with what was encoded."""
+        memory.features, memory.keys = kept_slots(features, kept, self.newest_slot), keys
+        clips, slots = len(memory.shown), len(self.newest_slot)
+        last = self.shown.unflatten(0, (clips, -1))[:, -1]
+        slot_of_row = torch.full((len(features) + 1,), -1, device=last.device)
+        slot = torch.arange(slots, device=last.device)
+        slot_of_row[self.newest_slot.where(self.newest_slot >= 0, len(features))] = slot
+        taken = slot_of_row[(last - slots).clamp(min=0, max=len(features))]
+        memory.shown = taken.where(last >= slots, last)
+        if len(features):
+            looked = self.of_row[-len(features) :][self.newest_slot.clamp(min=0)] + memory.frames
+            memory.looked = looked.where(self.newest_slot >= 0, memory.looked)
+        memory.frames += self.frames
