@@ -16,6 +16,7 @@ from autogaze.archive import rows
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
 from autogaze.decoding.frames import FrameGazer
+from autogaze.decoding.limits import DEFAULT, Default
 from autogaze.device import pick_device
 from autogaze.media.video import read_chunks
 from autogaze.model import AutoGaze
@@ -40,8 +41,8 @@ class GazeFiles:
     def __init__(
         self,
         checkpoint: str = "autogaze-base",
-        gazing_ratio: float | None = None,
-        task_loss_requirement: float | None = None,
+        gazing_ratio: float | None | Default = DEFAULT,
+        task_loss_requirement: float | None | Default = DEFAULT,
         tiles: bool = False,
         gaze_stride: int = 1,
         device: str = "auto",
@@ -51,10 +52,7 @@ class GazeFiles:
         if threads is not None:
             torch.set_num_threads(threads)
         self.model, self.column = AutoGaze.from_pretrained(checkpoint, pick_device(device)), column
-        if gazing_ratio is None and task_loss_requirement is None:
-            config = self.model.config
-            gazing_ratio, task_loss_requirement = config.gazing_ratio, config.task_loss_requirement
-        self.options = (1.0 if gazing_ratio is None else gazing_ratio, task_loss_requirement, tiles, gaze_stride)
+        self.options = (gazing_ratio, task_loss_requirement, tiles, gaze_stride)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> pa.Table:
         """One row a frame: file, frame, time_s, ids, scales, predicted_loss, error.

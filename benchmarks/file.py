@@ -59,7 +59,7 @@ def main() -> int:
 def measure_all(model: AutoGaze, path: Path, ratio: float, runs: int, scratch: Path) -> dict[str, float]:
     """Frames a second of each part and of the whole, each the median of `runs`."""
     frames, device, info = probe(path).frames or 0, model.device, probe(path)
-    held = [chunk.frames for chunk in read_chunks(path)]
+    held, options = [chunk.frames for chunk in read_chunks(path)], GazeOptions(ratio, None)
 
     def choose(tiles: bool) -> None:
         look = FrameGazer(model, ratio, None, tiles)
@@ -81,7 +81,7 @@ def measure_all(model: AutoGaze, path: Path, ratio: float, runs: int, scratch: P
         "preprocess": preprocess,
         "choose": lambda: choose(False),
         "gaze_path": lambda: model.gaze(path, ratio),
-        "command_no_overlay": lambda: gaze_video(model, info, scratch / "out", GazeOptions(ratio), pictures=False),
+        "command_no_overlay": lambda: gaze_video(model, info, scratch / "out", options, pictures=False),
         "choose_tiles": lambda: choose(True),
         "gaze_path_tiles": lambda: model.gaze(path, ratio, tiles=True),
     }

@@ -23,7 +23,14 @@ from autogaze.archive import (
     write_parquet,
 )
 from autogaze.checkpoint import find
-from autogaze.cli.gaze_video import SHIPPED_RECONSTRUCTOR, GazeOptions, find_reconstructor, gaze_video, load_rebuild
+from autogaze.cli.gaze_video import (
+    SHIPPED_RECONSTRUCTOR,
+    GazeOptions,
+    find_reconstructor,
+    gaze_video,
+    given,
+    load_rebuild,
+)
 from autogaze.cli.outputs import folder_name, output_folders
 from autogaze.core.tiling import check_stride
 from autogaze.device import pick_device
@@ -66,10 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def settings_of(args: argparse.Namespace) -> ArchiveSettings:
     """What every result shares, with the checkpoint's defaults written out."""
-    ratio, requirement = args.gazing_ratio, args.task_loss_requirement
-    if ratio is None and requirement is None:
-        config = AutoGaze.from_pretrained(args.checkpoint, "cpu").config
-        ratio, requirement = config.gazing_ratio, config.task_loss_requirement
+    options = GazeOptions.of(AutoGaze.from_pretrained(args.checkpoint, "cpu").config, *given(args))
     more: dict[str, Any] = {}
     if args.format == "folder":
         judge = args.reconstructor or find_reconstructor(args.checkpoint)
@@ -78,8 +82,8 @@ def settings_of(args: argparse.Namespace) -> ArchiveSettings:
         more = {"pictures": not args.no_overlay, "reconstructor": None if judge is None else str(judge)}
     return ArchiveSettings(
         str(args.checkpoint),
-        1.0 if ratio is None else ratio,
-        requirement,
+        options.gazing_ratio,
+        options.task_loss_requirement,
         args.tiles,
         args.gaze_stride,
         args.format,

@@ -17,9 +17,10 @@ from autogaze.checkpoint import DEFAULT_CHECKPOINT, find
 from autogaze.cli import archive
 from autogaze.cli.gaze_video import (
     SHIPPED_RECONSTRUCTOR,
-    choose_options,
+    GazeOptions,
     find_reconstructor,
     gaze_video,
+    given,
     load_rebuild,
 )
 from autogaze.cli.outputs import VIDEO_HELP, open_all, output_folders
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     check_stride(args.gaze_stride, args.tiles)
     folders = output_folders(infos, args.out)
     model = AutoGaze.from_pretrained(args.checkpoint, pick_device(args.device))
-    options = choose_options(model, args.gazing_ratio, args.task_loss_requirement, args.tiles, args.gaze_stride)
+    options = GazeOptions.of(model.config, *given(args), args.tiles, args.gaze_stride)
     for info in infos if args.tiles else ():
         make_tiling(model.grid, (info.height, info.width), gaze_stride=args.gaze_stride)  # a stride must fit them all
     rebuild = None if args.no_overlay else choose_rebuild(args, model)

@@ -6,6 +6,7 @@ at all.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -24,12 +25,13 @@ from autogaze.core.gaze_file import GazeFileWriter
 from autogaze.core.overlay import Overlay
 from autogaze.core.tiling import check_stride
 from autogaze.decoding.frames import FrameGazer
+from autogaze.decoding.limits import DEFAULT, Default, choose_limits
 from autogaze.files import atomic_path
 from autogaze.media.clip_files import ARRAYS, OVERLAY, REPORT, SUMMARY, content_hash
 from autogaze.media.source import prefetch
 from autogaze.media.video import FrameChunk, VideoInfo, read_chunks
 from autogaze.media.writer import VideoWriter, open_writer
-from autogaze.model import AutoGaze
+from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.pretrain.reconstructor.network import Reconstructor
 from autogaze.report.page import write_report
 from autogaze.report.small_copy import Rebuild, SmallCopy, choose_shown, most_shown
@@ -41,8 +43,8 @@ SHIPPED_RECONSTRUCTOR = "autogaze-reconstructor"
 class GazeOptions:
     """How to look at a video."""
 
-    gazing_ratio: float = 1.0  # largest share of a frame's patches
-    task_loss_requirement: float | None = None  # reconstruction loss at which a frame may stop; None: never
+    gazing_ratio: float  # largest share of a frame's patches
+    task_loss_requirement: float | None  # reconstruction loss at which a frame may stop; None: never
     tiles: bool = False  # look at full resolution, tile by tile, instead of at one small square
     gaze_stride: int = 1  # with tiles: look with so many times fewer pixels each way
 
@@ -50,6 +52,24 @@ class GazeOptions:
         check_stride(self.gaze_stride, self.tiles)
         if not 0 <= self.gazing_ratio <= 1:
             raise ValueError(f"gazing ratio must be in [0, 1], got {self.gazing_ratio}")
+
+    @classmethod
+    def of(
+        cls,
+        config: AutoGazeConfig,
+        gazing_ratio: float | None | Default = DEFAULT,
+        task_loss_requirement: float | None | Default = DEFAULT,
+        tiles: bool = False,
+        gaze_stride: int = 1,
+    ) -> GazeOptions:
+        """As `AutoGaze.gaze`: if only one is given the other sets no limit; if none is, both are the model's own."""
+        ratio, requirement = choose_limits(config, gazing_ratio, task_loss_requirement)
+        return cls(
+            1.0 if ratio is None else float(ratio),  # type: ignore[arg-type]  # numbers went in
+            None if requirement is None else float(requirement),  # type: ignore[arg-type]
+            tiles,
+            gaze_stride,
+        )
 
 
 @dataclass
@@ -88,17 +108,10 @@ class GazeSummary:
         )
 
 
-def choose_options(
-    model: AutoGaze,
-    gazing_ratio: float | None,
-    task_loss_requirement: float | None,
-    tiles: bool = False,
-    gaze_stride: int = 1,
-) -> GazeOptions:
-    """As `AutoGaze.gaze`: if only one is given the other sets no limit; if none is, both are the model's own."""
-    if gazing_ratio is None and task_loss_requirement is None:
-        return GazeOptions(model.config.gazing_ratio, model.config.task_loss_requirement, tiles, gaze_stride)
-    return GazeOptions(1.0 if gazing_ratio is None else gazing_ratio, task_loss_requirement, tiles, gaze_stride)
+def given(args: argparse.Namespace) -> tuple[float | Default, float | Default]:
+    """The ratio and the requirement of a command line; an option that was left out is the default."""
+    ratio, requirement = args.gazing_ratio, args.task_loss_requirement
+    return DEFAULT if ratio is None else ratio, DEFAULT if requirement is None else requirement
 
 
 def gaze_video(

@@ -31,11 +31,9 @@ def choose_limits(config: AutoGazeConfig, gazing_ratio: Limit, requirement: Limi
         ValueError: if a ratio is outside [0, 1], or a requirement is NaN; or negative for a model with a residual map,
             since only a published loss head may predict less than nothing.
     """
-    ratio_given, requirement_given = not _is_default(gazing_ratio), not _is_default(requirement)
-    if not ratio_given and not requirement_given:
+    if _is_default(gazing_ratio) and _is_default(requirement):
         return config.gazing_ratio, config.task_loss_requirement
-    ratio: Any = gazing_ratio if ratio_given else None
-    asked: Any = requirement if requirement_given else None
+    ratio, asked = given_limits(gazing_ratio, requirement)
     ratios, requirements = numbers("gazing_ratio", ratio), numbers("task_loss_requirement", asked)
     if ratios is not None:
         check_ratios(ratios)
@@ -45,6 +43,17 @@ def choose_limits(config: AutoGazeConfig, gazing_ratio: Limit, requirement: Limi
             f"task_loss_requirement is a loss and must be at least 0 (None never stops early), "
             f"got {float(requirements.min()):g}"
         )
+    return ratio, asked
+
+
+def given_limits(
+    gazing_ratio: Limit, requirement: Limit, own: tuple[PerFrame, PerFrame] = (None, None)
+) -> tuple[PerFrame, PerFrame]:
+    """The rule alone: `own` where neither is given, no limit in the place of one that is not."""
+    if _is_default(gazing_ratio) and _is_default(requirement):
+        return own
+    ratio: Any = None if _is_default(gazing_ratio) else gazing_ratio
+    asked: Any = None if _is_default(requirement) else requirement
     return ratio, asked
 
 

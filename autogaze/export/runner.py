@@ -19,7 +19,8 @@ from torch import Tensor
 
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
-from autogaze.decoding.request import PerFrame, Request, make_request
+from autogaze.decoding.limits import DEFAULT, Limit, given_limits
+from autogaze.decoding.request import Request, make_request
 from autogaze.export.metadata import Metadata
 from autogaze.export.targets import RunOptions, target_of
 from autogaze.export.tensors import CALL, FORMER, GAZE, TensorSpec, check_specs, state_of
@@ -106,13 +107,14 @@ class Engine:
         check_specs(session.metadata, session.inputs, session.outputs, str(path))
         return cls(session)
 
-    def generate(self, video: Any, gazing_ratio: PerFrame = None, task_loss_requirement: PerFrame = None) -> Gaze:
+    def generate(self, video: Any, gazing_ratio: Limit = DEFAULT, task_loss_requirement: Limit = DEFAULT) -> Gaze:
         """Choose patches in every frame of a batch of clips; see `AutoGaze.generate`.
 
         Args:
             video: (B, T, 3, H, W) float32, preprocessed, or (B, T, H, W, 3) uint8 RGB.
-            gazing_ratio: at most the file's; None: the file's.
-            task_loss_requirement: None never stops early.
+            gazing_ratio: at most the file's; None: all that the file has.
+            task_loss_requirement: None never stops early. If only one of the two is given, the other sets no limit; if
+                none is, both are the file's, as it was exported.
 
         Returns:
             Gaze of (B, T, budget).
@@ -131,8 +133,8 @@ class Engine:
 
     def stream(
         self,
-        gazing_ratio: float | Tensor | None = None,
-        task_loss_requirement: float | Tensor | None = None,
+        gazing_ratio: Limit = DEFAULT,
+        task_loss_requirement: Limit = DEFAULT,
         batch: int = 1,
     ) -> EngineStream:
         """Gaze frame by frame; see `AutoGaze.stream`."""
@@ -195,8 +197,9 @@ class Engine:
             self.session.bind(tensors, outputs)()
             return {name: outputs[name][:batch, :count] for name in GAZE}
 
-    def _request(self, batch: int, frames: int, ratio: PerFrame, requirement: PerFrame) -> Request:
-        limit = self.metadata.budget
+    def _request(self, batch: int, frames: int, gazing_ratio: Limit, task_loss_requirement: Limit) -> Request:
+        limit, own = self.metadata.budget, (None, self.metadata.task_loss_requirement)
+        ratio, requirement = given_limits(gazing_ratio, task_loss_requirement, own)
         never = float("-inf")
         request = make_request(
             self.grid,

@@ -10,12 +10,13 @@ import threading
 import uuid
 import warnings
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from autogaze.core.gaze import Gaze
+from autogaze.decoding.limits import DEFAULT, Default, given_limits
 from autogaze.export.metadata import PREFIX, Metadata
 from autogaze.export.triton import IDLE_MICROSECONDS, NAME
 
@@ -60,13 +61,16 @@ class TritonGaze:
         properties = {key: value.string_value for key, value in config.parameters.items() if key.startswith(PREFIX)}
         self.metadata = Metadata.from_properties(properties, f"Triton model {model}")
 
-    def stream(self, gazing_ratio: float | None = None, task_loss_requirement: float | None = None) -> TritonStream:
-        """Gaze frame by frame; None: the file's budget, and no early stop."""
+    def stream(
+        self, gazing_ratio: float | None | Default = DEFAULT, task_loss_requirement: float | None | Default = DEFAULT
+    ) -> TritonStream:
+        """Gaze frame by frame; limits as in `Engine.generate`, a number each."""
         grid, limit = self.metadata.grid, self.metadata.budget
-        budget = limit if gazing_ratio is None else grid.budget(gazing_ratio)
+        ratio, asked = given_limits(gazing_ratio, task_loss_requirement, (None, self.metadata.task_loss_requirement))
+        budget = limit if ratio is None else grid.budget(float(cast(float, ratio)))
         if budget > limit:
             raise ValueError(f"the served file spends at most {limit} ids a frame, asked for {budget}")
-        requirement = float("-inf") if task_loss_requirement is None else float(task_loss_requirement)
+        requirement = float("-inf") if asked is None else float(cast(float, asked))
         return TritonStream(self, budget, requirement)
 
     def infer(self, inputs: dict[str, np.ndarray], **sequence: Any) -> dict[str, np.ndarray]:

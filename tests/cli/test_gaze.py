@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from autogaze.cli.gaze_video import GazeOptions, choose_options, gaze_chunks, gaze_video
+from autogaze.cli.gaze_video import GazeOptions, gaze_chunks, gaze_video, given
 from autogaze.cli.main import main
 from autogaze.cli.outputs import output_folders
 from autogaze.core.gaze import Gaze
@@ -151,7 +152,8 @@ def test_strides_that_do_not_fit_are_refused_before_any_work(
 def test_one_limit_alone_lifts_the_other(
     model: AutoGaze, ratio: float | None, loss: float | None, expected: tuple[float, float | None]
 ) -> None:
-    options = choose_options(model, ratio, loss)
+    args = argparse.Namespace(gazing_ratio=ratio, task_loss_requirement=loss)
+    options = GazeOptions.of(model.config, *given(args))
     assert (options.gazing_ratio, options.task_loss_requirement) == expected
 
 

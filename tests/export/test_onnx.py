@@ -221,7 +221,7 @@ def test_a_session_goes_with_the_last_that_uses_it(frame_file: Path) -> None:
     engine = Engine.load(frame_file, "cpu")
     frame = np.zeros((1, 3, *engine.metadata.input_size), np.float32)
     engine.generate(frame[None])
-    stream, session = engine.stream(), weakref.ref(engine.session)
+    stream, session = engine.stream(None), weakref.ref(engine.session)
     del engine
     assert stream.step(frame).chosen.all()
     del stream
@@ -238,6 +238,19 @@ def test_several_engines_share_a_process(small: AutoGaze, frame_file: Path, clip
             assert_same(expected[:, t : t + 1], stream.step(video[:, t]))
         assert_same(expected[:, : t + 1], whole.generate(video[:, : t + 1], 0.5))
         assert_same(expected[:, : t + 1], first.generate(video[:, : t + 1], 0.5))
+
+
+def test_a_file_has_the_defaults_of_its_model(small: AutoGaze, tmp_path: Path) -> None:
+    video = clips(2, 3)
+    loss = small.generate(video, small.config.gazing_ratio).task_loss
+    assert loss is not None
+    model = AutoGaze(replace(small.config, task_loss_requirement=float(loss.nanmedian()))).eval()
+    model.load_state_dict(small.state_dict())
+    export_onnx(model, tmp_path / "gaze.onnx", ExportOptions())
+    engine, own = Engine.load(tmp_path / "gaze.onnx", "cpu", threads=1), model.generate(video)
+    assert_same(own, engine.generate(video))
+    assert_same(own[:, :1], engine.stream(batch=2).step(video[:, 0]))
+    assert int(own.counts.sum()) < int(engine.generate(video, None).counts.sum())
 
 
 def test_batches_are_split_and_padded_to_what_the_file_takes(small: AutoGaze, tmp_path: Path) -> None:

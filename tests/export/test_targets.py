@@ -45,7 +45,7 @@ def test_openvino_chooses_what_onnx_runtime_chooses(
     assert openvino.metadata == ort.metadata and openvino.session.inputs == ort.session.inputs
     for batch in (1, 3):
         video = torch.randn(batch, 3, 3, 64, 64)
-        free = ort.generate(video)
+        free = ort.generate(video, None)
         assert free.task_loss is not None
         needed = float(free.task_loss[free.chosen].quantile(0.3))
         expected, got = ort.generate(video, 0.2, needed), openvino.generate(video, 0.2, needed)

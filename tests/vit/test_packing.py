@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autogaze import Gaze, PatchGrid
-from autogaze.vit import attention
+from autogaze.vit import attention as rows
 from autogaze.vit.attention import LONG_RUN, packed_attention, pooled_attention
 from autogaze.vit.packing import Layout, PackedIds, longest_run
 
@@ -74,7 +74,7 @@ def test_regular_runs_equal_runs_of_any_length_and_a_loop(
     # as a block has them: views of one tensor
     q, k, v = torch.randn(int(layout.runs[-1]), 3, 2, 8, requires_grad=True).unbind(1)
     expected = packed_attention(q, k, v, replace(layout, regular=False))
-    monkeypatch.delattr(attention, "_masked")
+    monkeypatch.delattr(rows, "_masked")
     got = packed_attention(q, k, v, layout)
     assert got.shape == q.shape and torch.allclose(got, expected, atol=1e-6)
     assert torch.allclose(got, _loop(q, k, v, gaze, attention, prefix), atol=1e-6)
@@ -177,8 +177,8 @@ def test_regular_runs_equal_masked_attention_on_the_gpu(
     q, k, v = torch.randn(len(layout.patch_rows) + 3, 3, 4, size, device="cuda", dtype=torch.bfloat16).unbind(1)
     expected = packed_attention(q.float(), k.float(), v.float(), replace(layout, regular=False))
     calls = []
-    real = attention._regular
-    monkeypatch.setattr(attention, "_regular", lambda *args: calls.append(1) or real(*args))
+    real = rows._regular
+    monkeypatch.setattr(rows, "_regular", lambda *args: calls.append(1) or real(*args))
     assert (packed_attention(q, k, v, layout).float() - expected).abs().max() < 2e-2
     assert len(calls) == int(longest_run("joint", tuple(gaze.ids.shape), 1) >= LONG_RUN)
     grads = []
