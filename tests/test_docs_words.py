@@ -129,3 +129,16 @@ def test_options_in_the_text_are_those_of_a_command(path: Path) -> None:
     spans = {span for span in SPAN.findall(prose) if span.startswith("--")}
     foreign = {span for span in spans if span.split()[0].partition("=")[0] not in known}
     assert foreign <= {"--ntasks-per-node"}, f"{path.name}: no command has {sorted(foreign)}"
+
+
+def test_the_readme_is_short_and_no_sentence_is_a_table() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = readme.splitlines()
+    assert len(lines) <= 150 and max(map(len, lines)) <= 140
+    text = re.sub(r"^\|.*$", "", FENCE.sub("", readme), flags=re.M)
+    for markup in (r"<!--.*?-->", r"\]\([^)]*\)", SPAN.pattern):
+        text = re.sub(markup, "", text, flags=re.S)
+    for paragraph in text.split("\n\n"):
+        for sentence in re.split(r"(?<=[.:;?])\s+(?=[A-Z*\[\d])", " ".join(paragraph.split())):
+            figures = re.findall(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?![\w-])", sentence)
+            assert len(figures) <= 2, sentence
