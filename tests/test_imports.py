@@ -189,12 +189,6 @@ def test_our_own_modules_are_imported_inside_functions_only_to_keep_heavy_packag
     assert len(found) <= 8 and set(found) == LAZY
 
 
-def test_the_command_lists_its_verbs_without_torch() -> None:
-    code = "import sys\nfrom autogaze.cli.main import _parser\n_parser(['--help'])\nprint('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
 def test_the_links_at_the_root_lead_into_the_package() -> None:
     for name in ("pretrain", "rl", "export"):
         assert (ROOT / name).resolve() == (PACKAGE / name).resolve()

@@ -11,7 +11,7 @@ import torch
 from autogaze import AutoGaze, Gaze, PatchGrid
 from autogaze.core.tiling import Tiling, make_tiling
 from autogaze.decoding import tiles as tiles_module
-from autogaze.decoding.frames import FrameGazer, gaze_frames
+from autogaze.decoding.frames import FrameGazer
 from tests.gaze_models import random_video, small_model, typical_loss
 
 GRID = PatchGrid((16, 32, 64))  # 1 + 4 + 16 ids
@@ -240,7 +240,7 @@ def test_a_stride_without_tiles_or_without_gain_is_refused() -> None:
     for call in (
         lambda: model.generate(video, 0.5, gaze_stride=2),
         lambda: model.gaze(taken, 0.5, gaze_stride=2),
-        lambda: list(gaze_frames(model, taken, 0.5, gaze_stride=2)),
+        lambda: list(model.gaze_frames(taken, 0.5, gaze_stride=2)),
     ):
         with pytest.raises(ValueError, match="gaze_stride=2 is for gazing in tiles"):
             call()
@@ -262,7 +262,7 @@ def whole_clip(model: AutoGaze, video: np.ndarray, *limits: Any, **options: Any)
 @pytest.mark.parametrize("limits", [(0.3, None), (1.0, 0.0)])
 def test_frames_in_chunks_equal_the_whole_clip(limits: tuple[float, float | None], stride: int) -> None:
     model, video = small_model(), frames(7, 100, 170)
-    chunks = list(gaze_frames(model, video, *limits, tiles=True, at_once=3, gaze_stride=stride))
+    chunks = list(model.gaze_frames(video, *limits, tiles=True, at_once=3, gaze_stride=stride))
     assert [chunk.ids.shape[1] for chunk in chunks] == [3, 3, 1]
     joined, whole = Gaze.join(chunks), whole_clip(model, video, *limits, gaze_stride=stride)
     assert joined.grid == whole.grid == PatchGrid((16, 32, 64), 16, (100, 170))
@@ -272,7 +272,7 @@ def test_frames_in_chunks_equal_the_whole_clip(limits: tuple[float, float | None
 
 def test_without_tiles_frames_are_seen_in_one_square() -> None:
     model, video = small_model(), frames(4, 100, 90)
-    joined = Gaze.join(list(gaze_frames(model, iter(video), 0.3)))
+    joined = Gaze.join(list(model.gaze_frames(iter(video), 0.3)))
     assert torch.equal(joined.ids, model.generate(model.preprocessor(video), 0.3).ids)
 
 
@@ -286,4 +286,4 @@ def test_frames_must_stay_of_one_size() -> None:
 
 
 def test_no_frames_give_no_gaze() -> None:
-    assert list(gaze_frames(small_model(), [])) == []
+    assert list(small_model().gaze_frames(iter([]))) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -152,6 +153,8 @@ def gaze_frames(
     at_once: int = FRAMES_AT_ONCE,
     gaze_stride: int = 1,
 ) -> Iterator[Gaze]:
-    """`AutoGaze.gaze_frames` under its name of version 0.1."""
+    """`AutoGaze.gaze_frames` under its name of version 0.1, which goes in version 0.3."""
+    message = "gaze_frames(model, frames) is now model.gaze_frames(frames); the old name goes in version 0.3"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
     look = FrameGazer(model, gazing_ratio, task_loss_requirement, tiles, gaze_stride)
     return (look(part) for part in in_chunks(iter(frames), at_once))
