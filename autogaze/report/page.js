@@ -8,6 +8,7 @@ const visits = new Uint32Array(bytes(data.visits).buffer);
 const clip = $("clip"), screen = $("screen"), scrubber = $("scrubber");
 const VIEWS = [["patches", "patches"], ["seen", "looked at"], ["video", "video"]];
 if (data.rebuilt) VIEWS.splice(2, 0, ["rebuilt", "reconstruction"]);
+const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
 const NOT_LOOKED_AT = "rgb(38, 38, 38)";
 const state = { frame: 0, view: "patches", on: data.scales.map(() => true), ready: false };
 const counts = data.scales.map((scale) => Array.from({ length: data.frames }, (_, t) => chosenOf(scale, t).length));
@@ -171,6 +172,11 @@ function drawLine(pen, values, colour, x, y) { /* with gaps where a value is not
   pen.stroke();
 }
 
+function heatColour(share) { /* viridis: as bright as the share is large, for colour-blind people too */
+  const at = share * (VIRIDIS.length - 1), k = Math.min(VIRIDIS.length - 2, Math.floor(at));
+  return VIRIDIS[k].map((low, channel) => Math.round(low + (VIRIDIS[k + 1][channel] - low) * (at - k)));
+}
+
 function drawMap() {
   const canvas = $("map"), fine = data.scales[data.scales.length - 1];
   canvas.style.aspectRatio = `${data.summary.video.width} / ${data.summary.video.height}`;
@@ -189,7 +195,7 @@ function drawMap() {
   const x = width / data.width, y = height / data.height;
   heat.forEach((value, cell) => {
     const share = most ? value / most : 0;
-    pen.fillStyle = `hsl(${260 - 205 * share}, ${55 + 25 * share}%, ${12 + 58 * share}%)`;
+    pen.fillStyle = rgb(heatColour(share), 1);
     const left = (cell % fine.columns) * fine.cell * x, top = Math.floor(cell / fine.columns) * fine.cell * y;
     pen.fillRect(left, top, fine.cell * x + 0.5, fine.cell * y + 0.5);
   });
@@ -273,7 +279,7 @@ function facts() {
   const { summary } = data, { video, model } = summary;
   const percent = (share) => `${(share * 100).toFixed(1)} %`;
   const rows = [
-    ["video", `${video.width} × ${video.height}, ${video.fps.toFixed(2)} fps`],
+    ["video", `${video.width} × ${video.height}, ${Number(video.fps.toFixed(2))} fps`],
     ["frames", data.stride > 1 ? `${data.all_frames} (every ${data.stride}. shown)` : String(data.all_frames)],
     ["patches a frame", `${(summary.patches / summary.frames).toFixed(1)} of ${data.patches}`],
     ["looked at", percent(summary.ratio)],

@@ -113,16 +113,18 @@ def savings(ratio: float, parts: Parts) -> list[dict[str, Any]]:
     """What measured ViTs take for 16 frames of 224 pixels, densely and with this ratio of patches, in milliseconds."""
     if not 0 < ratio <= 1:
         return []
-    verdicts = [will_it_pay(alias, 224, 16, 1, ratio, parts) for alias, name in ALIASES.items() if name in parts.vits]
+    verdicts = {
+        alias: will_it_pay(alias, 224, 16, 1, ratio, parts) for alias, name in ALIASES.items() if name in parts.vits
+    }
     return [
         {
-            "vit": verdict.vit,
+            "vit": alias.upper().replace("VIT", "ViT"),
             "device": verdict.device,
             "dense": verdict.dense_ms,
             "gaze": verdict.gaze_ms,
             "encode": verdict.encode_ms,
         }
-        for verdict in verdicts
+        for alias, verdict in verdicts.items()
     ]
 
 
