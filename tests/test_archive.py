@@ -18,6 +18,7 @@ from autogaze.cli.main import main
 from autogaze.media.scenes import render_scene
 from autogaze.media.writer import write_video
 from autogaze.model import AutoGaze
+from benchmarks.archive import measure
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needs autogaze[train]")
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,12 +117,18 @@ def test_one_file_is_a_list_too(videos: Path) -> None:
     assert not is_archive([videos / "one.txt"])
 
 
+def test_the_benchmark_counts_files(tiny_checkpoint: Path) -> None:
+    found = measure(2, 3, (32, 48), [1], str(tiny_checkpoint), "cpu")["processes"][1]
+    assert found["files_per_s"] > 0 and found["seconds"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_processes_share_the_work_and_an_interrupted_one_goes_on(
     videos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for k in range(20):
+    write_video(videos / "a" / "0.mp4", render_scene(0, 600, (32, 48), "pan"), 10)  # keeps one process busy for long
+    for k in range(19):
         write_video(videos / "more" / f"{k}.mp4", render_scene(k, 40, (32, 48), "pan"), 10)
     out = tmp_path / "out"
     words = [str(videos), "--out", str(out), "--format", "parquet", "--devices", "2", "--device", "cpu"]
