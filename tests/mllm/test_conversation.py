@@ -133,6 +133,12 @@ def test_images_in_the_prompt_are_left_alone(case: Case) -> None:
     assert model(**prompt.model_inputs()).logits.isfinite().all()
 
 
+def test_images_beside_a_video_are_refused_where_the_processor_drops_one_of_them() -> None:
+    case = BY_NAME["SmolVLM2"]
+    with pytest.raises(ValueError, match="SmolVLM"):
+        gazed(case).prepare(with_picture(case), **settings(case))
+
+
 @with_images
 @torch.no_grad()
 def test_a_prompt_of_images_alone_is_the_dense_prompt(case: Case) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -43,6 +44,18 @@ def test_all_units_kept_is_the_dense_model(case: Case) -> None:
     torch.testing.assert_close(logits(case, prompt), model(**dense).logits, atol=within, rtol=0)
     words = {"max_new_tokens": 5, "do_sample": False}
     assert torch.equal(whole.generate(prompt, **words), model.generate(**dense, **words))
+
+
+@each_family
+@torch.no_grad()
+def test_all_units_kept_in_bfloat16_is_within_its_own_noise(case: Case) -> None:
+    model, processor = built(case)
+    rough, messages = deepcopy(model).to(torch.bfloat16), talk(clip(case))
+    dense = dense_inputs(case, messages)
+    noise = (rough(**dense).logits.float() - model(**dense).logits).abs().mean()
+    prompt = GazedVideoLM(rough, processor).prepare(messages, **settings(case))
+    apart = (rough(**prompt.model_inputs()).logits.float() - rough(**dense).logits.float()).abs().mean()
+    assert 0 < noise < 0.1 and apart <= noise
 
 
 @each_family
