@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run side by side on two cores
@@ -35,6 +36,28 @@ def _few_threads() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+MOST_CPU_S = 60.0  # of a test with its processes; a busy machine takes longer on the clock, hardly on the processor
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    before = os.times()
+    try:
+        return (yield)
+    finally:
+        spent = sum(os.times()[:4]) - sum(before[:4])
+        item.user_properties.append(("cpu_s", round(spent, 1)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tests that take too much of a small machine, by name."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            spent = dict(getattr(report, "user_properties", ())).get("cpu_s", 0.0)
+            if getattr(report, "when", "") == "call" and spent > MOST_CPU_S:
+                terminalreporter.write_line(f"over {MOST_CPU_S:.0f} s of CPU: {report.nodeid} took {spent:.0f} s")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

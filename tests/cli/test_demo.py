@@ -120,7 +120,7 @@ def served(checkpoint: Path, scratch: Path, host: str, **environment: str) -> It
             time.sleep(0.3)
     yield address
     server.terminate()
-    _, words_said = server.communicate(timeout=120)
+    _, words_said = server.communicate(timeout=600)
     assert server.returncode == 143 and words_said.splitlines()[-1] == "autogaze: interrupted by SIGTERM", words_said
     assert not list(scratch.glob("autogaze-demo-*")), "what visitors sent is still there"
 

@@ -92,7 +92,7 @@ def test_text_streams_as_the_model_itself_streams_it(case: Case) -> None:
     lm = gazed(case)
     prompt = lm.prepare(talk(clip(case)), **settings(case))
     words = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    streamer = TextIteratorStreamer(built(case)[1].tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
+    streamer = TextIteratorStreamer(built(case)[1].tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600)
     thread = Thread(target=lm.generate, args=(prompt,), kwargs={**words, "streamer": streamer})
     thread.start()
     streamed = "".join(streamer)
