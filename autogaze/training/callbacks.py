@@ -91,11 +91,10 @@ class Bar(TQDMProgressBar):
         self.recipe, self.pace = recipe, pace
 
     def init_train_tqdm(self) -> Tqdm:
-        bar = super().init_train_tqdm()
         limit = self.recipe.max_minutes
         left = f"at most {limit:g} min" if limit is not None else "{remaining} left"
-        bar.bar_format = "{percentage:3.0f}%|{bar:20}| batch {n_fmt}/{total_fmt} [{elapsed}, " + left + "{postfix}]"
-        return bar
+        form = "{percentage:3.0f}%|{bar:20}| batch {n_fmt}/{total_fmt} [{elapsed}, " + left + "{postfix}]"
+        return Tqdm(disable=self.is_disabled, dynamic_ncols=True, file=sys.stderr, smoothing=0, bar_format=form)
 
     def init_validation_tqdm(self) -> Tqdm:
         return Tqdm(disable=True)
