@@ -24,7 +24,7 @@ from autogaze.pipeline.stages import (
     train_rl,
     untrained,
 )
-from autogaze.pipeline.summary import RATIO, Summary, mean_loss, summarise
+from autogaze.pipeline.summary import RATIO, UNTRAINED, UNTRAINED_WITHOUT_MAP, Summary, mean_loss, summarise
 from autogaze.pretrain.judge import RECONSTRUCTOR, AnyJudge, parse_judge
 from autogaze.stop_rule.calibration import calibrate
 from autogaze.training.data.sources import resolve
@@ -108,13 +108,15 @@ def finish(run: Run) -> dict[str, Any]:
     recipe = run.recipes.pretrain
     judge = run.judge(recipe.judge).to(device())
     clips = RunSamplings(run, recipe)
-    models = {"untrained": untrained(recipe)}
+    models = {UNTRAINED: untrained(recipe)}
+    if recipe.residual_map:
+        models[UNTRAINED_WITHOUT_MAP] = untrained(replace(recipe, residual_map=False))
     for stage, name in (("pretrain", "NTP"), ("rl", "NTP+RL")):
         if (run.stage(stage) / WEIGHTS).is_file():
             models[name] = AutoGaze.from_pretrained(run.stage(stage))
     models = {name: model.to(device()).eval() for name, model in models.items()}
     summary = summarise(models, judge, clips.held_out.spread.clips)
-    trained = [name for name in models if name != "untrained"] or ["untrained"]
+    trained = [name for name in models if name.startswith("NTP")] or [UNTRAINED]
     best = min(trained, key=lambda name: summary.reconstruction_loss[name])  # few steps of RL can end worse than NTP
     calibrated(models[best], judge, clips, recipe).save_pretrained(run.model)
     summary = replace(summary, kept=best, held_out=clips.data.holds_out)

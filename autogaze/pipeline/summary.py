@@ -16,6 +16,8 @@ from autogaze.selectors import Selector, make_selector
 
 RATIO = 0.1
 WITHOUT_NETWORK = ("random", "difference")
+UNTRAINED, UNTRAINED_WITHOUT_MAP = "untrained", "untrained, no residual map"
+SAME = 0.02  # losses that differ by less are called equal: a few clips tell no finer
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,17 @@ class Summary:
         stages = [name for name in losses if name.startswith("NTP")]
         why = f"the lowest of {' and '.join(stages)}" if len(stages) > 1 else "the only trained one"
         beside = []
-        for name in ("untrained", "difference"):
+        for name in (UNTRAINED_WITHOUT_MAP, UNTRAINED, "difference"):
             if name in losses and name != self.kept:
                 share = losses[self.kept] / losses[name] - 1
-                beside.append(f"{abs(share):.1%} {'below' if share < 0 else 'above'} that of {name}")
-        return f"kept {self.kept}, {why}: its loss is {' and '.join(beside)}"
+                beside.append(f"{abs(share):.1%} {'below' if share < 0 else 'above'} that of {name!r}")
+        said = f"kept {self.kept}, {why}: its loss is {' and '.join(beside)}"
+        if UNTRAINED_WITHOUT_MAP in losses and abs(losses[self.kept] / losses[UNTRAINED] - 1) < SAME:
+            said += (
+                "\nnearly all of it comes from the residual map, which needs no training; what training adds to it "
+                "shows in long runs, with noise, and in what ViTs see (docs/training.md)"
+            )
+        return said
 
 
 def _choose(selector: Selector, ratio: float, random: torch.Generator, video: Tensor) -> Gaze:

@@ -23,6 +23,7 @@ from autogaze.model import AutoGaze
 from autogaze.pipeline.run import needed
 from autogaze.pipeline.samplings import RunSamplings, neighbouring
 from autogaze.pipeline.stages import Run
+from autogaze.pipeline.summary import Summary
 from autogaze.pretrain.labels.file import Label, read_labels, write_labels
 from autogaze.training.data.clip import ClipRecipe
 from autogaze.training.data.sources import resolve
@@ -79,7 +80,25 @@ def test_the_summary_compares_the_model_with_its_start_and_random(finished: Path
     losses = summary["val"]["reconstruction_loss"]
     assert {"trained", "untrained", "random", "NTP", "NTP+RL", "difference"} <= losses.keys()
     assert summary["val"]["kept"] in ("NTP", "NTP+RL")
+    assert losses["untrained, no residual map"] > losses["untrained"]
     assert summary["val"]["gazing_ratio"] == 0.1 and summary["val"]["dense"] < min(losses.values())
+
+
+def test_the_summary_says_where_the_loss_comes_from() -> None:
+    losses = {
+        "untrained": 0.0236,
+        "untrained, no residual map": 0.13,
+        "NTP": 0.024,
+        "NTP+RL": 0.0235,
+        "difference": 0.02,
+    }
+    said = Summary(0.1, 8, losses, 0.01, kept="NTP+RL").lines()
+    assert (
+        "kept NTP+RL, the lowest of NTP and NTP+RL: its loss is 81.9% below that of 'untrained, no residual map'"
+        in said
+    )
+    assert "17.5% above that of 'difference'" in said and "comes from the residual map" in said
+    assert "comes from" not in Summary(0.1, 8, {**losses, "NTP+RL": 0.02}, 0.01, kept="NTP+RL").lines()
 
 
 def test_labels_that_nothing_reads_are_not_made(capsys: pytest.CaptureFixture[str]) -> None:
