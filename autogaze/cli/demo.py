@@ -30,7 +30,7 @@ from autogaze.device import pick_device
 from autogaze.extras import explain
 from autogaze.media.scenes import Kind, render_scene
 from autogaze.media.video import FrameChunk, VideoError, VideoInfo, probe, read_chunks, write_video
-from autogaze.model import AutoGaze
+from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.report.break_even import PARTS_FILE, will_it_pay
 
 SAVINGS = (("ViT-L/16", 384), ("SO400M/14", 378))  # ViTs, with pixels, to say what gazing saves in front of
@@ -248,12 +248,16 @@ def build(demo: Demo, folder: Path) -> tuple[Any, Any]:
     with gr.Blocks(title="autogaze", analytics_enabled=False, delete_cache=(KEEP_S // 3, KEEP_S)) as page:
         gr.Markdown("# autogaze\nChooses where in a video to look, before a ViT does. " + _legend(config.scales))
         with gr.Row():
-            ratio = gr.Slider(0, 1, config.gazing_ratio, step=0.01, label="Gazing ratio: largest share of patches")
+            ratio = gr.Slider(
+                0, 1, config.gazing_ratio, step=0.01, min_width=260, label="Gazing ratio: largest share of patches"
+            )
+            most = largest_requirement(config)
             loss = gr.Slider(
                 0,
-                2,
-                config.task_loss_requirement or 0,
-                step=0.01,
+                most,
+                min(config.task_loss_requirement or 0, most),
+                step=0.001 if most < 1 else 0.01,
+                min_width=260,
                 label="Task loss requirement: stop at this predicted loss (0: never)",
             )
         view = gr.Image(show_label=False, interactive=False)
@@ -295,6 +299,11 @@ def _examples(folder: Path) -> list[list[str]]:
         write_video(path, render_scene(seed, 36, (240, 320), kind), 12)
         paths.append([str(path)])
     return paths
+
+
+def largest_requirement(config: AutoGazeConfig) -> float:
+    """Where the slider ends: the largest loss that the model is calibrated for, else one that stops nearly at once."""
+    return max((asked for asked, _ in config.calibration), default=2.0)
 
 
 def _legend(scales: tuple[int, ...]) -> str:

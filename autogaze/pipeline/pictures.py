@@ -39,7 +39,7 @@ def draw(module: GazeModule, batch: Clip) -> list[np.ndarray]:
     """One (height, width, 3) uint8 picture for each of a few clips: video, chosen patches, what was looked at."""
     video = batch.video[:CLIPS]
     mask = module.model.generate(video, gazing_ratio=VALIDATION_RATIO).patch_mask().cpu().numpy()
-    pixels = ((video + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 1, 3, 4, 2).cpu().numpy()
+    pixels = module.model.preprocessor.restore(video).cpu().numpy()
     overlay = Overlay(module.model.grid, pixels.shape[2:4], PANEL_PX)
     times = np.linspace(0, pixels.shape[1] - 1, min(FRAMES, pixels.shape[1])).round().astype(int)
     return [

@@ -12,16 +12,17 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from autogaze.cli.demo import Demo, DemoLimits, build, check_address
+from autogaze.cli.demo import Demo, DemoLimits, build, check_address, largest_requirement
 from autogaze.cli.main import main
 from autogaze.media.scenes import render_scene
 from autogaze.media.video import VideoError, write_video
-from autogaze.model import AutoGaze
+from autogaze.model import AutoGaze, AutoGazeConfig
 from tests.browser import needs_browser, open_page
 
 
@@ -204,3 +205,9 @@ def test_it_listens_on_this_machine_only_unless_told() -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     assert parser.parse_args([]).host == "127.0.0.1"
+
+
+def test_the_slider_of_losses_covers_what_the_model_is_calibrated_for() -> None:
+    config = AutoGazeConfig.tiny()
+    assert largest_requirement(replace(config, calibration=((0.1, 0.08), (0.4, 0.3)))) == 0.4
+    assert largest_requirement(replace(config, calibration=())) == 2.0
