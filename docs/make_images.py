@@ -1,6 +1,7 @@
 """Make the pictures of README and documentation: `python docs/make_images.py [CHECKPOINT]`.
 
-`overlay.webp` and `scales.webp` show a rendered scene, `hens.webp` moves: the sample clip of `docs/images/SOURCES.txt`.
+`overlay.webp` and `scales.webp` show a rendered scene; `hens.webp`, which moves, and `residual.webp` the sample clip of
+`docs/images/SOURCES.txt`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ QUALITY = 82  # WebP
 SEED, KIND, FRAMES, SIZE = 29, "object", 12, (270, 480)
 SHOWN = (0, 4, 9)
 SAMPLE = IMAGES / "hens.mp4"
+EXPLAINED = 12  # of the frames taken of the sample
 EVERY, FRAME_MS, PANEL_PX, MOVING_QUALITY = 2, 120, 272, 60
 
 
@@ -52,6 +54,39 @@ def moving_picture(model: AutoGaze, video: Path) -> list[Image.Image]:
     ]
 
 
+def residual_picture(model: AutoGaze) -> np.ndarray:
+    """How a patch is chosen: what has been seen so far, the frame, the difference between them, what is chosen."""
+    residual, frames = model.residual_map, read_video(SAMPLE).frames[::EVERY]
+    assert residual is not None
+    gaze = model.gaze(frames, gazing_ratio=RATIO)
+    video = model.preprocessor(frames).mean(2, keepdim=True)  # grey, as the map sees it
+    canvas = residual.open(video[:, 0])
+    for t in range(EXPLAINED):
+        canvas = residual.look(canvas, video[:, t], gaze.ids[:, t], gaze.chosen[:, t])
+    frame = video[:, EXPLAINED]
+    wrong = residual.errors(frame, canvas)[0, :, 0].unflatten(0, (residual.side, residual.side)).sqrt()
+    size = (PANEL_PX, PANEL_PX * frames.shape[1] // frames.shape[2])
+    panels = [
+        *(((grey[0, 0] + 1) * 127.5).round().clamp(0, 255).byte().numpy() for grey in (canvas, frame)),
+        cv2.cvtColor(
+            cv2.applyColorMap((wrong / wrong.max() * 255).byte().numpy(), cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB
+        ),
+    ]
+    panels = [cv2.resize(panel, size, interpolation=cv2.INTER_NEAREST) for panel in panels]
+    overlay = Overlay(gaze.grid, frames.shape[1:3], panel_px=PANEL_PX)
+    panels.append(overlay.chosen(frames[EXPLAINED], gaze.patch_mask()[0, EXPLAINED].numpy()))
+    white = np.full((26, PANEL_PX, 3), 255, np.uint8)
+    titles = [
+        cv2.putText(white.copy(), title, (4, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
+        for title in ("canvas: seen so far", "frame", "residual map: the difference", "chosen")
+    ]
+    columns = []
+    for title, panel in zip(titles, panels, strict=True):
+        panel = panel if panel.ndim == 3 else cv2.cvtColor(panel, cv2.COLOR_GRAY2RGB)
+        columns += [np.concatenate([title, cv2.resize(panel, size)]), np.full((26 + size[1], 4, 3), 255, np.uint8)]
+    return np.concatenate(columns[:-1], 1)
+
+
 def scales_picture(grid: PatchGrid) -> np.ndarray:
     """One frame cut into the patches of every scale."""
     frame = render_scene(SEED, 1, (224, 224), KIND)[0]
@@ -70,7 +105,12 @@ def scales_picture(grid: PatchGrid) -> np.ndarray:
 def main(argv: Sequence[str]) -> int:
     model = AutoGaze.from_pretrained(argv[0] if argv else DEFAULT_CHECKPOINT)
     IMAGES.mkdir(exist_ok=True)
-    for name, picture in {"overlay": overlay_picture(model), "scales": scales_picture(model.grid)}.items():
+    pictures = {
+        "overlay": overlay_picture(model),
+        "residual": residual_picture(model),
+        "scales": scales_picture(model.grid),
+    }
+    for name, picture in pictures.items():
         path = IMAGES / f"{name}.webp"
         cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
         print(f"{path}: {picture.shape[1]} x {picture.shape[0]}, {path.stat().st_size} bytes", file=sys.stderr)
