@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.util
 import json
 import re
@@ -142,3 +143,21 @@ def test_the_readme_is_short_and_no_sentence_is_a_table() -> None:
         for sentence in re.split(r"(?<=[.:;?])\s+(?=[A-Z*\[\d])", " ".join(paragraph.split())):
             figures = re.findall(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?![\w-])", sentence)
             assert len(figures) <= 2, sentence
+
+
+def imported_by(code: str) -> set[str]:
+    """Full names of what a piece of code takes from the package."""
+    statements = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in statements if node.module and node.module.partition(".")[0] == "autogaze"]
+    return {f"{node.module}.{name.name}" for node in ours for name in node.names}
+
+
+def test_everything_that_pages_and_examples_import_is_in_the_reference() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    codes = [code for page in pages for language, code in FENCE.findall(page.read_text()) if language == "python"]
+    codes += [example.read_text() for example in (ROOT / "examples").glob("*.py")]
+    reference = re.findall(r"^::: (\S+)", "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md")), re.M)
+    known = {*reference, "autogaze.GazedViT"}  # that of autogaze.vit
+    named = set().union(*map(imported_by, codes))
+    assert len(reference) == len(set(reference))
+    assert not {name for name in named if name not in known and not name.startswith(tuple(f"{at}." for at in known))}
