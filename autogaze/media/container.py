@@ -9,6 +9,7 @@ is none means that something in the middle was overwritten. What lies inside a f
 from __future__ import annotations
 
 import mmap
+import re
 from pathlib import Path
 
 _BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"moof", b"mfra", b"sidx", b"styp", b"pdin"}
@@ -24,6 +25,8 @@ _LISTS = {b"JUNK", b"idx1", b"LIST", b"ISFT", b"vprp", b"strd", b"strn", b"indx"
 _TS_PACKETS = ((188, 0), (192, 4))  # bytes, and where the byte 0x47 stands
 
 _TRUNCATED = "truncated: {} bytes are missing at its end"
+_UNFINISHED = "unfinished: it ends in zeros, as a download that stopped does"
+_EMPTY = 1 << 10  # zeros at an end that no stream has
 _DAMAGED = "damaged at byte {} of {}"
 
 
@@ -52,6 +55,10 @@ def what_is_broken(path: Path) -> str | None:
             return _gif(data)
         if head[:4] == b"\0\0\1\xba":
             return _program(data)
+        if head[:9] == b"YUV4MPEG2":
+            return _uncompressed(data)
+        if head[:3] == b"\0\0\1" or head[:4] == b"\0\0\0\1":  # the bare stream of a codec, which tells no lengths
+            return _UNFINISHED if len(data) > _EMPTY and not any(data[-_EMPTY:]) else None
         return _packets(data)
 
 
@@ -197,8 +204,32 @@ def _packets(data: mmap.mmap) -> str | None:
     length = len(data)
     for packet, first in _TS_PACKETS:
         if length > 2 * packet and all(data[first + k * packet] == 0x47 for k in range(min(5, length // packet))):
-            return _TRUNCATED.format(packet - length % packet) if length % packet else None
+            if length % packet:
+                return _TRUNCATED.format(packet - length % packet)
+            return None if data[length - packet + first] == 0x47 else _UNFINISHED
     return None
+
+
+def _uncompressed(data: mmap.mmap) -> str | None:
+    """YUV4MPEG2: a line of facts, then frames of one size, each after a line of its own."""
+    at, length = data.find(b"\n") + 1, len(data)
+    facts = {word[:1]: word[1:].decode("latin-1") for word in data[:at].split()[1:]}
+    try:
+        width, height = int(facts[b"W"]), int(facts[b"H"])
+    except (KeyError, ValueError):
+        return _DAMAGED.format(0, length)
+    kind = re.fullmatch(r"(420|422|444|mono)(?:jpeg|mpeg2|paldv|p(\d+)|(\d+))?", facts.get(b"C", "420"))
+    if kind is None:  # alpha, or one that nobody here has seen
+        return None
+    across, down = {"420": (2, 2), "422": (2, 1), "444": (1, 1), "mono": (0, 0)}[kind[1]]
+    colours = 2 * -(-width // across) * -(-height // down) if across else 0
+    frame = (width * height + colours) * (2 if int(kind[2] or kind[3] or 8) > 8 else 1)
+    while at < length:
+        if data[at : at + 5] != b"FRAME"[: length - at]:
+            return _DAMAGED.format(at, length)
+        line = data.find(b"\n", at)
+        at = (line + 1 if line >= 0 else length) + frame
+    return _missing(at, length)
 
 
 def begins_in_the_middle(path: Path, form: str) -> bool:

@@ -23,6 +23,7 @@ KINDS = {  # suffix: codec, container, pixel format
     ".gif": ("gif", "gif", "rgb8"),
     ".apng": ("apng", "apng", "rgb24"),
     ".h264": ("libx264", "h264", "yuv420p"),
+    ".y4m": ("wrapped_avframe", "yuv4mpegpipe", "yuv420p"),
     ".mov": ("mpeg4", "mov", "yuv420p"),
 }
 

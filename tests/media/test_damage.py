@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -42,6 +43,27 @@ def test_zeros_in_the_middle_are_refused(
     path.write_bytes(data[: len(data) // 2] + bytes(len(data) // 8) + data[len(data) // 2 + len(data) // 8 :])
     with pytest.raises(VideoError, match=f"hole{suffix} is (damaged|truncated)"):
         read_video(path, threads=threads)
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_zeros_at_the_end_are_refused(suffix: str, whole: dict[str, bytes], tmp_path: Path) -> None:
+    """As of a download that stopped, whose file got its size at the start."""
+    data, path = whole[suffix], tmp_path / f"part{suffix}"
+    kept = len(data) // 188 * 6 // 10 * 188  # whole packets of a transport stream
+    path.write_bytes(data[:kept] + bytes(len(data) - kept))
+    with pytest.raises(VideoError, match=f"part{suffix} is (damaged|truncated|unfinished|not a video)"):
+        read_video(path)
+
+
+@pytest.mark.parametrize("pixels", ["yuv422p", "yuv444p10le", "gray", "gray16le", "yuv411p"])
+def test_uncompressed_pixels_of_every_form_are_counted(pixels: str, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.y4m"), "w", options={"strict": "-1"}) as file:
+        stream = file.add_stream("wrapped_avframe", 25)
+        stream.width, stream.height, stream.pix_fmt = 33, 17, pixels
+        for frame in scene(3):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame[:17, :33].copy(), format="rgb24")))
+        file.mux(stream.encode(None))
+    assert len(read_video(tmp_path / "a.y4m")) == 3
 
 
 @pytest.mark.parametrize("suffix", KINDS)
