@@ -106,7 +106,8 @@ def needed(stage: str, stages: Sequence[str], recipes: Recipes) -> bool:
 def finish(run: Run) -> dict[str, Any]:
     """Calibrate the best trained model, write RUN/model, and compare it with what it must beat."""
     recipe = run.recipes.pretrain
-    judge = run.judge(recipe.judge).to(device())
+    trained_by_rl = (run.stage("rl") / WEIGHTS).is_file()
+    judge = run.judge(run.recipes.rl.judge if trained_by_rl else recipe.judge).to(device())
     clips = RunSamplings(run, recipe)
     models = {UNTRAINED: untrained(recipe)}
     if recipe.residual_map:

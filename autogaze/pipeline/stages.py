@@ -194,7 +194,14 @@ def untrained(recipe: PretrainRecipe) -> AutoGaze:
     """The model that pretraining starts from."""
     torch.manual_seed(recipe.seed)
     config = AutoGazeConfig.tiny() if recipe.size == "tiny" else AutoGazeConfig.base()
-    return AutoGaze(replace(config, residual_map=recipe.residual_map))
+    return AutoGaze(
+        replace(
+            config,
+            residual_map=recipe.residual_map,
+            perceptual=recipe.perceptual,
+            residual_blur_px=recipe.residual_blur_px,
+        )
+    )
 
 
 def train_rl(run: Run) -> Any:

@@ -122,6 +122,8 @@ class PretrainRecipe(TrainerRecipe):
 
     size: Literal["tiny", "base"] = "tiny"  # base: the published size
     residual_map: bool = True  # patches are scored by what is wrong without them; False: as published
+    perceptual: bool = False  # of a residual map: differences count as features see them, through a learned gate
+    residual_blur_px: float = 0.0  # sigma by which frames are smoothed before a residual map compares them
     start: str | None = None  # go on from shipped weights, a folder or a run, with its size and parts; None: new
     labels: str | None = None  # files, joined by commas; a clip in several counts as in the last; None: the run's own
     on_policy: bool = False  # True: no labels; the model's own gazes are corrected as it goes

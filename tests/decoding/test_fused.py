@@ -154,7 +154,7 @@ def test_gpu_a_clip_is_decoded_as_if_alone(models: tuple[AutoGaze, AutoGaze]) ->
     assert loss is not None
     asked = float(loss[~loss.isnan()].quantile(0.4))
     expected = model.generate(video, gazing_ratio=0.2, task_loss_requirement=asked)
-    for beside in (-9.0, 9e9):
+    for beside in (0.0, 9e9):
         requirements = torch.tensor([asked, beside, asked, beside])
         gaze = model.generate(video, gazing_ratio=0.2, task_loss_requirement=requirements)
         for i in (0, 2):
@@ -206,7 +206,7 @@ def test_gpu_bfloat16_chooses_nearly_the_same_patches(clips: int) -> None:
     assert torch.equal(full.counts, fast.counts)
     # One near tie changes all that follows in its clip, so sets of patches are compared; the first frame says most.
     both = (full.patch_mask() & fast.patch_mask()).sum((0, 2)) / full.patch_mask().sum((0, 2))
-    assert float(both[0]) > 0.97 and float(both.mean()) > 0.9, both
+    assert float(both[0]) > 0.97 and float(both.mean()) > 0.85, both
 
 
 @pytest.mark.gpu

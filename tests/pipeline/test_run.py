@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from autogaze.cli.main import main
 from autogaze.media.scenes import write_scenes
 from autogaze.model import AutoGaze
+from autogaze.network.config import AutoGazeConfig
 from autogaze.pipeline.run import needed
 from autogaze.pipeline.samplings import RunSamplings, neighbouring
 from autogaze.pipeline.stages import Run
@@ -194,6 +196,20 @@ def test_a_stage_starts_from_the_weights_and_labels_it_is_told(finished: Path, s
         model = AutoGaze.from_pretrained(run / stage)
         torch.testing.assert_close(model.connector.pos_embed, start.connector.pos_embed)
         assert not model.config.calibration, "it was fitted to the model that this one started from"
+
+
+def test_rl_alone_needs_no_reconstructor_if_its_judge_needs_none(scenes: Path, tmp_path: Path) -> None:
+    """A perceptual map with a gate and smoothed frames learns too, each clip's losses as shares of their mean."""
+    start = AutoGaze(replace(AutoGazeConfig.tiny(), perceptual=True, residual_blur_px=0.8))
+    start.save_pretrained(tmp_path / "start")
+    settings = [*SMALL[:6], "group_size=2", "max_gazing_ratio=0.05", "pretrain.calibration_thresholds=2"]
+    more = ["judge=l1", "relative_reward=true", f"start={tmp_path / 'start'}", "learning_rate=0.01"]
+    run = tmp_path / "run"
+    assert main(["train", "--stage", "rl", "--data", str(scenes), "--out", str(run), *settings, *more]) == 0
+    trained = AutoGaze.from_pretrained(run)
+    assert trained.residual_map is not None and trained.residual_map.gate is not None
+    assert trained.config.residual_blur_px == 0.8 and float(trained.residual_map.gate.weight.abs().max()) > 0
+    assert not (run / "reconstructor").exists() and trained.config.calibration
 
 
 def test_labels_of_videos_that_are_not_in_the_data_are_refused(
