@@ -1,6 +1,7 @@
 # make env   the environment in .venv, with pinned versions (other targets use it)
 # make demo  render scenes, train a tiny model, gaze at a video, export; under 20 minutes, most of it installing
 # make test  ruff, mypy, pytest
+# make test-fast  what a change needs first: under 90 seconds on two cores
 # make dist  wheel and sdist in dist/, checked
 
 PYTHON ?= python3
@@ -12,10 +13,15 @@ DEMO := demo-out
 DATA ?= $(DEMO)/scenes
 TRAIN ?=
 STAMP := $(VENV)/.installed
+PYTEST ?= $(BIN)/python -m pytest
+# of the fast set: what nearly every change may break, and nothing that compiles, trains or exports
+FAST := tests/core tests/network tests/selectors tests/training/test_recipes.py tests/vit/test_packing.py \
+	$(addprefix tests/decoding/test_,$(addsuffix .py,backends choice defaults reference request scoring stream)) \
+	$(addprefix tests/test_,$(addsuffix .py,checkpoint contract extras files imports model packaging tiling))
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: env demo test lint docs dist clean
+.PHONY: env demo test test-fast lint docs dist clean
 
 env: $(STAMP)
 
@@ -32,6 +38,9 @@ lint: env
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2
+
+test-fast:
+	$(PYTEST) -q -n 2 -m "not slow and not gpu" $(FAST)
 
 demo: env
 	$(if $(filter $(DEMO)/scenes,$(DATA)),$(BIN)/python -m autogaze.media.scenes $(DATA) --clips 40)

@@ -59,6 +59,7 @@ def test_the_package_says_its_version_and_that_it_is_typed() -> None:
     assert (Path(autogaze.__file__).parent / "py.typed").is_file()
 
 
+@pytest.mark.slow  # mypy reads all of torch
 def test_a_user_script_passes_strict_type_checks(tmp_path: Path) -> None:
     """A script that uses the package passes `mypy --strict`."""
     pytest.importorskip("mypy")

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from autogaze.core.grid import PatchGrid
 from autogaze.decoding.limits import DEFAULT, Limit, given_limits
 from autogaze.decoding.request import Request, make_request
 from autogaze.export.metadata import Metadata
-from autogaze.export.targets import RunOptions, target_of
+from autogaze.export.targets import RunOptions, Runtime, target_of
 from autogaze.export.tensors import CALL, FORMER, GAZE, TensorSpec, check_specs, state_of
 
 
@@ -74,7 +74,7 @@ class Engine:
         stream: Any = None,
         cuda_graph: bool = False,
         threads: int | None = None,
-        runtime: Literal["onnxruntime", "openvino", "tensorrt"] | None = None,
+        runtime: Runtime | None = None,
     ) -> Engine:
         """Open an exported file.
 
@@ -86,7 +86,7 @@ class Engine:
                 calls return when their work is done, except those that a CUDA graph replays in a named stream.
             cuda_graph: capture each stream's call once and replay it (ONNX Runtime on CUDA).
             threads: CPU threads; the runtime's own choice by default.
-            runtime: "onnxruntime" or "openvino" for .onnx files, "tensorrt" for engines; None: the first that fits.
+            runtime: one that runs such files; None: the first in `autogaze.export.targets`.
 
         Raises:
             FileNotFoundError: if there is no such file.

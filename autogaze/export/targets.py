@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from autogaze.model import AutoGaze
 
 Progress = Callable[[str], None]
+Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
 
 
 class Report(Protocol):
@@ -55,7 +56,7 @@ class RunOptions:
 class Target:
     """One kind of file with one runtime."""
 
-    name: str  # of the runtime
+    name: Runtime
     kind: str  # of the file, for people
     suffixes: tuple[str, ...]
     session: str  # "module:class" that runs it, from (Path, RunOptions); imported when asked, since it needs a package
@@ -79,7 +80,7 @@ class Target:
         return make(model, path, options, build, progress)
 
 
-def target_of(path: Path, runtime: str | None = None) -> Target:
+def target_of(path: Path, runtime: Runtime | None = None) -> Target:
     """The entry for a file.
 
     Raises:

@@ -43,7 +43,7 @@ class OnPolicyModule(GazeModule):
     def __init__(self, model: AutoGaze, judge: AnyJudge, recipe: PretrainRecipe) -> None:
         super().__init__(model, judge, recipe)
         self.teacher = DifferenceSelector(model.grid)
-        # A model that scores by paste error knows its picks at every slot, others only those of earlier groups.
+        # A model that scores by a residual map knows its picks at every slot, others only those of earlier groups.
         self.known_slots = 1 if model.residual_map is not None else model.gaze_decoder.group
 
     def training_step(self, batch: Clip, batch_idx: int) -> Tensor:

@@ -34,7 +34,7 @@ HORIZON = 4  # frames, this one among them, that foresight looks at
 
 @dataclass(frozen=True)
 class DifferenceSelector:
-    """Takes what reduces the paste error most; exactly the budget in every frame."""
+    """Takes what reduces the residual map most; exactly the budget in every frame."""
 
     grid: PatchGrid
 
@@ -101,7 +101,7 @@ class DifferenceSelector:
                 up to `HORIZON` frames: what a patch shows is worth more where it stays as it is.
 
         Returns:
-            (B, T, K, patches_per_frame) float: the paste error that the patch would take away, summed over the
+            (B, T, K, patches_per_frame) float: the residual that the patch would take away, summed over the
             lattice's cells; `NEVER` if it is taken by then, or nothing was chosen in the slot's group.
         """
         clips, frames, slots = gaze.ids.shape

@@ -38,10 +38,9 @@ class GazedViT(nn.Module):
     scale chosen and `attention="frame"` the features equal the dense model's.
 
     Args:
-        model: timm's VisionTransformer, Eva or NaFlexVit; transformers' ViT, DeiT, DINOv2, DINOv3, SigLIP, SigLIP2,
-            CLIP or ViT-MAE, also inside a `...ForImageClassification`, PEFT, `torch.compile` or a parallel wrapper.
-            Layers that are swapped before or after are used as they are (adapters, quantised layers), or refused by
-            name. docs/vit-support.md lists what works in which family.
+        model: of timm or transformers, of a family in docs/vit-support.md; also inside a `...ForImageClassification`,
+            PEFT, `torch.compile` or a parallel wrapper. Layers that are swapped before or after are used as they are
+            (adapters, quantised layers), or refused by name.
         attention: what a patch sees: "frame" its own frame (as the model was trained), "block_causal" its own and
             earlier frames of the clip, "joint" the whole clip, "memory" the newest patch of every cell, from its own
             or an earlier frame, "nearest" the patch of every cell that is nearest in time, also from a later frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -11,16 +12,16 @@ from autogaze import AutoGaze, Gaze
 from autogaze.decoding import backends, reference
 from autogaze.decoding.clip import decode_clip
 from autogaze.decoding.cpu.backend import NativeMemory
-from autogaze.decoding.cpu.build import library
 from autogaze.decoding.reference import Memory
 from autogaze.decoding.request import allowed_ids, make_request
 from tests.gaze_models import random_video, small_model, typical_loss
 
 
-@pytest.fixture(params=["reference", "cpu"])
+@pytest.fixture(params=list(backends.BACKENDS))
 def way(request: pytest.FixtureRequest) -> str:
-    if request.param == "cpu" and isinstance(library(), str):
-        pytest.skip(str(library()))
+    why_not = importlib.import_module(backends.BACKENDS[request.param]).why_not
+    if reason := why_not(small_model(), True):
+        pytest.skip(reason)
     return request.param
 
 

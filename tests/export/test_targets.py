@@ -35,20 +35,21 @@ def model(request: pytest.FixtureRequest) -> AutoGaze:
 
 
 @pytest.mark.parametrize("clip, precision", [(False, "fp32"), (True, "fp32"), (False, "fp16")])
-def test_openvino_chooses_what_onnx_runtime_chooses(
-    clip: bool, precision: str, model: AutoGaze, tmp_path: Path
+@pytest.mark.parametrize("runtime", [one.name for one in TARGETS if ".onnx" in one.suffixes][1:])
+def test_every_runtime_of_onnx_files_chooses_what_onnx_runtime_chooses(
+    runtime: str, clip: bool, precision: str, model: AutoGaze, tmp_path: Path
 ) -> None:
-    pytest.importorskip("openvino", reason="needs the openvino extra")
+    pytest.importorskip(runtime, reason=f"needs the {runtime} extra")
     path = tmp_path / "gaze.onnx"
     export_onnx(model, path, ExportOptions(clip=clip, gazing_ratio=0.3, precision=precision))
-    ort, openvino = (Engine.load(path, "cpu", threads=1, runtime=name) for name in ("onnxruntime", "openvino"))
-    assert openvino.metadata == ort.metadata and openvino.session.inputs == ort.session.inputs
+    ort, other = (Engine.load(path, "cpu", threads=1, runtime=name) for name in ("onnxruntime", runtime))
+    assert other.metadata == ort.metadata and other.session.inputs == ort.session.inputs
     for batch in (1, 3):
         video = torch.randn(batch, 3, 3, 64, 64)
         free = ort.generate(video, None)
         assert free.task_loss is not None
         needed = float(free.task_loss[free.chosen].quantile(0.3))
-        expected, got = ort.generate(video, 0.2, needed), openvino.generate(video, 0.2, needed)
+        expected, got = ort.generate(video, 0.2, needed), other.generate(video, 0.2, needed)
         if precision == "fp32":
             assert torch.equal(got.ids, expected.ids) and torch.equal(got.chosen, expected.chosen)
             torch.testing.assert_close(got.task_loss, expected.task_loss, atol=1e-4, rtol=0, equal_nan=True)
