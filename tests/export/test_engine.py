@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,7 @@ from autogaze.export.metadata import FormatError, Metadata
 from autogaze.export.onnx import ExportOptions
 from autogaze.export.runner import Engine
 from autogaze.export.tensorrt import BuildOptions, EngineBuilder, export_tensorrt
+from autogaze.export.tensors import check_specs
 
 SMALL = AutoGazeConfig(
     residual_map=False,
@@ -276,3 +278,24 @@ def test_running_a_file_needs_no_onnx(model: AutoGaze, tmp_path: Path) -> None:
             "print(engine.generate(torch.randn(1, 1, 3, 64, 64)).ids.shape)")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "gaze.onnx")], capture_output=True, text=True)
     assert done.stdout.strip() == "torch.Size([1, 1, 2])", done.stderr
+
+
+def test_whatever_the_numbers_of_a_file_say_it_is_read_or_refused(model: AutoGaze, tmp_path: Path) -> None:
+    """Whole by its checksum, and changed at random: no other error, no endless work."""
+    metadata, random = OPTIONS.metadata(model), Random(0)
+    specs, path = (input_specs(model, metadata), output_specs(model, metadata)), tmp_path / "odd.engine"
+    write_engine(path, b"plan", metadata, EngineFacts("tensorrt", "0.0", "sm_00", False, *specs))
+    whole, refused = path.read_bytes()[4 : -FOOTER.size], 0
+    for _ in range(400):
+        text = bytearray(whole)
+        for _ in range(random.randrange(1, 4)):
+            at = random.randrange(len(text))
+            new = bytes(random.choices(b"0123456789,;:x=-+\n\xff", k=random.randrange(4)))
+            text[at : at + random.choice((0, 1, 9))] = new
+        path.write_bytes(b"plan" + text + FOOTER.pack(4, len(text), zlib.crc32(b"plan" + text), b"AUTOGAZE"))
+        try:
+            file = read_engine(path)
+            check_specs(file.metadata, file.facts.inputs, file.facts.outputs, "odd.engine")
+        except FormatError as error:
+            refused += "odd.engine" in str(error)
+    assert refused > 300
