@@ -307,6 +307,10 @@ def _replace_forward(model: nn.Module) -> None:
     model.blocks[0].attn.forward = lambda x: x
 
 
+def _replace_method(model: nn.Module) -> None:
+    model._pos_embed = lambda x: x
+
+
 def _hook_the_model(model: nn.Module) -> None:
     model.register_forward_hook(lambda module, inputs, output: output * 2)
 
@@ -323,6 +327,7 @@ def _backward_hook(model: nn.Module) -> None:
     (_overlapping, r"do not overlap, got \(10, 10\) every \(8, 8\) px in patch_embed.proj"),
     (_blurring, "patch_embed.proj of this ViT is a _Blurring that does not turn every patch alone"),
     (_replace_forward, r"forward\(\) of blocks.0.attn of this ViT \(Attention\) was replaced"),
+    (_replace_method, r"_pos_embed\(\) of this ViT \(VisionTransformer\) was replaced"),
     (_hook_the_model, r"this ViT \(VisionTransformer\) has a forward hook \(_hook_the_model"),
     (_backward_hook, r"blocks.0 of this ViT \(Block\) has a backward hook"),
 ])  # fmt: skip

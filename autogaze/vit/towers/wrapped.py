@@ -9,6 +9,7 @@ a formula would skip, and `inner` looks through wrappers that do not change what
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -121,16 +122,25 @@ def check_part(part: Part, library: str) -> None:
             f"{where} is a {kind.__module__}.{kind.__name__}, which GazedViT does not know{own}: it runs this part by "
             "its own formula and would skip what was put in its place; adapt the linear layers inside it instead"
         )
-    if "forward" in module.__dict__:
+    if (method := _replaced_method(module)) is not None:
         raise ValueError(
-            f"forward() of {where} ({kind.__name__}) was replaced on the instance, which GazedViT would skip: wrap the "
-            "GazedViT instead, or change the linear layers inside"
+            f"{method}() of {where} ({kind.__name__}) was replaced on the instance, which GazedViT would skip: wrap "
+            "the GazedViT instead, or change the linear layers inside"
         )
     if (word := _first_hook(module, backward_only=part.hooked)) is not None:
         raise ValueError(
             f"{where} ({kind.__name__}) has {word}, which GazedViT would skip: it runs this part by its own formula. "
             "Remove it, or put it on a block or on a layer inside"
         )
+
+
+def _replaced_method(module: nn.Module) -> str | None:
+    """A method of the library's that was replaced on this instance; those of `nn.Module` compute nothing."""
+    for name, value in vars(module).items():
+        computes = name == "forward" or not hasattr(nn.Module, name)
+        if computes and callable(value) and inspect.isroutine(getattr(type(module), name, None)):
+            return name
+    return None
 
 
 def run(module: nn.Module, formula: Callable[..., Any], *arguments: Any) -> Any:
