@@ -161,3 +161,21 @@ def test_everything_that_pages_and_examples_import_is_in_the_reference() -> None
     named = set().union(*map(imported_by, codes))
     assert len(reference) == len(set(reference))
     assert not {name for name in named if name not in known and not name.startswith(tuple(f"{at}." for at in known))}
+
+
+def test_the_readmes_table_of_speed_is_what_was_measured() -> None:
+    speed = pytest.importorskip("benchmarks.speed")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"figures:speed - from (\S+)", readme)
+    clips = json.loads((ROOT / source).read_text())["clips"]
+    measured = {(c["batch"], c["gazing_ratio"]): c["ms_per_clip"] for c in clips if c["dtype"] == "bfloat16"}
+    rows = re.findall(r"^\| (\d+), ([\d.]+) \| \*\*([\d.]+)\*\* \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", readme, re.M)
+    assert len(rows) > 5
+    for batch, ratio, *cells in rows:
+        case = int(batch), float(ratio)
+        single, half = speed.PUBLISHED_MS[case]
+        wanted = (measured[case], half, single, min(half, single) / measured[case])
+        assert all(abs(float(cell) / value - 1) < 0.03 for cell, value in zip(cells, wanted, strict=True)), (
+            case,
+            wanted,
+        )
