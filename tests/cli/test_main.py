@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import autogaze
 from autogaze.cli.main import VERBS, main
 
 
@@ -54,6 +55,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
     assert stop.value.code == 0 and capsys.readouterr().out[0].isdigit()
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "autogaze", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == autogaze.__version__
 
 
 def test_a_pipe_that_closes_is_no_crash(tiny_checkpoint: object) -> None:
