@@ -6,7 +6,8 @@
 - LoRA on the linear layers of the blocks (through `peft`), or all weights.
 
 Embeddings and LoRA are zero at the start: before training nothing changes. A file holds everything as safetensors and
-knows which ViT it was made for: names and shapes of its weights, and some of them. Another one is refused.
+knows which ViT it was made for: names and shapes of its weights, and some of them. Another one is refused. Layers have
+the names of today's transformers in a file, also where an older version made or reads it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,14 @@ NAME = "gaze"  # of the LoRA layers in the model
 Weights = Literal["lora", "all", "none"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 SAMPLES = 16  # weights of a layer that a file remembers of its ViT
+RENAMED = (  # layers of transformers before 5.18 or so, and what they are called since; in this order
+    ("attention.attention.query.", "attention.q_proj."),
+    ("attention.attention.key.", "attention.k_proj."),
+    ("attention.attention.value.", "attention.v_proj."),
+    ("attention.output.dense.", "attention.o_proj."),
+    ("intermediate.dense.", "mlp.fc1."),
+    ("output.dense.", "mlp.fc2."),
+)
 SAME_WITHIN = 0.01  # of the largest of them: what half precision and rounding may change
 
 
@@ -118,11 +127,11 @@ def save_adapter(gazed: GazedViT, path: str | Path, facts: dict[str, Any] | None
     if gazed.adapter is None or gazed.adapter_config is None:
         raise ValueError("this GazedViT has no adapter to save")
     tensors = {f"embed.{name}": value for name, value in gazed.adapter.state_dict().items()}
-    root = gazed.tower.root
+    inside = {_today(name): value for name, value in gazed.tower.root.state_dict().items()}
     if gazed.adapter_config.weights == "lora":
-        tensors |= {f"lora.{name}": value for name, value in root.state_dict().items() if f".{NAME}." in name}
+        tensors |= {f"lora.{name}": value for name, value in inside.items() if f".{NAME}." in name}
     elif gazed.adapter_config.weights == "all":
-        tensors |= {f"model.{name}": value for name, value in root.state_dict().items()}
+        tensors |= {f"model.{name}": value for name, value in inside.items()}
     metadata = {
         "format": FORMAT,
         "config": json.dumps(asdict(gazed.adapter_config)),
@@ -153,7 +162,8 @@ def load_adapter(gazed: GazedViT, path: str | Path) -> dict[str, Any]:
     assert gazed.adapter is not None
     gazed.adapter.load_state_dict({n.removeprefix("embed."): v for n, v in tensors.items() if n.startswith("embed.")})
     inside = {name.partition(".")[2]: value for name, value in tensors.items() if not name.startswith("embed.")}
-    missing = gazed.tower.root.load_state_dict(inside, strict=False)
+    own = {_today(name): name for name in gazed.tower.root.state_dict()}
+    missing = gazed.tower.root.load_state_dict({own.get(name, name): v for name, v in inside.items()}, strict=False)
     if missing.unexpected_keys:
         raise ValueError(f"{path} does not fit this ViT: {', '.join(missing.unexpected_keys[:3])} ...")
     gazed.requires_grad_(any(trained))
@@ -172,7 +182,9 @@ def adapter_attention(path: str | Path) -> Attention:
 def fingerprint(model: nn.Module) -> dict[str, Any]:
     """What tells one ViT from another: a hash of names and shapes, and some of the weights."""
     plain = {
-        name.replace(".base_layer", ""): value for name, value in model.named_parameters() if f".{NAME}." not in name
+        _today(name.replace(".base_layer", "")): value
+        for name, value in model.named_parameters()
+        if f".{NAME}." not in name
     }
     text = "\n".join(f"{name} {tuple(value.shape)}" for name, value in sorted(plain.items()))
     large = sorted(
@@ -185,6 +197,13 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         values[name] = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].float().tolist()
     shapes = hashlib.blake2s(text.encode()).hexdigest()[:16]
     return {"class": plain_class(model).__name__, "shapes": shapes, "weights": values}
+
+
+def _today(name: str) -> str:
+    """A parameter's name in today's transformers."""
+    for before, since in RENAMED:
+        name = name.replace(before, since)
+    return name
 
 
 def _read(path: str | Path) -> tuple[dict[str, str], AdapterConfig, dict[str, Tensor]]:

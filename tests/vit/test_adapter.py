@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autogaze import Gaze, PatchGrid
 from autogaze.vit import GazedViT, ViTStream
-from autogaze.vit.adapter import AdapterConfig, age_step, install, load_adapter, save_adapter
+from autogaze.vit.adapter import AdapterConfig, _today, age_step, install, load_adapter, save_adapter
 
 pytest.importorskip("timm")
 pytest.importorskip("transformers")
@@ -122,3 +122,16 @@ def test_an_adapter_of_another_vit_is_refused(tmp_path: Path) -> None:
     path.write_text("not an adapter")
     with pytest.raises(ValueError, match="is not an adapter"):
         load_adapter(gazed, path)
+
+
+def test_a_file_has_the_names_of_todays_transformers() -> None:
+    """Older versions called the layers of a DINOv2 otherwise; an adapter made with one goes into the other."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    layer = "encoder.layer.0.attention."
+    before = [f"{layer}attention.{name}.weight" for name in ("query", "key", "value")] + [f"{layer}output.dense.weight"]
+    since = [f"{layer}{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    assert [_today(name) for name in before] == since
+    named = [_today(name) for name, _ in Dinov2Model(config).named_parameters()]
+    assert set(since) <= set(named) and len(named) == len(set(named))
