@@ -26,7 +26,7 @@ MOVED = {  # old: new, both below `autogaze`
     "evaluate.recompress": "media.recompress",
     "export.command": "cli.export",
     "gaze": "core.gaze",
-    "gaze_command": "cli.gaze",
+    "gaze_command": "gaze_video",
     "gaze_file": "core.gaze_file",
     "grid": "core.grid",
     "info": "cli.info",

@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 import torch
 
-from autogaze.cli.gaze_video import GazeOptions, gaze_video
 from autogaze.decoding.frames import FrameGazer
+from autogaze.gaze_video import GazeOptions, gaze_video
 from autogaze.media.source import prefetch, to_device
 from autogaze.media.video import open_writer, probe, read_chunks
 from autogaze.model import AutoGaze

@@ -59,7 +59,7 @@ def start(words: list[str]) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("place", "number", "code", "words"),
     [
-        ("autogaze.cli.gaze_video:write_report", "SIGHUP", 143, "gaze VIDEO --out OUT --gazing-ratio 0.1"),
+        ("autogaze.gaze_video:write_report", "SIGHUP", 143, "gaze VIDEO --out OUT --gazing-ratio 0.1"),
         ("autogaze.cli.gallery:contact_sheet", "SIGINT", 130, "gallery VIDEO --out OUT --frames 2"),
         ("autogaze.cli.evaluate:evaluate", "SIGTERM", 143, "evaluate --data DATA --frames 2 --ratios 0.1 --out OUT"),
         ("autogaze.cli.calibrate:run_trials", "SIGINT", 130, "calibrate MODEL --data DATA --frames 2"),

@@ -23,17 +23,17 @@ from autogaze.archive import (
     write_parquet,
 )
 from autogaze.checkpoint import find
-from autogaze.cli.gaze_video import (
+from autogaze.cli.outputs import folder_name, output_folders
+from autogaze.core.tiling import check_stride
+from autogaze.decoding.limits import DEFAULT, Default
+from autogaze.device import pick_device
+from autogaze.gaze_video import (
     SHIPPED_RECONSTRUCTOR,
     GazeOptions,
     find_reconstructor,
     gaze_video,
-    given,
     load_rebuild,
 )
-from autogaze.cli.outputs import folder_name, output_folders
-from autogaze.core.tiling import check_stride
-from autogaze.device import pick_device
 from autogaze.media.video import probe
 from autogaze.model import AutoGaze
 
@@ -89,6 +89,12 @@ def settings_of(args: argparse.Namespace) -> ArchiveSettings:
         args.format,
         more,
     )
+
+
+def given(args: argparse.Namespace) -> tuple[float | Default, float | Default]:
+    """The ratio and the requirement of a command line; an option that was left out is the default."""
+    ratio, requirement = args.gazing_ratio, args.task_loss_requirement
+    return DEFAULT if ratio is None else ratio, DEFAULT if requirement is None else requirement
 
 
 def pick_devices(name: str, count: int) -> list[str]:

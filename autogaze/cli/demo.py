@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from autogaze.checkpoint import DEFAULT_CHECKPOINT
-from autogaze.cli.gaze_video import GazeOptions, gaze_chunks
 from autogaze.core.gaze import Gaze
 from autogaze.core.overlay import SCALE_COLOURS, Overlay
 from autogaze.decoding.stream import GazeStream
 from autogaze.device import pick_device
 from autogaze.extras import explain
+from autogaze.gaze_video import GazeOptions, gaze_chunks
 from autogaze.media.scenes import Kind, render_scene
 from autogaze.media.video import FrameChunk, VideoError, VideoInfo, probe, read_chunks, write_video
 from autogaze.model import AutoGaze, AutoGazeConfig

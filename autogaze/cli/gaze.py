@@ -15,17 +15,16 @@ from pathlib import Path
 
 from autogaze.checkpoint import DEFAULT_CHECKPOINT, find
 from autogaze.cli import archive
-from autogaze.cli.gaze_video import (
+from autogaze.cli.outputs import VIDEO_HELP, open_all, output_folders
+from autogaze.core.tiling import check_stride, make_tiling
+from autogaze.device import pick_device
+from autogaze.gaze_video import (
     SHIPPED_RECONSTRUCTOR,
     GazeOptions,
     find_reconstructor,
     gaze_video,
-    given,
     load_rebuild,
 )
-from autogaze.cli.outputs import VIDEO_HELP, open_all, output_folders
-from autogaze.core.tiling import check_stride, make_tiling
-from autogaze.device import pick_device
 from autogaze.model import AutoGaze
 from autogaze.report.small_copy import Rebuild
 
@@ -89,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     check_stride(args.gaze_stride, args.tiles)
     folders = output_folders(infos, args.out)
     model = AutoGaze.from_pretrained(args.checkpoint, pick_device(args.device))
-    options = GazeOptions.of(model.config, *given(args), args.tiles, args.gaze_stride)
+    options = GazeOptions.of(model.config, *archive.given(args), args.tiles, args.gaze_stride)
     for info in infos if args.tiles else ():
         make_tiling(model.grid, (info.height, info.width), gaze_stride=args.gaze_stride)  # a stride must fit them all
     rebuild = None if args.no_overlay else choose_rebuild(args, model)

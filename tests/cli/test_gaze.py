@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from autogaze.cli.gaze_video import GazeOptions, gaze_chunks, gaze_video, given
+from autogaze.cli import archive
 from autogaze.cli.main import main
 from autogaze.cli.outputs import output_folders
 from autogaze.core.gaze import Gaze
 from autogaze.core.gaze_file import load_gaze
 from autogaze.device import pick_device
+from autogaze.gaze_video import GazeOptions, gaze_chunks, gaze_video
 from autogaze.media.scenes import render_scene
 from autogaze.media.video import open_writer, probe, read_chunks, read_video, write_video
 from autogaze.model import AutoGaze
@@ -153,7 +154,7 @@ def test_one_limit_alone_lifts_the_other(
     model: AutoGaze, ratio: float | None, loss: float | None, expected: tuple[float, float | None]
 ) -> None:
     args = argparse.Namespace(gazing_ratio=ratio, task_loss_requirement=loss)
-    options = GazeOptions.of(model.config, *given(args))
+    options = GazeOptions.of(model.config, *archive.given(args))
     assert (options.gazing_ratio, options.task_loss_requirement) == expected
 
 
@@ -194,7 +195,7 @@ def test_a_file_that_breaks_on_the_way_leaves_nothing(
         yield from list(read_chunks(path, 4))[:2]
         raise ValueError("damaged in the middle")
 
-    monkeypatch.setattr("autogaze.cli.gaze_video.read_chunks", breaking)
+    monkeypatch.setattr("autogaze.gaze_video.read_chunks", breaking)
     with pytest.raises(ValueError, match="in the middle"):
         gaze_video(model, probe(scene), tmp_path / "out", GazeOptions(0.1, None))
     assert not (tmp_path / "out").exists()
@@ -203,8 +204,8 @@ def test_a_file_that_breaks_on_the_way_leaves_nothing(
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--gazing-ratio", "1.5"], "gazing ratio must be in"),
-        (["--gazing-ratio", "nan"], "gazing ratio must be in"),
+        (["--gazing-ratio", "1.5"], "gazing_ratio must be in"),
+        (["--gazing-ratio", "nan"], "gazing_ratio must not be NaN"),
         (["--device", "cuda:99"], "no device"),
         (["--device", "toaster"], "unknown device"),
         (["--checkpoint", "nowhere"], "no checkpoint"),

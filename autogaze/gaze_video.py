@@ -6,7 +6,6 @@ at all.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -106,12 +105,6 @@ class GazeSummary:
             f"{self.video['name']}: {self.frames} frames, {mean:.1f} of {self.patches_per_frame} patches a frame "
             f"({self.ratio:.1%}), gazing at {speed:.0f} frames/s -> {out}"
         )
-
-
-def given(args: argparse.Namespace) -> tuple[float | Default, float | Default]:
-    """The ratio and the requirement of a command line; an option that was left out is the default."""
-    ratio, requirement = args.gazing_ratio, args.task_loss_requirement
-    return DEFAULT if ratio is None else ratio, DEFAULT if requirement is None else requirement
 
 
 def gaze_video(
