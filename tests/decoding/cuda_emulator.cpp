@@ -5,23 +5,23 @@
 
 extern "C" int shared_bytes(int table) { return sizeof(Shared) + sizeof(int) * table; }
 
-extern "C" void launch(const Arguments *arguments, int clips) {
-    emulator::run(BLOCKS, THREADS, clips, [](const void *given) { steps(*static_cast<const Arguments *>(given)); },
-                  arguments);
+extern "C" void launch(const Arguments* arguments, int clips) {
+    emulator::run(
+        BLOCKS, THREADS, clips, [](const void* given) { steps(*static_cast<const Arguments*>(given)); }, arguments);
 }
 
 #if PLACES
 // What `ResidualMap` says while ids are taken one after the other.
 struct Picks {
-    const Arguments *arguments;
-    const int *ids;
+    const Arguments* arguments;
+    const int* ids;
     int count;
     float *scores, *losses;  // (count, PATCHES) and (count), before each id
-    signed char *level;      // (PLACES) in the end
+    signed char* level;      // (PLACES) in the end
 };
 
-static void pick(const Picks &picks) {
-    ResidualMap &paste = shared<Shared>().paste;
+static void pick(const Picks& picks) {
+    ResidualMap& paste = shared<Shared>().paste;
     const int thread = thread_index();
     paste.load(*picks.arguments, 0, thread);
     sync_block();
@@ -46,7 +46,7 @@ static void pick(const Picks &picks) {
     for (int n = thread; n < PLACES; n += 32) picks.level[n] = paste.level[n];
 }
 
-extern "C" void take(const Picks *picks) {
-    emulator::run(1, THREADS, 1, [](const void *given) { pick(*static_cast<const Picks *>(given)); }, picks);
+extern "C" void take(const Picks* picks) {
+    emulator::run(1, THREADS, 1, [](const void* given) { pick(*static_cast<const Picks*>(given)); }, picks);
 }
 #endif

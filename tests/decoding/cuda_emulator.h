@@ -22,9 +22,15 @@
 
 using bf16 = unsigned short;
 
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 namespace emulator {
@@ -56,10 +62,10 @@ inline ucontext_t scheduler;
 inline int now, threads_a_block, first_block;
 inline bool progressed;
 
-inline Fiber &self() { return fibers[now]; }
+inline Fiber& self() { return fibers[now]; }
 inline void give_way() { swapcontext(&self().context, &scheduler); }
 
-inline void wait(Barrier &barrier) {
+inline void wait(Barrier& barrier) {
     const unsigned mine = barrier.generation;
     progressed = true;
     if (++barrier.arrived == barrier.expected) {
@@ -70,21 +76,21 @@ inline void wait(Barrier &barrier) {
     while (barrier.generation == mine) give_way();
 }
 
-inline Warp &warp() { return warps[(self().block * threads_a_block + self().thread) / 32]; }
+inline Warp& warp() { return warps[(self().block * threads_a_block + self().thread) / 32]; }
 
 // Every thread of the warp gives `count` words and sees those of all.
-inline const uint32_t (*exchange(const uint32_t *mine, int count))[8] {
-    Warp &w = warp();
-    auto &set = w.values[self().exchanges++ % 2];
+inline const uint32_t (*exchange(const uint32_t* mine, int count))[8] {
+    Warp& w = warp();
+    auto& set = w.values[self().exchanges++ % 2];
     std::memcpy(set[self().thread % 32], mine, 4 * count);
     wait(w);
     return set;
 }
 
-inline void (*body)(const void *);
-inline const void *arguments;
+inline void (*body)(const void*);
+inline const void* arguments;
 
-inline void run(int blocks_of_cluster, int threads, int clusters, void (*kernel)(const void *), const void *given) {
+inline void run(int blocks_of_cluster, int threads, int clusters, void (*kernel)(const void*), const void* given) {
     body = kernel, arguments = given;
     threads_a_block = threads;
     static std::vector<char> stacks;
@@ -98,16 +104,20 @@ inline void run(int blocks_of_cluster, int threads, int clusters, void (*kernel)
         memory.assign(blocks_of_cluster * MEMORY, static_cast<char>(0x7f));  // what nobody wrote is a large number
         cluster = {};
         cluster.expected = count;
-        for (auto &block : blocks) block.expected = threads;
-        for (auto &w : warps) w.expected = 32;
+        for (auto& block : blocks) block.expected = threads;
+        for (auto& w : warps) w.expected = 32;
         for (int i = 0; i < count; ++i) {
-            Fiber &fiber = fibers[i];
+            Fiber& fiber = fibers[i];
             fiber.thread = i % threads, fiber.block = i / threads;
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = stacks.data() + i * STACK;
             fiber.context.uc_stack.ss_size = STACK;
             fiber.context.uc_link = &scheduler;
-            makecontext(&fiber.context, reinterpret_cast<void (*)()>(+[] { body(arguments); self().done = true; }), 0);
+            makecontext(&fiber.context, reinterpret_cast<void (*)()>(+[] {
+                body(arguments);
+                self().done = true;
+            }),
+                        0);
         }
         for (int left = count; left;) {
             progressed = false;
@@ -129,21 +139,31 @@ inline void run(int blocks_of_cluster, int threads, int clusters, void (*kernel)
 inline int thread_index() { return emulator::self().thread; }
 inline int block_index() { return emulator::first_block + emulator::self().block; }
 
-template <class T> T &shared() {
+template <class T>
+T& shared() {
     static_assert(sizeof(T) < emulator::MEMORY, "shared memory");
-    return *reinterpret_cast<T *>(emulator::memory.data() + emulator::self().block * emulator::MEMORY);
+    return *reinterpret_cast<T*>(emulator::memory.data() + emulator::self().block * emulator::MEMORY);
 }
-template <class T> T *remote(T *here, int block) {
-    char *start = emulator::memory.data(), *at = reinterpret_cast<char *>(here);
-    return reinterpret_cast<T *>(start + (at - start) % emulator::MEMORY + block * emulator::MEMORY);
+template <class T>
+T* remote(T* here, int block) {
+    char *start = emulator::memory.data(), *at = reinterpret_cast<char*>(here);
+    return reinterpret_cast<T*>(start + (at - start) % emulator::MEMORY + block * emulator::MEMORY);
 }
 
 inline void sync_block() { emulator::wait(emulator::blocks[emulator::self().block]); }
 inline void sync_warp() { emulator::wait(emulator::warp()); }
 inline void sync_cluster() { emulator::wait(emulator::cluster); }
 
-inline uint32_t bits_of(float value) { uint32_t bits; std::memcpy(&bits, &value, 4); return bits; }
-inline float float_of(uint32_t bits) { float value; std::memcpy(&value, &bits, 4); return value; }
+inline uint32_t bits_of(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+inline float float_of(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
 
 inline unsigned vote(bool yes) {
     const uint32_t mine = yes;
@@ -207,7 +227,7 @@ inline unsigned ordered(float value) {
 
 // As PTX lays mma.m16n8k16 over a warp: thread 4 g + q holds a(g, 2q), a(g + 8, 2q), a(g, 2q + 8), a(g + 8, 2q + 8),
 // two neighbours each, b(2q, g), b(2q + 8, g), and c(g, 2q), c(g + 8, 2q).
-inline void mma(float *c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+inline void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
     const uint32_t mine[6] = {a0, a1, a2, a3, b0, b1};
     auto all = emulator::exchange(mine, 6);
     const int lane = emulator::self().thread % 32, g = lane / 4, q = lane % 4;
@@ -221,6 +241,13 @@ inline void mma(float *c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, un
     }
 }
 
-inline uint4 load_constant(const bf16 *from) { uint4 value; std::memcpy(&value, from, 16); return value; }
-template <class T> T load_fresh(const T *from) { return *from; }
-inline void atomic_add(int *to, int value) { *to += value; }
+inline uint4 load_constant(const bf16* from) {
+    uint4 value;
+    std::memcpy(&value, from, 16);
+    return value;
+}
+template <class T>
+T load_fresh(const T* from) {
+    return *from;
+}
+inline void atomic_add(int* to, int value) { *to += value; }

@@ -84,10 +84,9 @@ void attend_few(const Tokens& tokens, long rows, const float* query, long next, 
                 store(row + i, weight);
             }
         }
-        multiply_few<HEAD / LANES, true>(rows, scores + from - start, KEYS, 1, tokens.values + from * HEAD, to - from, out,
-                                         HEAD, KEYS * HEAD);
+        multiply_few<HEAD / LANES, true>(rows, scores + from - start, KEYS, 1, tokens.values + from * HEAD, to - from,
+                                         out, HEAD, KEYS * HEAD);
     }
     for (long r = 0; r < rows; r++)
-        for (int d = 0; d < HEAD; d += LANES)
-            store(out + r * HEAD + d, load(out + r * HEAD + d) / sum(mass[r]));
+        for (int d = 0; d < HEAD; d += LANES) store(out + r * HEAD + d, load(out + r * HEAD + d) / sum(mass[r]));
 }

@@ -7,8 +7,13 @@ class FrameResidual {
   public:
     // errors: (places, scales + 1). level: (places), kept up to date.
     FrameResidual(const Grid& grid, const float* errors, uint8_t* level)
-        : grid(grid), errors(errors), level(level), now(grid.places()), gains(grid.patches),
-          known(grid.patches, -1.f), scores(grid.patches) {
+        : grid(grid),
+          errors(errors),
+          level(level),
+          now(grid.places()),
+          gains(grid.patches),
+          known(grid.patches, -1.f),
+          scores(grid.patches) {
         for (long n = 0; n < grid.places(); n++) now[n] = errors[n * (grid.scales + 1) + level[n]];
         score();
     }
@@ -75,9 +80,7 @@ inline int64_t best_of(const float* logits, const std::vector<float>& allowed) {
 inline void choose_ids(const float* logits, uint8_t* taken, int64_t* ids, int64_t group, int64_t vocabulary,
                        FrameResidual* error, float* losses) {
     std::vector<float> allowed(vocabulary - 1);  // what is added to a logit
-    const auto allow = [&](int64_t i) {
-        allowed[i] = taken[i] ? -__builtin_inff() : error ? error->score_of(i) : 0.f;
-    };
+    const auto allow = [&](int64_t i) { allowed[i] = taken[i] ? -__builtin_inff() : error ? error->score_of(i) : 0.f; };
     for (int64_t i = 0; i < vocabulary - 1; i++) allow(i);
     for (int64_t head = 0; head < group; head++) {
         const int64_t id = ids[head] = best_of(logits + head * vocabulary, allowed);

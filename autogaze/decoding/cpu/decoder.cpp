@@ -12,7 +12,7 @@ int64_t autogaze_scratch(const Pass* pass) { return Space(*pass).vectors * LANES
 int64_t autogaze_pass(const Pass* pass) {
     const Space space(*pass);
     return together(int(pass->threads), pass->parallel, pass->count,
-             [&](int thread, Team& team) { Worker(*pass, space, team, thread).run(); });
+                    [&](int thread, Team& team) { Worker(*pass, space, team, thread).run(); });
 }
 
 // See `wait_shortly`.
@@ -27,8 +27,7 @@ void autogaze_pack(const float* matrix, int64_t rows, int64_t count, double fact
         const int64_t d = head_dim ? row % head_dim : 0;
         const float* from = matrix + (head_dim ? row - d + d % 2 * (head_dim / 2) + d / 2 : row) * count;
         float* to = out + row / BLOCK * step * BLOCK * count + row % BLOCK;
-        for (int64_t k = 0; k < count; k++)
-            to[k * BLOCK] = row < rows ? float(from[k] * factor) : 0.f;
+        for (int64_t k = 0; k < count; k++) to[k * BLOCK] = row < rows ? float(from[k] * factor) : 0.f;
     }
 }
 
@@ -50,8 +49,7 @@ void autogaze_choose(const float* scores, uint8_t* taken, int64_t* ids, int64_t 
 }
 
 // Errors (clips, places, scales + 1) of frames and canvases (clips, 3, H, W).
-void autogaze_errors(const Grid* grid, int64_t clips, const float* frames, const float* canvases,
-                     float* errors) {
+void autogaze_errors(const Grid* grid, int64_t clips, const float* frames, const float* canvases, float* errors) {
     with_pixels(grid->cell_px, [&](auto pixels) {
         for (int64_t clip = 0; clip < clips; clip++)
             find_errors<decltype(pixels)::value>(*grid, frames + clip * grid->pixels(),
@@ -75,5 +73,4 @@ void autogaze_look(const Grid* grid, int64_t clips, const float* frames, const i
         }
     });
 }
-
 }

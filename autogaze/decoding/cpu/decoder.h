@@ -6,17 +6,17 @@
 // Mirrored by `Pass` in backend.py.
 struct Pass {
     int64_t width, heads, head_dim, hidden, layers, vocabulary, group;
-    int64_t clips, rows;           // new tokens of a clip: `rows`
-    int64_t room, start, length;   // of the caches: tokens allocated, where those held begin, how many they are
+    int64_t clips, rows;          // new tokens of a clip: `rows`
+    int64_t room, start, length;  // of the caches: tokens allocated, where those held begin, how many they are
     int64_t threads;
-    double epsilon;                // of the norms
-    const float* weights;          // packed: of every layer [query, key, value], out, [gate, up], down; then the heads
-    const float* tokens;           // (clips, rows, width)
-    const float* turns;            // (rows, head_dim / 2, 2) cosine and sine
-    float* const* keys;            // of every layer: (clips, heads, room / BLOCK, head_dim, BLOCK)
-    float* const* values;          // of every layer: (clips, heads, room, head_dim)
+    double epsilon;        // of the norms
+    const float* weights;  // packed: of every layer [query, key, value], out, [gate, up], down; then the heads
+    const float* tokens;   // (clips, rows, width)
+    const float* turns;    // (rows, head_dim / 2, 2) cosine and sine
+    float* const* keys;    // of every layer: (clips, heads, room / BLOCK, head_dim, BLOCK)
+    float* const* values;  // of every layer: (clips, heads, room, head_dim)
     float* scratch;
-    float* scores;                 // (clips, group x vocabulary + group) logits, predicted losses
+    float* scores;  // (clips, group x vocabulary + group) logits, predicted losses
     Parallel parallel;
     Count count;
 

@@ -1,4 +1,5 @@
-// What is wrong with the picture of a frame, and what looks leave of a frame: `ResidualMap` of autogaze/network/residual.py.
+// What is wrong with the picture of a frame, and what looks leave of a frame: `ResidualMap` of
+// autogaze/network/residual.py.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -8,21 +9,22 @@
 
 // Mirrored by `Grid` in residual.py.
 struct Grid {
-    int64_t side, cell_px;        // places in a row of a frame, pixels in a row of a place
+    int64_t side, cell_px;  // places in a row of a frame, pixels in a row of a place
     int64_t scales, patches;
-    const int64_t* blocks;         // (scales) pixels in a row of a block whose mean a look at a scale leaves
-    const int32_t* patch_at;       // (scales, side x side) the patch that a place lies in
-    double l1, steps;              // weights of absolute differences, and of steps between neighbours
-    double strength, least_gain;   // of scores; the gain that no patch falls below
-    double stale_floor, stale_cap; // a place that nobody has looked at: share of an error at least, times its own at most
+    const int64_t* blocks;        // (scales) pixels in a row of a block whose mean a look at a scale leaves
+    const int32_t* patch_at;      // (scales, side x side) the patch that a place lies in
+    double l1, steps;             // weights of absolute differences, and of steps between neighbours
+    double strength, least_gain;  // of scores; the gain that no patch falls below
+    double stale_floor,
+        stale_cap;  // a place that nobody has looked at: share of an error at least, times its own at most
 
-    double means;                  // of a perceptual map: weight of the means of blocks, and how it responds
+    double means;  // of a perceptual map: weight of the means of blocks, and how it responds
     double contrast_floor, contrast_power, power, least_error;
-    const double* factors;         // (scales + 1) of errors at each level; null: the map is not perceptual
+    const double* factors;  // (scales + 1) of errors at each level; null: the map is not perceptual
 
     long places() const { return side * side; }
-    long row() const { return side * cell_px; }          // pixels
-    long pixels() const { return row() * row(); }         // of a frame
+    long row() const { return side * cell_px; }    // pixels
+    long pixels() const { return row() * row(); }  // of a frame
 };
 
 // Pixels of a place.

@@ -59,8 +59,8 @@ class Team {
     std::condition_variable woken;
 };
 
-// Have OpenMP's threads wait without spinning for long, in PyTorch's operations too. GNU's spin for some 3 ms, which on a
-// busy machine keeps those that they wait for from a processor (5 times slower than one thread, measured), but only
+// Have OpenMP's threads wait without spinning for long, in PyTorch's operations too. GNU's spin for some 3 ms, which on
+// a busy machine keeps those that they wait for from a processor (5 times slower than one thread, measured), but only
 // some microseconds once there are more of them than processors. So there is a second team, which sleeps for good.
 inline void wait_shortly(Parallel parallel, unsigned processors) {
     static std::once_flag once;

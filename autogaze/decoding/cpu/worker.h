@@ -8,9 +8,16 @@
 class Worker {
   public:
     Worker(const Pass& pass, const Space& space, Team& team, int thread)
-        : pass(pass), space(space), team(team), thread(thread), rows(pass.clips, pass.rows), last(1, pass.clips),
-          scale(space.own + thread * space.own_vectors), block(scale + space.own_vectors - Space::TILE - Space::SCORES),
-          scores(block + Space::TILE), weights(pass.weights) {}
+        : pass(pass),
+          space(space),
+          team(team),
+          thread(thread),
+          rows(pass.clips, pass.rows),
+          last(1, pass.clips),
+          scale(space.own + thread * space.own_vectors),
+          block(scale + space.own_vectors - Space::TILE - Space::SCORES),
+          scores(block + Space::TILE),
+          weights(pass.weights) {}
 
     void run() {
         read_tokens();
@@ -196,8 +203,7 @@ class Worker {
             constexpr int W = decltype(width)::value;
             mine(features / BLOCK, [&](long index) {
                 multiply_block<W, false>(projection + index * BLOCK * pass.width, pass.width,
-                                         space.last_x + vector * pass.width, block,
-                                         last.there(vector * LANES, W));
+                                         space.last_x + vector * pass.width, block, last.there(vector * LANES, W));
                 vec by[BLOCK * W];
                 const float* angles = pass.turns + row * pass.head_dim + index * BLOCK % pass.head_dim;
                 for (int i = 0; i < BLOCK * W; i++) by[i] = all(angles[i / W]);
@@ -279,8 +285,7 @@ class Worker {
             constexpr int W = decltype(width)::value;
             mine((outputs + BLOCK - 1) / BLOCK, [&](long index) {
                 multiply_block<W, false>(weights + index * BLOCK * pass.width, pass.width,
-                                         space.last_x + vector * pass.width, block,
-                                         last.there(vector * LANES, W));
+                                         space.last_x + vector * pass.width, block, last.there(vector * LANES, W));
                 for (int i = 0; i < BLOCK * W; i++) block[i] *= scale[vector + i % W];
                 for (long r = 0; r < W * LANES && vector * LANES + r < pass.clips; r++)
                     for (long i = 0; i < BLOCK && index * BLOCK + i < outputs; i++)

@@ -26,7 +26,7 @@ struct Attention : Block {
     }
 
     // Queries, keys and values of this block's head for the group.
-    DEVICE void project(int layer, int current, const Weights<MIX_CHUNKS> &w) const {
+    DEVICE void project(int layer, int current, const Weights<MIX_CHUNKS>& w) const {
         if (warp < HEAD_COLUMN_TILES) {
             Tile tile = {};
             UNROLL
@@ -38,7 +38,7 @@ struct Attention : Block {
         for (int i = thread; i < K * D / 2; i += THREADS) {
             const int r = i / (D / 2), j = i % (D / 2);
             const float cosine = s.cosine[r][j], sine = s.sine[r][j];
-            const float *row = s.products + r * 3 * D;
+            const float* row = s.products + r * 3 * D;
             const float q0 = row[j], q1 = row[j + D / 2], k0 = row[D + j], k1 = row[D + j + D / 2];
             s.query[r][j] = to_bf16(from_bf16(to_bf16(q0 * cosine - q1 * sine)) * a.scale);
             s.query[r][j + D / 2] = to_bf16(from_bf16(to_bf16(q1 * cosine + q0 * sine)) * a.scale);
@@ -54,7 +54,7 @@ struct Attention : Block {
         sync_block();
     }
 
-    DEVICE void fetch(Keys &to, int &count, int layer, int block) const {
+    DEVICE void fetch(Keys& to, int& count, int layer, int block) const {
         const int entry = s.table[a.ring + block];
         const size_t at = (ring_row(layer) + (entry >> 6)) * D;
         count = entry & 63;
@@ -62,9 +62,9 @@ struct Attention : Block {
     }
 
     // This block's half of the keys, one warp a block of keys; the results go to all blocks of the cluster.
-    DEVICE void attend(int layer, Keys &keys, int count) const {
-        const uint4 low = *reinterpret_cast<const uint4 *>(&s.query[g][8 * q]);
-        const uint4 high = *reinterpret_cast<const uint4 *>(&s.query[g + 8][8 * q]);
+    DEVICE void attend(int layer, Keys& keys, int count) const {
+        const uint4 low = *reinterpret_cast<const uint4*>(&s.query[g][8 * q]);
+        const uint4 high = *reinterpret_cast<const uint4*>(&s.query[g + 8][8 * q]);
         Softmax soft = {{-1e30f, -1e30f}, {0, 0}, {}};  // finite: a warp without keys weighs nothing
         const int last = s.blocks_of_keys;
         for (int block = warp * SPLIT + split; block < last; block += WARPS * SPLIT) {
@@ -83,7 +83,7 @@ struct Attention : Block {
             const float mass = quad_sum(soft.mass[h]);
             if (q == 0) s.peak[warp][r] = soft.peak[h], s.mass[warp][r] = mass;
             if (r < K) {
-                float *to = s.products + (warp * K + r) * D + 8 * q;
+                float* to = s.products + (warp * K + r) * D + 8 * q;
                 UNROLL
                 for (int j = 0; j < 4; ++j) to[j] = soft.out[j].c[2 * h], to[4 + j] = soft.out[j].c[2 * h + 1];
             }
@@ -98,7 +98,7 @@ struct Attention : Block {
                 sum += s.products[(w * K + r) * D + d] * weight;
                 mass += s.mass[w][r] * weight;
             }
-            float *part = s.parts[rank][r];
+            float* part = s.parts[rank][r];
             part[d] = sum;
             if (d < 2) part[D + d] = d ? mass : top;
         }

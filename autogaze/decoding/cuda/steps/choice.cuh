@@ -25,7 +25,7 @@ struct Choice : Block {
     }
 
     // One warp takes a group of ids: no repeats, budget, stop rule. Every block decides alike; the first one writes.
-    DEVICE void choose(int t, float need, unsigned &taken) const {
+    DEVICE void choose(int t, float need, unsigned& taken) const {
         int group = 0;
         float left = PLACES ? s.paste.left : 0, loss = lane < K ? s.losses[lane] : 0.0f;
         for (int i = 0; i < K; ++i) {

@@ -17,14 +17,16 @@ using bf16 = unsigned short;
 DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int block_index() { return blockIdx.x; }
 
-template <class T> DEVICE T &shared() {
+template <class T>
+DEVICE T& shared() {
     extern __shared__ __align__(16) char memory[];
-    return *reinterpret_cast<T *>(memory);
+    return *reinterpret_cast<T*>(memory);
 }
 
 // The same place in the shared memory of another block of the cluster.
-template <class T> DEVICE T *remote(T *here, int block) {
-    T *there;
+template <class T>
+DEVICE T* remote(T* here, int block) {
+    T* there;
     asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(here), "r"(block));
     return there;
 }
@@ -85,7 +87,7 @@ DEVICE unsigned ordered(float value) {
 }
 
 // c (16 x 8) += a (16 x 16) b (16 x 8), bfloat16 operands; PTX mma.m16n8k16, row by column.
-DEVICE void mma(float *c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+DEVICE void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -93,22 +95,25 @@ DEVICE void mma(float *c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, un
 }
 
 // Volatile: a load stays before the barrier that it was written before.
-DEVICE uint4 load_constant(const bf16 *from) {
+DEVICE uint4 load_constant(const bf16* from) {
     uint4 value;
     asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(from));
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(from));
     return value;
 }
 // Past the first cache, which does not see what other blocks write.
-DEVICE uint4 load_fresh(const uint4 *from) {
+DEVICE uint4 load_fresh(const uint4* from) {
     uint4 value;
     asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(from) : "memory");
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(from)
+                 : "memory");
     return value;
 }
-DEVICE uint2 load_fresh(const uint2 *from) {
+DEVICE uint2 load_fresh(const uint2* from) {
     uint2 value;
     asm volatile("ld.global.cg.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "l"(from) : "memory");
     return value;
 }
-DEVICE void atomic_add(int *to, int value) { atomicAdd(to, value); }
+DEVICE void atomic_add(int* to, int value) { atomicAdd(to, value); }

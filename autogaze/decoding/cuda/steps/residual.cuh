@@ -1,5 +1,5 @@
-// What is still wrong with the picture while ids are chosen (autogaze/network/residual.py): scores of patches, and the loss
-// predicted before every id. PLACES and SCALES come from the compiler; PLACES is 0 for models without it.
+// What is still wrong with the picture while ids are chosen (autogaze/network/residual.py): scores of patches, and the
+// loss predicted before every id. PLACES and SCALES come from the compiler; PLACES is 0 for models without it.
 //
 // The gain of a patch is the sum of its places' terms, which lie in a row, so that a thread adds up a patch 16 bytes at
 // a time, in an order that is the same everywhere: all blocks of a cluster must decide alike. After a pick only
@@ -9,13 +9,13 @@
 constexpr int TERMS = SCALES * PLACES + 3 * PATCHES;  // at most: each patch's are filled up with zeros to 16 bytes
 constexpr int TOUCHED = SCALES * SCALES * PLACES;     // at most
 
-struct alignas(16) Tables {         // of a grid, made by `grid_tables` of cluster.py
-    short first[PATCHES + 1];       // of a patch's terms, counted in fours
-    short touching[PATCHES + 1];    // first of a patch's entries of `touched`
+struct alignas(16) Tables {       // of a grid, made by `grid_tables` of cluster.py
+    short first[PATCHES + 1];     // of a patch's terms, counted in fours
+    short touching[PATCHES + 1];  // first of a patch's entries of `touched`
     short scale[PATCHES];
-    short term[SCALES][PLACES];     // of the patch of each scale that a place lies in
-    short place[TERMS];             // whose term it is; PLACES: nobody's
-    short touched[TOUCHED];         // patches that share a place with a patch, itself too
+    short term[SCALES][PLACES];  // of the patch of each scale that a place lies in
+    short place[TERMS];          // whose term it is; PLACES: nobody's
+    short touched[TOUCHED];      // patches that share a place with a patch, itself too
 };
 
 struct ResidualMap {
@@ -23,13 +23,13 @@ struct ResidualMap {
     Tables tables;
     float errors[SCALES + 1][PLACES];  // at every level: as the place is, and after a look at each scale
     float gains[PATCHES], scores[PATCHES];
-    float left, strength;              // left: the predicted loss, before the next group
-    float floors[K][33];               // by id of a group and lane: what the id took away from it besides its gain
-    signed char level[PLACES];         // of the finest look at each place in this frame: one more than its scale
+    float left, strength;       // left: the predicted loss, before the next group
+    float floors[K][33];        // by id of a group and lane: what the id took away from it besides its gain
+    signed char level[PLACES];  // of the finest look at each place in this frame: one more than its scale
 
-    DEVICE void load(const Arguments &a, int clip, int thread) {
-        const uint4 *from = reinterpret_cast<const uint4 *>(a.tables);
-        uint4 *to = reinterpret_cast<uint4 *>(&tables);
+    DEVICE void load(const Arguments& a, int clip, int thread) {
+        const uint4* from = reinterpret_cast<const uint4*>(a.tables);
+        uint4* to = reinterpret_cast<uint4*>(&tables);
         for (int i = thread; i < (int)(sizeof(Tables) / 16); i += THREADS) to[i] = from[i];
         for (int i = thread; i < (SCALES + 1) * PLACES; i += THREADS)
             (&errors[0][0])[i] = a.errors[(size_t)clip * (SCALES + 1) * PLACES + i];
@@ -56,7 +56,7 @@ struct ResidualMap {
     }
 
     DEVICE void score(int patch) {
-        const float4 *from = reinterpret_cast<const float4 *>(terms);
+        const float4* from = reinterpret_cast<const float4*>(terms);
         float4 sum = make_float4(0, 0, 0, 0);
         const int last = tables.first[patch + 1];
         UNROLL_BY_4
@@ -69,8 +69,8 @@ struct ResidualMap {
         scores[patch] = strength * log2_(fmaxf(gain, 0.0f) + LEAST_GAIN);
     }
 
-    // How much more a place counts while it is only held: STALE_FLOOR of an error, STALE_CAP times its own at most, as in
-    // autogaze/network/residual.py.
+    // How much more a place counts while it is only held: STALE_FLOOR of an error, STALE_CAP times its own at most, as
+    // in autogaze/network/residual.py.
     DEVICE float above(int n) const {
         return fminf(fmaxf(STALE_FLOOR * errors[SCALES - 1][n] - errors[0][n], 0.0f), (STALE_CAP - 1) * errors[0][n]);
     }
@@ -126,7 +126,7 @@ struct ResidualMap {
 #else
 struct ResidualMap {  // there is none: the heads alone score patches and predict losses
     float left;
-    DEVICE void load(const Arguments &, int, int) {}
+    DEVICE void load(const Arguments&, int, int) {}
     DEVICE void begin(int) {}
     DEVICE void add_up(int) {}
     DEVICE float add(float logit, int) const { return logit; }

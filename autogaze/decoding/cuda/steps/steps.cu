@@ -29,7 +29,8 @@ struct Layers : Block {
     }
 
     // Adds up the products of SHARES warps, adds them to this block's columns of the residual stream, tells all.
-    template <int SHARES> DEVICE void add() const {
+    template <int SHARES>
+    DEVICE void add() const {
         for (int i = thread; i < K * COLUMNS; i += THREADS) {
             const int r = i / COLUMNS, column = i % COLUMNS;
             float sum = s.x[r][rank * COLUMNS + column];
@@ -41,7 +42,7 @@ struct Layers : Block {
         tell<K, COLUMNS, C>(&s.x[0][rank * COLUMNS]);
     }
 
-    DEVICE void mix(const Weights<1> &w) const {
+    DEVICE void mix(const Weights<1>& w) const {
         if (warp < MIX_TILES * MIX_CHUNKS) {
             const int tile = warp % MIX_TILES, chunk = warp / MIX_TILES;
             Tile out = {};
@@ -53,7 +54,7 @@ struct Layers : Block {
     }
 
     // Gate and up of this block's hidden units.
-    DEVICE void gate(const Weights<GATE_EACH> &w) const {
+    DEVICE void gate(const Weights<GATE_EACH>& w) const {
         if (warp < GATE_TILES * GATE_SHARES) {
             const int tile = warp % GATE_TILES, share = warp / GATE_TILES;
             Tile out = {};
@@ -69,18 +70,18 @@ struct Layers : Block {
             for (int u = 0; u < 2; ++u) {
                 float gate = 0, up = 0;
                 for (int share = 0; share < GATE_SHARES; ++share) {
-                    const float *row = s.products + (share * ROWS + r) * 2 * UNITS;
+                    const float* row = s.products + (share * ROWS + r) * 2 * UNITS;
                     gate += row[unit + u], up += row[UNITS + unit + u];
                 }
                 act[u] = gate / (1.0f + expf(-gate)) * up;
             }
-            *reinterpret_cast<unsigned *>(&s.hidden[r][rank * UNITS + unit]) = pack(act[0], act[1]);
+            *reinterpret_cast<unsigned*>(&s.hidden[r][rank * UNITS + unit]) = pack(act[0], act[1]);
         }
         sync_block();
-        tell<K, UNITS / 2, DEEP / 2>(reinterpret_cast<float *>(&s.hidden[0][rank * UNITS]));
+        tell<K, UNITS / 2, DEEP / 2>(reinterpret_cast<float*>(&s.hidden[0][rank * UNITS]));
     }
 
-    DEVICE void down(const Weights<DOWN_EACH> &w) const {
+    DEVICE void down(const Weights<DOWN_EACH>& w) const {
         if (warp < MIX_TILES * DOWN_SHARES) {
             const int tile = warp % MIX_TILES, share = warp / MIX_TILES;
             Tile out = {};
@@ -93,20 +94,20 @@ struct Layers : Block {
         add<DOWN_SHARES>();
     }
 
-    DEVICE void load_down(Weights<DOWN_EACH> &w, int layer) const {
+    DEVICE void load_down(Weights<DOWN_EACH>& w, int layer) const {
         const int share = warp / MIX_TILES;
         if (warp < MIX_TILES * DOWN_SHARES)
             w.load(a.down + (size_t)layer * C * HIDDEN, HIDDEN, rank * COLUMNS + 8 * (warp % MIX_TILES),
                    32 * share * DOWN_EACH, g, q);
     }
 
-    DEVICE void load_heads(Weights<MIX_CHUNKS> &w, int tile) const {
+    DEVICE void load_heads(Weights<MIX_CHUNKS>& w, int tile) const {
         const int row = 8 * tile + g < HEAD_ROWS ? 8 * tile : HEAD_ROWS - 1 - g;  // rows past the end repeat the last
         w.load(a.heads, C, row, 0, g, q);
     }
 
     // Logits and predicted losses of the newest row, to all blocks.
-    DEVICE void read_heads(Weights<MIX_CHUNKS> &w) const {
+    DEVICE void read_heads(Weights<MIX_CHUNKS>& w) const {
         if (warp == 0) norm_row(s.x[K - 1], s.normed[0], a.eps, lane);
         sync_block();
         for (int i = warp; i < TILES_A_BLOCK; i += WARPS) {
@@ -120,7 +121,7 @@ struct Layers : Block {
             UNROLL
             for (int n = 0; n < 8; ++n) values[n] = shuffle(out.c[n & 1], n >> 1);
             if (lane < BLOCKS) {
-                float4 *to = reinterpret_cast<float4 *>(remote(s.logits + 8 * tile, lane));
+                float4* to = reinterpret_cast<float4*>(remote(s.logits + 8 * tile, lane));
                 to[0] = make_float4(values[0], values[1], values[2], values[3]);
                 to[1] = make_float4(values[4], values[5], values[6], values[7]);
             }
@@ -133,19 +134,18 @@ struct Layers : Block {
         }
         if (warp == WARPS - 1) s.paste.add_up(lane);
     }
-
 };
 
 // What a block finds before the first group: shared memory that is all zeros where nothing will be written, the clip's
 // state, angles of the group's positions.
-DEVICE void open_block(const Block &block, int current) {
-    const Arguments &a = block.a;
-    Shared &s = block.s;
+DEVICE void open_block(const Block& block, int current) {
+    const Arguments& a = block.a;
+    Shared& s = block.s;
     const int thread = block.thread, clip = block.clip;
     for (int i = thread; i < a.ring; i += THREADS) s.table[i] = a.frame_len[clip * a.ring + i];
     if (thread < STATE_COLUMNS)  // as if a group had just been fed, with which the visual tokens end
-        s.row[thread] = thread == STEP_OFFSET ? a.frame_len[clip * a.ring + current] - K
-                                              : a.state[clip * STATE_COLUMNS + thread];
+        s.row[thread] =
+            thread == STEP_OFFSET ? a.frame_len[clip * a.ring + current] - K : a.state[clip * STATE_COLUMNS + thread];
     for (int i = thread; i < ROWS * WIDE; i += THREADS) (&s.normed[0][0])[i] = (&s.attended[0][0])[i] = to_bf16(0);
     for (int i = thread; i < ROWS * DEEP; i += THREADS) (&s.hidden[0][0])[i] = to_bf16(0);
     for (int i = thread; i < ROWS * NARROW; i += THREADS) (&s.query[0][0])[i] = to_bf16(0);
@@ -162,7 +162,7 @@ DEVICE void open_block(const Block &block, int current) {
 
 // Grid: BLOCKS x clips; cluster: BLOCKS; THREADS threads.
 extern "C" GLOBAL CLUSTER(BLOCKS) LAUNCH_BOUNDS(THREADS) void steps(const PARAMETER Arguments a) {
-    Shared &s = shared<Shared>();
+    Shared& s = shared<Shared>();
     const int thread = thread_index(), lane = thread % 32, rank = block_index() % BLOCKS;
     const int clip = block_index() / BLOCKS, warp = thread / 32, g = lane / 4, q = lane % 4, split = rank % SPLIT;
     const Block block = {a, s, thread, warp, lane, g, q, rank, rank / SPLIT, split, clip};
@@ -188,7 +188,7 @@ extern "C" GLOBAL CLUSTER(BLOCKS) LAUNCH_BOUNDS(THREADS) void steps(const PARAME
             s.x[i / C][i % C] = from_bf16(a.embedding[(size_t)s.group[i / C] * C + i % C]);
         attention.list_keys(frame);
         Weights<MIX_CHUNKS> long_rows;
-        const bf16 *qkv = a.qkv + (size_t)block.head * 3 * D * C;
+        const bf16* qkv = a.qkv + (size_t)block.head * 3 * D * C;
         if (warp < HEAD_COLUMN_TILES) long_rows.load(qkv, C, 8 * warp, 0, g, q);
         sync_block();
         for (int layer = 0; layer < LAYERS; ++layer) {

@@ -1,26 +1,29 @@
 // What a warp does: products of 16 rows, norms, and attention over 32 keys at a time.
 
-struct Tile { float c[4]; };  // rows g and g + 8, columns 2 q and 2 q + 1, with g = lane / 4, q = lane % 4
+struct Tile {
+    float c[4];
+};  // rows g and g + 8, columns 2 q and 2 q + 1, with g = lane / 4, q = lane % 4
 
 // Adds 32 terms of every element: `a` 16 rows of an operand in shared memory, `w` this thread's 16 bytes of 8 columns.
-DEVICE void multiply(Tile &tile, const bf16 *a, int stride, int g, int q, const uint4 &w) {
-    const uint4 low = *reinterpret_cast<const uint4 *>(a + g * stride + 8 * q);
-    const uint4 high = *reinterpret_cast<const uint4 *>(a + (g + 8) * stride + 8 * q);
+DEVICE void multiply(Tile& tile, const bf16* a, int stride, int g, int q, const uint4& w) {
+    const uint4 low = *reinterpret_cast<const uint4*>(a + g * stride + 8 * q);
+    const uint4 high = *reinterpret_cast<const uint4*>(a + (g + 8) * stride + 8 * q);
     mma(tile.c, low.x, high.x, low.y, high.y, w.x, w.y);
     mma(tile.c, low.z, high.z, low.w, high.w, w.z, w.w);
 }
 
 // This thread's share of 8 rows of a (rows, width) matrix of weights, CHUNKS x 32 columns from `column` on.
-template <int CHUNKS> struct Weights {
+template <int CHUNKS>
+struct Weights {
     uint4 w[CHUNKS];
-    DEVICE void load(const bf16 *matrix, int width, int row, int column, int g, int q) {
-        const bf16 *from = matrix + (size_t)(row + g) * width + column + 8 * q;
+    DEVICE void load(const bf16* matrix, int width, int row, int column, int g, int q) {
+        const bf16* from = matrix + (size_t)(row + g) * width + column + 8 * q;
         UNROLL
         for (int s = 0; s < CHUNKS; ++s) w[s] = load_constant(from + 32 * s);
     }
 };
 
-DEVICE void store_tile(float *to, int stride, int column, const Tile &tile, int g, int q) {
+DEVICE void store_tile(float* to, int stride, int column, const Tile& tile, int g, int q) {
     to[g * stride + column + 2 * q] = tile.c[0];
     to[g * stride + column + 2 * q + 1] = tile.c[1];
     to[(g + 8) * stride + column + 2 * q] = tile.c[2];
@@ -28,25 +31,32 @@ DEVICE void store_tile(float *to, int stride, int column, const Tile &tile, int 
 }
 
 // A warp norms a row of the residual stream into a row of the operand.
-DEVICE void norm_row(const float *x, bf16 *to, float eps, int lane) {
+DEVICE void norm_row(const float* x, bf16* to, float eps, int lane) {
     float values[(C + 31) / 32], sum = 0;
     UNROLL
-    for (int i = 0; i < C / 32; ++i) { values[i] = x[lane + 32 * i]; sum += values[i] * values[i]; }
+    for (int i = 0; i < C / 32; ++i) {
+        values[i] = x[lane + 32 * i];
+        sum += values[i] * values[i];
+    }
     sum = warp_sum(sum);
     const float factor = rsqrtf(sum / C + eps);
     UNROLL
     for (int i = 0; i < C / 32; ++i) to[lane + 32 * i] = to_bf16(values[i] * factor);
 }
 
-struct Keys { uint4 k[4]; uint2 v[2][4]; };  // this thread's part of 32 keys and values
+struct Keys {
+    uint4 k[4];
+    uint2 v[2][4];
+};  // this thread's part of 32 keys and values
 
 // FRESH: from device memory, where other blocks write; else from shared memory.
-template <bool FRESH> DEVICE void load_keys(Keys &to, const bf16 *keys, const bf16 *values, int count, int g, int q) {
+template <bool FRESH>
+DEVICE void load_keys(Keys& to, const bf16* keys, const bf16* values, int count, int g, int q) {
     const int last = count - 1;
     UNROLL
     for (int j = 0; j < 4; ++j) {
         const int token = 8 * j + g < last ? 8 * j + g : last;
-        const uint4 *from = reinterpret_cast<const uint4 *>(keys + token * D + 8 * q);
+        const uint4* from = reinterpret_cast<const uint4*>(keys + token * D + 8 * q);
         if (FRESH) to.k[j] = load_fresh(from);
         else to.k[j] = *from;
     }
@@ -55,7 +65,7 @@ template <bool FRESH> DEVICE void load_keys(Keys &to, const bf16 *keys, const bf
         UNROLL
         for (int i = 0; i < 4; ++i) {
             const int at = 16 * half + 2 * q + (i & 1) + 8 * (i >> 1), token = at < last ? at : last;
-            const uint2 *from = reinterpret_cast<const uint2 *>(values + token * D + 4 * g);
+            const uint2* from = reinterpret_cast<const uint2*>(values + token * D + 4 * g);
             if (FRESH) to.v[half][i] = load_fresh(from);
             else to.v[half][i] = *from;
         }
@@ -69,7 +79,7 @@ struct Softmax {  // running softmax of two rows (g and g + 8): arXiv:2205.14135
 
 // Folds up to 32 keys in. CAUSAL: key n is visible to rows from n on.
 template <bool CAUSAL>
-DEVICE void fold(Softmax &soft, const uint4 &low, const uint4 &high, const Keys &keys, int count, int g, int q) {
+DEVICE void fold(Softmax& soft, const uint4& low, const uint4& high, const Keys& keys, int count, int g, int q) {
     Tile s[4];
     UNROLL
     for (int j = 0; j < 4; ++j) {
@@ -113,7 +123,7 @@ DEVICE void fold(Softmax &soft, const uint4 &low, const uint4 &high, const Keys 
         const unsigned p2 = pack(b.c[0], b.c[1]), p3 = pack(b.c[2], b.c[3]);
         UNROLL
         for (int j = 0; j < 4; ++j) {
-            const uint2 *v = keys.v[half];
+            const uint2* v = keys.v[half];
             const unsigned select = j % 2 ? 0x7632 : 0x5410;
             const unsigned b0 = permute(j < 2 ? v[0].x : v[0].y, j < 2 ? v[1].x : v[1].y, select);
             const unsigned b1 = permute(j < 2 ? v[2].x : v[2].y, j < 2 ? v[3].x : v[3].y, select);

@@ -1,7 +1,7 @@
 // Gaze at a video: autogaze_video GAZE.engine VIDEO OUT/gaze.json [--task-loss-requirement L]
 //
-// Reads with OpenCV, gazes with autogaze_trt, writes the gaze.json that `autogaze gaze` writes. The file must take uint8
-// frames of the video's size: autogaze export CHECKPOINT --trt gaze.engine --uint8 HEIGHTxWIDTH --batch 1
+// Reads with OpenCV, gazes with autogaze_trt, writes the gaze.json that `autogaze gaze` writes. The file must take
+// uint8 frames of the video's size: autogaze export CHECKPOINT --trt gaze.engine --uint8 HEIGHTxWIDTH --batch 1
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -74,10 +74,12 @@ int gaze(const std::string& file, const std::string& path, const std::string& ou
   std::ofstream(temporary) << summary.json(
       {std::filesystem::path(path).filename().string(), width, height, capture.get(cv::CAP_PROP_FPS), codec_of(capture),
        static_cast<int64_t>(capture.get(cv::CAP_PROP_FRAME_COUNT))},
-      {file, std::stod(engine.property("autogaze.gazing_ratio")), request.task_loss_requirement, "autogaze_trt"}, seconds);
+      {file, std::stod(engine.property("autogaze.gazing_ratio")), request.task_loss_requirement, "autogaze_trt"},
+      seconds);
   std::filesystem::rename(temporary, target);
   std::fprintf(stderr, "%s: %lld frames, %.1f%% of the patches, %.0f frames/s -> %s\n", path.c_str(),
-               static_cast<long long>(summary.frames()), 100 * summary.ratio(), summary.frames() / seconds.gaze, out.c_str());
+               static_cast<long long>(summary.frames()), 100 * summary.ratio(), summary.frames() / seconds.gaze,
+               out.c_str());
   return 0;
 }
 

@@ -53,7 +53,8 @@ class Use {
   explicit Use(autogaze_stream* stream) {
     need(stream, "stream");
     lock_ = std::unique_lock<std::mutex>(stream->in_use, std::try_to_lock);
-    if (!lock_) throw Failure(AUTOGAZE_BAD_ARGUMENT, "another thread's call is in this stream; give every thread its own");
+    if (!lock_)
+      throw Failure(AUTOGAZE_BAD_ARGUMENT, "another thread's call is in this stream; give every thread its own");
   }
 
  private:
@@ -109,9 +110,17 @@ autogaze_status autogaze_engine_info(const autogaze_engine* engine, autogaze_inf
     need(info, "info");
     const auto& metadata = engine->model->metadata;
     const auto& grid = engine->model->grid;
-    *info = {grid.patches_per_frame(), metadata.budget,         grid.scales(),          grid.tile_px(),
-             metadata.input_height,    metadata.input_width,    metadata.uint8 ? 1 : 0, metadata.smallest_batch,
-             metadata.largest_batch,   metadata.gazing_ratio,   metadata.task_loss_requirement};
+    *info = {grid.patches_per_frame(),
+             metadata.budget,
+             grid.scales(),
+             grid.tile_px(),
+             metadata.input_height,
+             metadata.input_width,
+             metadata.uint8 ? 1 : 0,
+             metadata.smallest_batch,
+             metadata.largest_batch,
+             metadata.gazing_ratio,
+             metadata.task_loss_requirement};
   });
 }
 

@@ -32,8 +32,8 @@ class OnDevice {
   int before_ = 0;
 };
 
-// Scratch memory of an engine, as much as its largest call so far needed. Calls in several CUDA streams use it one after
-// the other: each waits on the GPU, not on the host, for the one before.
+// Scratch memory of an engine, as much as its largest call so far needed. Calls in several CUDA streams use it one
+// after the other: each waits on the GPU, not on the host, for the one before.
 class Scratch {
  public:
   explicit Scratch(int device) : device_(device) {

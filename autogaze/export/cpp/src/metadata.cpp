@@ -77,8 +77,10 @@ void check(const Metadata& metadata) {
   }
   if (patches > kMostPatches) throw std::invalid_argument("more than 2^20 patches a frame");
   if (metadata.budget > patches) throw std::invalid_argument("a budget of more ids than a frame has");
-  if (metadata.largest_batch < metadata.smallest_batch) throw std::invalid_argument("a largest batch below the smallest");
-  if (!(metadata.gazing_ratio > 0 && metadata.gazing_ratio <= 1)) throw std::invalid_argument("gazing_ratio not in (0, 1]");
+  if (metadata.largest_batch < metadata.smallest_batch)
+    throw std::invalid_argument("a largest batch below the smallest");
+  if (!(metadata.gazing_ratio > 0 && metadata.gazing_ratio <= 1))
+    throw std::invalid_argument("gazing_ratio not in (0, 1]");
   if (std::isnan(metadata.task_loss_requirement)) throw std::invalid_argument("a requirement that is no number");
 }
 

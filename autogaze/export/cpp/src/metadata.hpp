@@ -9,9 +9,9 @@
 
 namespace autogaze::detail {
 
-constexpr int kFormat = 3;           // newest that is read, as FORMAT of metadata.py (a test compares); newer: refused
-constexpr int kLargest = 1 << 15;    // of any size in a file: pixels, ids, frames, samples (LARGEST there)
-constexpr int kMostPatches = 1 << 20;  // ids a frame
+constexpr int kFormat = 3;         // newest that is read, as FORMAT of metadata.py (a test compares); newer: refused
+constexpr int kLargest = 1 << 15;  // of any size in a file: pixels, ids, frames, samples (LARGEST there)
+constexpr int kMostPatches = 1 << 20;                     // ids a frame
 constexpr std::size_t kMostBytes = std::size_t{1} << 40;  // of one tensor
 
 using Properties = std::map<std::string, std::string>;

@@ -66,7 +66,8 @@ Model::Model(std::unique_ptr<Runtime> opened, const std::string& file)
     if (std::find(call.begin(), call.end(), spec.name) != call.end()) continue;
     const TensorSpec& next = output("next_" + spec.name);  // the two change places with every frame
     if (next.type != spec.type || next.shape != spec.shape) {
-      throw Failure(AUTOGAZE_BAD_FILE, file + ": " + next.name + " is not what " + spec.name + " takes; export it again");
+      throw Failure(AUTOGAZE_BAD_FILE,
+                    file + ": " + next.name + " is not what " + spec.name + " takes; export it again");
     }
     state.push_back(spec.name);
   }

@@ -58,8 +58,8 @@ ONNXTensorElementDataType type_of(Type type) {
   return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 }
 
-// The calling thread works along: let it take numbers below 1e-38 for zero, as the session's own threads do. The softmax
-// of a token that may not be seen is such a number on its way to 0, and CPUs are slow at them.
+// The calling thread works along: let it take numbers below 1e-38 for zero, as the session's own threads do. The
+// softmax of a token that may not be seen is such a number on its way to 0, and CPUs are slow at them.
 class Flushed {
  public:
 #if defined(__SSE__) || defined(_M_X64)

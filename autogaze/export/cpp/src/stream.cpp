@@ -80,7 +80,8 @@ void FrameStream::push(const void* frames, bool on_device, const autogaze_reques
   for (int sample = 0; requests != nullptr && sample < batch_; ++sample) {
     budgets[sample] = requests[sample].budget;
     requirements[sample] = requests[sample].task_loss_requirement;
-    if (budgets[sample] < 0 || budgets[sample] > model_.metadata.budget || requirements[sample] != requirements[sample]) {
+    if (budgets[sample] < 0 || budgets[sample] > model_.metadata.budget ||
+        requirements[sample] != requirements[sample]) {
       throw Failure(AUTOGAZE_BAD_ARGUMENT, "a budget must be 0 to " + std::to_string(model_.metadata.budget) +
                                                " ids and a requirement a number");
     }

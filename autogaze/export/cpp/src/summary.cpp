@@ -58,11 +58,14 @@ std::string Summary::json(const VideoFacts& video, const ModelFacts& model, cons
   std::ostringstream out;
   out.imbue(std::locale::classic());
   out << "{\n \"video\": {\"name\": " << quoted(video.name) << ", \"width\": " << video.width
-      << ", \"height\": " << video.height << ", \"fps\": " << number(video.fps) << ", \"codec\": " << quoted(video.codec)
-      << ", \"frames_in_container\": " << video.frames_in_container << ", \"frames_decoded\": " << frames() << "},\n"
-      << " \"model\": {\"checkpoint\": " << quoted(model.checkpoint) << ", \"gazing_ratio\": " << number(model.gazing_ratio)
+      << ", \"height\": " << video.height << ", \"fps\": " << number(video.fps)
+      << ", \"codec\": " << quoted(video.codec) << ", \"frames_in_container\": " << video.frames_in_container
+      << ", \"frames_decoded\": " << frames() << "},\n"
+      << " \"model\": {\"checkpoint\": " << quoted(model.checkpoint)
+      << ", \"gazing_ratio\": " << number(model.gazing_ratio)
       << ", \"task_loss_requirement\": " << number(model.task_loss_requirement)
-      << ", \"tiles\": false, \"gaze_stride\": 1, \"device\": " << quoted(model.device) << "},\n \"grid\": {\"scales\": [";
+      << ", \"tiles\": false, \"gaze_stride\": 1, \"device\": " << quoted(model.device)
+      << "},\n \"grid\": {\"scales\": [";
   for (std::size_t i = 0; i < scales_px_.size(); ++i) out << (i ? ", " : "") << scales_px_[i];
   out << "], \"patch_size\": " << patch_px_ << ", \"frame_size\": null},\n"
       << " \"patches_per_frame\": " << grid_.patches_per_frame() << ",\n \"frames\": " << frames()

@@ -97,7 +97,8 @@ class KernelCache {
     const std::vector<char> old{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
     if (!old.empty()) cache_->deserialize(old.data(), old.size());  // one of another GPU or version is left out
     config_->setExecutionContextAllocationStrategy(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED);
-    if (!config_->setRuntimeCache(*cache_)) throw Failure(AUTOGAZE_RUNTIME, "TensorRT refuses its cache: " + log.last());
+    if (!config_->setRuntimeCache(*cache_))
+      throw Failure(AUTOGAZE_RUNTIME, "TensorRT refuses its cache: " + log.last());
   }
   ~KernelCache() {
     const std::unique_ptr<nvinfer1::IHostMemory> kernels(cache_->serialize());
@@ -120,7 +121,8 @@ class KernelCache {
 class KernelCache {
  public:
   KernelCache(nvinfer1::ICudaEngine&, const std::string&, Log&) {
-    throw Failure(AUTOGAZE_BAD_ARGUMENT, "a runtime cache is of TensorRT for RTX; this library was built with TensorRT");
+    throw Failure(AUTOGAZE_BAD_ARGUMENT,
+                  "a runtime cache is of TensorRT for RTX; this library was built with TensorRT");
   }
   nvinfer1::IExecutionContext* context(nvinfer1::ICudaEngine&) { return nullptr; }
 };

@@ -41,7 +41,8 @@ TEST(a_bad_file_is_named_and_nothing_is_returned) {
 }
 
 TEST(a_stream_works_through_the_c_api_and_keeps_its_engine) {
-  auto* engine = new autogaze_engine{std::make_shared<autogaze::detail::Model>(std::make_unique<samples::FakeRuntime>(), "f")};
+  auto* engine =
+      new autogaze_engine{std::make_shared<autogaze::detail::Model>(std::make_unique<samples::FakeRuntime>(), "f")};
   autogaze_info info{};
   EQUAL(autogaze_engine_info(engine, &info), AUTOGAZE_OK);
   EQUAL(info.patches_per_frame, 265);

@@ -35,8 +35,8 @@ void equal(const A& got, const B& want, const char* file, int line) {
   fail(file, line, words.str());
 }
 
-inline void throws(const std::function<void()>& work, autogaze_status status, const std::string& words, const char* file,
-                   int line) {
+inline void throws(const std::function<void()>& work, autogaze_status status, const std::string& words,
+                   const char* file, int line) {
   try {
     work();
   } catch (const autogaze::detail::Failure& failure) {
@@ -51,8 +51,8 @@ inline void throws(const std::function<void()>& work, autogaze_status status, co
 
 }  // namespace check
 
-#define TEST(name)                                        \
-  static void test_##name();                              \
+#define TEST(name)                                            \
+  static void test_##name();                                  \
   static check::Register register_##name(#name, test_##name); \
   static void test_##name()
 #define EQUAL(got, want) check::equal((got), (want), __FILE__, __LINE__)

@@ -1,5 +1,5 @@
-// Files that somebody damaged or forged: whatever the numbers in them say, memory is never read or written beyond its end.
-// Run under the address sanitizer (-DAUTOGAZE_SANITIZE=ON); a file is either refused as such, or streams.
+// Files that somebody damaged or forged: whatever the numbers in them say, memory is never read or written beyond its
+// end. Run under the address sanitizer (-DAUTOGAZE_SANITIZE=ON); a file is either refused as such, or streams.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -70,8 +70,27 @@ class Damage {
     const std::size_t digit = text.find_first_of("0123456789", below(text.size()));
     if (digit == std::string::npos) return;
     const std::size_t end = text.find_first_not_of("0123456789", digit);
-    static const char* numbers[] = {"0", "1", "-1", "2", "3", "7", "16", "25", "27", "265", "266", "65535", "2147483647",
-                                    "2147483648", "4294967297", "9223372036854775807", "1e300", "nan", "inf", "-inf", ""};
+    static const char* numbers[] = {"0",
+                                    "1",
+                                    "-1",
+                                    "2",
+                                    "3",
+                                    "7",
+                                    "16",
+                                    "25",
+                                    "27",
+                                    "265",
+                                    "266",
+                                    "65535",
+                                    "2147483647",
+                                    "2147483648",
+                                    "4294967297",
+                                    "9223372036854775807",
+                                    "1e300",
+                                    "nan",
+                                    "inf",
+                                    "-inf",
+                                    ""};
     text.replace(digit, (end == std::string::npos ? text.size() : end) - digit, numbers[below(21)]);
   }
 
@@ -134,7 +153,8 @@ TEST(damaged_engine_files_are_refused_or_read_within_their_bytes) {
   for (int round = 0; round < 2000; ++round) {
     Damage damage(round);
     std::string changed = whole;
-    for (int change = damage.below(3); change >= 0; --change) changed[damage.below(changed.size())] ^= 1 << damage.below(8);
+    for (int change = damage.below(3); change >= 0; --change)
+      changed[damage.below(changed.size())] ^= 1 << damage.below(8);
     changed.resize(changed.size() - damage.below(damage.below(2) ? 40 : 1));
     try {
       read_metadata(read_engine({changed.begin(), changed.end()}, "fuzz").properties, "fuzz");

@@ -1,5 +1,6 @@
-#include "check.hpp"
 #include "grid.hpp"
+
+#include "check.hpp"
 
 using namespace autogaze::detail;
 

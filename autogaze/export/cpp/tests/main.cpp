@@ -1,6 +1,6 @@
-#include "check.hpp"
-
 #include <exception>
+
+#include "check.hpp"
 
 namespace check {
 std::vector<Test>& tests() {

@@ -1,3 +1,5 @@
+#include "metadata.hpp"
+
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -8,7 +10,6 @@
 
 #include "check.hpp"
 #include "grid.hpp"
-#include "metadata.hpp"
 #include "samples.hpp"
 
 using namespace autogaze::detail;
@@ -49,13 +50,22 @@ TEST(newer_foreign_and_damaged_metadata_is_refused) {
   THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, "damaged metadata (1e300)");
   properties.erase("autogaze.budget");
   THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, "lacks budget");
-  for (const auto& [key, value, words] : std::vector<std::array<const char*, 3>>{
-           {"scales", "8+224", "smaller than a patch"}, {"scales", "", "no scales"}, {"kind", "film", "(film)"},
-           {"pixels", "int8", "(int8)"}, {"batch", "4,1", "below the smallest"},
-           {"batch", "0,1", "a size is 1 to"}, {"scales", "64+32", "do not ascend"}, {"scales", "16+30000", "2^20 patches"},
-           {"scales", "32+2147483647", "a size is 1 to"}, {"budget", "266", "more ids than a frame has"},
-           {"gazing_ratio", "2", "not in (0, 1]"}, {"gazing_ratio", "nan", "(nan)"}, {"format", "0", "at least 1"},
-           {"input_size", "-1,320", "a size is 1 to"}, {"batch", "4", "(4)"}}) {
+  for (const auto& [key, value, words] :
+       std::vector<std::array<const char*, 3>>{{"scales", "8+224", "smaller than a patch"},
+                                               {"scales", "", "no scales"},
+                                               {"kind", "film", "(film)"},
+                                               {"pixels", "int8", "(int8)"},
+                                               {"batch", "4,1", "below the smallest"},
+                                               {"batch", "0,1", "a size is 1 to"},
+                                               {"scales", "64+32", "do not ascend"},
+                                               {"scales", "16+30000", "2^20 patches"},
+                                               {"scales", "32+2147483647", "a size is 1 to"},
+                                               {"budget", "266", "more ids than a frame has"},
+                                               {"gazing_ratio", "2", "not in (0, 1]"},
+                                               {"gazing_ratio", "nan", "(nan)"},
+                                               {"format", "0", "at least 1"},
+                                               {"input_size", "-1,320", "a size is 1 to"},
+                                               {"batch", "4", "(4)"}}) {
     properties = parse_properties(samples::text());
     properties[std::string("autogaze.") + key] = value;
     THROWS(read_metadata(properties, "x"), AUTOGAZE_BAD_FILE, words);
@@ -104,8 +114,9 @@ TEST(a_file_that_python_wrote_is_read) {
   const Metadata metadata = read_metadata(file.properties, path);
   const Grid grid(metadata.scales, metadata.patch_size);
   std::printf("%s: plan %zu, %d patches, budget %d, batch %d to %d, %s %d x %d, %zu inputs, %zu outputs\n",
-              std::filesystem::path(path).filename().c_str(), file.plan.size(), grid.patches_per_frame(), metadata.budget,
-              metadata.smallest_batch, metadata.largest_batch, metadata.uint8 ? "uint8" : "float32",
-              metadata.input_height, metadata.input_width, parse_specs(file.properties.at("engine.inputs"), path).size(),
+              std::filesystem::path(path).filename().c_str(), file.plan.size(), grid.patches_per_frame(),
+              metadata.budget, metadata.smallest_batch, metadata.largest_batch, metadata.uint8 ? "uint8" : "float32",
+              metadata.input_height, metadata.input_width,
+              parse_specs(file.properties.at("engine.inputs"), path).size(),
               parse_specs(file.properties.at("engine.outputs"), path).size());
 }

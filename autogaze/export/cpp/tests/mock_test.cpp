@@ -1,4 +1,6 @@
 // The TensorRT backend on a mock of CUDA and TensorRT: two GPUs, streams that work only when they are waited for.
+#include "mock/mock.hpp"
+
 #include <filesystem>
 #include <string>
 #include <thread>
@@ -6,7 +8,6 @@
 
 #include "autogaze_trt.hpp"
 #include "check.hpp"
-#include "mock/mock.hpp"
 #include "samples.hpp"
 
 namespace {
@@ -17,8 +18,9 @@ const char* const kOutputs = "ids:int64:26;chosen:bool:26;task_loss:float32:26;c
 std::string engine(const std::string& path, const std::string& plan, bool version_compatible = false) {
   std::string text = samples::text();
   text.replace(text.find("240,320"), 7, "4,5");
-  text += std::string("engine.runtime=tensorrt\nengine.version=10.13.0\nengine.hardware=sm_00\nengine.inputs=") + kInputs +
-          "\nengine.outputs=" + kOutputs + "\nengine.version_compatible=" + (version_compatible ? "1" : "0") + "\n";
+  text += std::string("engine.runtime=tensorrt\nengine.version=10.13.0\nengine.hardware=sm_00\nengine.inputs=") +
+          kInputs + "\nengine.outputs=" + kOutputs + "\nengine.version_compatible=" + (version_compatible ? "1" : "0") +
+          "\n";
   samples::write(path, samples::engine_bytes(plan + kInputs + "|" + kOutputs, text));
   return path;
 }

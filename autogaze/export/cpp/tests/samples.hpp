@@ -46,17 +46,20 @@ inline void write(const std::string& path, const std::string& bytes) {
 
 inline const TensorSpec kCanvas = {"canvas", Type::kFloat32, {1, 224, 224}};
 
-// A runtime whose "model" chooses `budget` ids from (frames seen so far), one for every ten of the first pixel. One that
-// has more memory begins ten ids later for every frame that each such tensor was told of.
+// A runtime whose "model" chooses `budget` ids from (frames seen so far), one for every ten of the first pixel. One
+// that has more memory begins ten ids later for every frame that each such tensor was told of.
 class FakeRuntime : public Runtime {
  public:
   explicit FakeRuntime(const std::vector<TensorSpec>& more = {}) : more_(more) {
     properties = autogaze::detail::parse_properties(text());
-    inputs = {{"frame", Type::kUint8, {240, 320, 3}}, {"budget", Type::kInt32, {}}, {"requirement", Type::kFloat32, {}},
-              {"conv", Type::kFloat16, {4}},          {"keys", Type::kFloat16, {4}}, {"values", Type::kFloat16, {4}},
+    inputs = {{"frame", Type::kUint8, {240, 320, 3}}, {"budget", Type::kInt32, {}},
+              {"requirement", Type::kFloat32, {}},    {"conv", Type::kFloat16, {4}},
+              {"keys", Type::kFloat16, {4}},          {"values", Type::kFloat16, {4}},
               {"positions", Type::kInt32, {1}},       {"last_ids", Type::kInt64, {10}}};
     inputs.insert(inputs.end(), more.begin(), more.end());
-    outputs = {{"ids", Type::kInt64, {26}}, {"chosen", Type::kBool, {26}}, {"task_loss", Type::kFloat32, {26}},
+    outputs = {{"ids", Type::kInt64, {26}},
+               {"chosen", Type::kBool, {26}},
+               {"task_loss", Type::kFloat32, {26}},
                {"count", Type::kInt32, {}}};
     for (auto spec = inputs.begin() + 3; spec != inputs.end(); ++spec) {
       outputs.push_back({"next_" + spec->name, spec->type, spec->shape});
@@ -73,7 +76,9 @@ class FakeRuntime : public Runtime {
     ::operator delete(memory);
   }
   void fill_zero(void* memory, std::size_t bytes, void*) override { std::memset(memory, 0, bytes); }
-  void copy_in(void* memory, const void* from, std::size_t bytes, bool, void*) override { std::memcpy(memory, from, bytes); }
+  void copy_in(void* memory, const void* from, std::size_t bytes, bool, void*) override {
+    std::memcpy(memory, from, bytes);
+  }
   void copy_out(void* to, const void* memory, std::size_t bytes, void*) override { std::memcpy(to, memory, bytes); }
   void synchronize(void*) override { ++synchronized; }
 

@@ -109,9 +109,12 @@ TEST(batches_outside_the_file_are_refused_and_all_memory_is_given_back) {
 }
 
 TEST(tensors_that_are_not_what_the_metadata_says_are_refused) {
-  for (const auto& [key, value, words] : std::vector<std::array<std::string, 3>>{
-           {"budget", "27", "ids is not what"}, {"budget", "1", "ids is not what"}, {"input_size", "241,320", "frame is not"},
-           {"pixels", "float32", "frame is not"}, {"format", "2", "no tensor in_step"}}) {
+  for (const auto& [key, value, words] :
+       std::vector<std::array<std::string, 3>>{{"budget", "27", "ids is not what"},
+                                               {"budget", "1", "ids is not what"},
+                                               {"input_size", "241,320", "frame is not"},
+                                               {"pixels", "float32", "frame is not"},
+                                               {"format", "2", "no tensor in_step"}}) {
     auto runtime = std::make_unique<samples::FakeRuntime>();
     runtime->properties["autogaze." + key] = value;
     THROWS(Model(std::move(runtime), "fake"), AUTOGAZE_BAD_FILE, words);

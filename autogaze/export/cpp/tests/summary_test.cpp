@@ -23,13 +23,15 @@ TEST(the_summary_counts_by_scale) {
        {"\"name\": \"a\\\"b.mp4\"", "\"fps\": 12.5", "\"task_loss_requirement\": null", "\"frame_size\": null",
         "\"patches_per_scale\": {\"32\": 2, \"64\": 1, \"112\": 0, \"224\": 2}", "\"counts\": [5, 0]",
         "\"ratio\": 0.009433962264150943", "\"patches_per_frame\": 265"}) {
-    if (json.find(part) == std::string::npos) check::fail(__FILE__, __LINE__, std::string("lacks ") + part + ": " + json);
+    if (json.find(part) == std::string::npos)
+      check::fail(__FILE__, __LINE__, std::string("lacks ") + part + ": " + json);
   }
 }
 
 TEST(text_is_quoted) { EQUAL(quoted("a\\\n"), std::string("\"a\\\\\\u000a\"")); }
 
-// A text file that tests/export/test_cpp.py writes: name, codec, width, height, fps, frames; scales; patch; ids a frame.
+// A text file that tests/export/test_cpp.py writes: name, codec, width, height, fps, frames; scales; patch; ids a
+// frame.
 TEST(a_summary_for_python_to_compare) {
   const char* path = std::getenv("AUTOGAZE_GAZES");
   if (path == nullptr) return;

@@ -62,7 +62,8 @@ class IRuntime {
  public:
   explicit IRuntime(ILogger& logger) : logger_(logger) {}
   void setEngineHostCodeAllowed(bool allowed) { host_code_ = allowed; }
-  // The plan is "needs host code;" or nothing, then the lists of inputs and outputs as in the file's metadata, by a bar.
+  // The plan is "needs host code;" or nothing, then the lists of inputs and outputs as in the file's metadata, by a
+  // bar.
   ICudaEngine* deserializeCudaEngine(const void* plan, std::size_t bytes);
 
  private:

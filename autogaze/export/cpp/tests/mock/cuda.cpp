@@ -74,7 +74,9 @@ std::size_t living_bytes() {
 
 }  // namespace mock
 
-const char* cudaGetErrorString(cudaError_t error) { return error == cudaErrorInvalidValue ? "invalid argument" : "error"; }
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorInvalidValue ? "invalid argument" : "error";
+}
 
 cudaError_t cudaGetDevice(int* device) {
   *device = current;

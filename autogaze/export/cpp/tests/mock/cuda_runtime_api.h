@@ -1,7 +1,8 @@
 // A CUDA runtime for tests, as much of it as the backend calls: two GPUs whose memory is host memory.
 //
-// Work in a stream is put off until somebody waits for it, so that what is not waited for is not there. Every call checks
-// that memory and stream belong to the GPU it is made on; where they do not it fails as CUDA does, or worse, silently.
+// Work in a stream is put off until somebody waits for it, so that what is not waited for is not there. Every call
+// checks that memory and stream belong to the GPU it is made on; where they do not it fails as CUDA does, or worse,
+// silently.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +11,12 @@ struct MockStream;
 struct MockEvent;
 using cudaStream_t = MockStream*;
 using cudaEvent_t = MockEvent*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInvalidDevice = 101 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidDevice = 101
+};
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 constexpr unsigned cudaEventDisableTiming = 2;
 

@@ -1,5 +1,6 @@
-// The mock's engine: every id of a frame is the number of frames that its stream has seen, plus its slot; as many as the
-// first pixel says are chosen. It goes through the scratch memory, which another call must not have at the same time.
+// The mock's engine: every id of a frame is the number of frames that its stream has seen, plus its slot; as many as
+// the first pixel says are chosen. It goes through the scratch memory, which another call must not have at the same
+// time.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -130,7 +131,9 @@ bool IExecutionContext::setTensorAddress(const char* name, void* address) {
   call_->at[name] = static_cast<char*>(address);
   return true;
 }
-std::size_t IExecutionContext::updateDeviceMemorySizeForShapes() { return 1000 * static_cast<std::size_t>(call_->batch); }
+std::size_t IExecutionContext::updateDeviceMemorySizeForShapes() {
+  return 1000 * static_cast<std::size_t>(call_->batch);
+}
 void IExecutionContext::setDeviceMemoryV2(void* memory, int64_t bytes) {
   call_->memory = static_cast<char*>(memory);
   call_->bytes = static_cast<std::size_t>(bytes);
