@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "autogaze" / "weights").rglob("*.md")),
     *sorted((ROOT / "notebooks").glob("*.ipynb")),
@@ -107,7 +108,7 @@ def check_command(command: str) -> None:
     elif words[0] == "python":
         known = options_in(ROOT / words[1])
     elif words[0] == "make":
-        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert words[1] in targets, f"no target for `{command}`"
         return
     else:
