@@ -17,6 +17,7 @@ import torch
 from autogaze.cli.demo import check_address
 from autogaze.media.scenes import write_scenes
 from autogaze.pretrain.labels.file import read_labels
+from autogaze.pretrain.reconstructor.network import Reconstructor, ReconstructorConfig
 from autogaze.training.world import World, is_launched, world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ def start_nodes(words: list[str]) -> list[subprocess.Popen[str]]:
 @pytest.mark.slow
 @pytest.mark.timeout(2000)
 @pytest.mark.skipif(sys.platform != "linux", reason="names the loopback device of Linux")
-def test_two_nodes_label_and_train_as_one_and_go_on_after_one_was_killed(tmp_path: Path) -> None:
+def test_two_nodes_train_as_one_and_go_on_after_one_was_killed(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", clips=8, frames=4, size=(64, 64), share_val=0.5)
     run = tmp_path / "run"
     words = ["train", "--data", str(tmp_path / "scenes"), "--out", str(run), "--json", "--resume"]
@@ -79,6 +80,15 @@ def test_two_nodes_label_and_train_as_one_and_go_on_after_one_was_killed(tmp_pat
         validated = [int(float(row["step"])) for row in csv.DictReader(file)]
     assert validated == sorted(set(validated)) and validated[-1] == steps
 
+
+@pytest.mark.slow
+@pytest.mark.timeout(2000)
+@pytest.mark.skipif(sys.platform != "linux", reason="names the loopback device of Linux")
+def test_two_nodes_label_as_one(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", clips=8, frames=4, size=(64, 64), share_val=0.5)
+    run = tmp_path / "run"
+    Reconstructor(ReconstructorConfig.tiny()).save_pretrained(run / "reconstructor")
+    words = ["train", "--data", str(tmp_path / "scenes"), "--out", str(run), "--json", "--resume"]
     nodes = start_nodes([*words, "--stage", "labels", *LABELS])
     said = [node.communicate(timeout=600) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
