@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = "autogaze-vit-adapter-1"
 FILE = "adapter.safetensors"
+SHIPPED = Path(__file__).parents[1] / "weights"
 AGES = 5  # steps of age: 1, 2-3, 4-7, 8-15, 16 or more frames
 NAME = "gaze"  # of the LoRA layers in the model
 Weights = Literal["lora", "all", "none"]
@@ -207,11 +208,11 @@ def _today(name: str) -> str:
 
 
 def _read(path: str | Path) -> tuple[dict[str, str], AdapterConfig, dict[str, Tensor]]:
-    """Metadata, config and tensors of an adapter file, or of `adapter.safetensors` in a folder."""
+    """Metadata, config and tensors of an adapter file, of `adapter.safetensors` in a folder, or of a shipped one."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path).expanduser()
-    path = path / FILE if path.is_dir() else path
+    path = next((found for found in (path / FILE, SHIPPED / path / FILE) if found.is_file()), path)
     if not path.is_file():
         raise FileNotFoundError(f"no adapter {path}")
     try:

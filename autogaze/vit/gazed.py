@@ -92,7 +92,7 @@ class GazedViT(nn.Module):
 
         Args:
             name: a timm model (`timm/vit_small_patch14_dinov2`), a hub id or a folder of transformers.
-            adapter: a file of `autogaze adapt`.
+            adapter: a file of `autogaze adapt`, its folder, or a shipped one: "dinov2-small-nearest".
             attention: as in `GazedViT`; by default the adapter's, or for a frozen ViT "nearest" (see `recommended`).
             size: pixels a side of the frames.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autogaze import Gaze, PatchGrid
 from autogaze.vit import GazedViT, ViTStream
-from autogaze.vit.adapter import AdapterConfig, _today, age_step, install, load_adapter, save_adapter
+from autogaze.vit.adapter import AdapterConfig, _today, adapter_attention, age_step, install, load_adapter, save_adapter
 
 pytest.importorskip("timm")
 pytest.importorskip("transformers")
@@ -135,3 +135,26 @@ def test_a_file_has_the_names_of_todays_transformers() -> None:
     assert [_today(name) for name in before] == since
     named = [_today(name) for name, _ in Dinov2Model(config).named_parameters()]
     assert set(since) <= set(named) and len(named) == len(set(named))
+
+
+def test_the_shipped_adapter_is_read_by_its_name() -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    assert adapter_attention("dinov2-small-nearest") == "nearest"
+    other = GazedViT(Dinov2Model(Dinov2Config(num_hidden_layers=1, hidden_size=32, num_attention_heads=2)), "nearest")
+    with pytest.raises(ValueError, match="dinov2-small-nearest.*was made for another ViT"):
+        load_adapter(other, "dinov2-small-nearest")
+
+
+def test_the_shipped_adapter_changes_what_dinov2_says(shared: Path) -> None:
+    folder = shared / "models/dinov2-small"
+    plain, adapted = (
+        GazedViT.from_pretrained(folder, adapter=name, attention="nearest", size=196)
+        for name in (None, "dinov2-small-nearest")
+    )
+    grid = PatchGrid((196,), 14)
+    mask = torch.rand(1, 2, grid.patches_per_frame, generator=torch.Generator().manual_seed(0)) < 0.2
+    video, gaze = torch.randn(1, 2, 3, 196, 196), Gaze.from_patch_mask(mask, grid)
+    before, after = plain(video, gaze).pool(), adapted(video, gaze).pool()
+    near = float(torch.nn.functional.cosine_similarity(before, after, dim=-1).mean().detach())
+    assert 0.8 < near < 0.9999
