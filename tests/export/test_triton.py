@@ -141,7 +141,7 @@ def test_a_stream_that_paused_too_long_begins_anew_with_one_warning(
 ) -> None:
     server = FakeServer(exported, write_repository(exported, tmp_path))
     video = torch.randn(4, 3, 64, 64)
-    with TritonGaze(client=server).stream() as client:
+    with TritonGaze(client=server).stream(None) as client:
         for frame in video[:2]:
             client.step(frame.numpy())
         server.memory.clear()  # the idle limit
