@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import subprocess
 import sys
@@ -128,6 +129,14 @@ def test_the_table_has_no_circle() -> None:
         lowest = {layer for layer, lower in left.items() if not lower & left.keys()}
         assert lowest, f"rooms that import from one another: {sorted(left)}"
         left = {layer: lower for layer, lower in left.items() if layer not in lowest}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {}
+    for _, path in modules():
+        own = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        graph[own] = {name for name, at_once in imported(path) if at_once and name.startswith("autogaze.")}
+    graphlib.TopologicalSorter(graph).prepare()  # or CycleError, naming the circle
 
 
 @pytest.mark.parametrize("layer", sorted({layer for layer, _ in modules()}))
