@@ -208,7 +208,7 @@ def test_rl_alone_needs_no_reconstructor_if_its_judge_needs_none(scenes: Path, t
     assert main(["train", "--stage", "rl", "--data", str(scenes), "--out", str(run), *settings, *more]) == 0
     trained = AutoGaze.from_pretrained(run)
     assert trained.residual_map is not None and trained.residual_map.gate is not None
-    assert trained.config.residual_blur_px == 0.8 and float(trained.residual_map.gate.weight.abs().max()) > 0
+    assert trained.config.residual_blur_px == 0.8 and float(trained.residual_map.gate.weight.detach().abs().max()) > 0
     assert not (run / "reconstructor").exists() and trained.config.calibration
 
 
