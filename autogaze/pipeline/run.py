@@ -91,12 +91,16 @@ def train(stages: Sequence[str], recipes: Recipes, data: str | None, out: Path, 
 
 def needed(stage: str, stages: Sequence[str], recipes: Recipes) -> bool:
     """Whether anything reads what a stage leaves; one that is asked for by itself is always run."""
-    if "pretrain" not in stages or stage not in ("reconstructor", "labels") or not recipes.pretrain.on_policy:
+    on_policy = recipes.pretrain.on_policy
+    if "pretrain" not in stages or stage not in ("reconstructor", "labels"):
         return True
     if stage == "labels":
+        if not on_policy:
+            return True
         print("autogaze: no labels are needed: pretraining corrects the model's own gazes (on_policy)", file=sys.stderr)
         return False
     judges = [recipes.pretrain.judge, *([recipes.rl.judge] if "rl" in stages else [])]
+    judges += [recipes.labels.judge] if "labels" in stages and not on_policy else []
     if any(name == RECONSTRUCTOR for judge in judges for _, name, _ in parse_judge(judge)):
         return True
     print("autogaze: no reconstructor is needed: the judges compare pasted pictures", file=sys.stderr)

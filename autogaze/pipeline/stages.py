@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from autogaze.core.grid import PatchGrid
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.pipeline.pictures import Pictures
-from autogaze.pretrain.judge import RECONSTRUCTOR, AnyJudge, make_judge
+from autogaze.pretrain.judge import RECONSTRUCTOR, AnyJudge, make_judge, pasted_distance
 from autogaze.pretrain.labels.clips import LabelledClips
+from autogaze.pretrain.labels.feature_greedy import PastedPictures
 from autogaze.pretrain.labels.file import read_labels
 from autogaze.pretrain.labels.greedy import GreedySettings
 from autogaze.pretrain.labels.make import LabelSettings, join_shards
@@ -115,7 +117,8 @@ class LabelsResult:
 def make_labels(run: Run) -> LabelsResult:
     """Stage 2: RUN/labels.parquet."""
     devices, begun = run.recipes.labels.devices, time.monotonic()
-    run.needs("reconstructor")
+    if run.recipes.labels.judge == RECONSTRUCTOR:
+        run.needs("reconstructor")
     if is_launched():
         _search_labels(run)
         wait()
@@ -136,7 +139,11 @@ def _search_labels(run: Run) -> None:
     """The share of the labels that falls to this process."""
     recipe = run.recipes.labels
     where = torch.device("cpu") if recipe.accelerator == "cpu" else device()
-    judge = Reconstructor.from_pretrained(run.needs("reconstructor"), where)
+    judge: Reconstructor | PastedPictures
+    if recipe.judge == RECONSTRUCTOR:
+        judge = Reconstructor.from_pretrained(run.needs("reconstructor"), where)
+    else:
+        judge = PastedPictures(pasted_distance(recipe.judge, where), recipe.judge, PatchGrid())
     clips = RunClips(run.data, run.folder, recipe, recipe.batch_clips, validate_clips=1)
     search = "fast" if recipe.mode == "difference" else recipe.mode
     greedy = GreedySettings(search, at_once=max(256, 8 * recipe.batch_clips))

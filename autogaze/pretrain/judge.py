@@ -162,18 +162,34 @@ def make_judge(
         (weight, Judge(reconstructor())) for weight, name, _ in terms if name == RECONSTRUCTOR
     ]
 
-    def distance(device: torch.device) -> Distance:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        return WeightedDistance(
-            [
-                (weight, _feature_distance(argument, pixels, device, dtype) if argument else PixelDistance())
-                for weight, _, argument in pasted
-            ]
-        )
-
     if pasted:
-        judges.append((1.0, PasteJudge(distance)))
+        judges.append((1.0, PasteJudge(lambda device: _distance(pasted, pixels, device))))
     return judges[0][1] if len(judges) == 1 and judges[0][0] == 1.0 else SummedJudge(judges)
+
+
+def pasted_distance(spec: str, device: torch.device, preprocessor: Preprocessor | None = None) -> Distance:
+    """The distance of pasted pictures that a spec without a reconstructor names.
+
+    Raises:
+        ValueError: if it names one.
+    """
+    terms = parse_judge(spec)
+    if any(name == RECONSTRUCTOR for _, name, _ in terms):
+        raise ValueError(
+            f"judge {spec!r} mixes a reconstructor with pasted pictures, which labels cannot be searched with"
+        )
+    return _distance(terms, preprocessor or Preprocessor(), device)
+
+
+def _distance(terms: list[tuple[float, str, str]], pixels: Preprocessor, device: torch.device) -> Distance:
+    """The weighted sum of terms without a reconstructor."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return WeightedDistance(
+        [
+            (weight, _feature_distance(argument, pixels, device, dtype) if argument else PixelDistance())
+            for weight, _, argument in terms
+        ]
+    )
 
 
 def _feature_distance(argument: str, pixels: Preprocessor, device: torch.device, dtype: torch.dtype) -> FeatureDistance:

@@ -106,6 +106,7 @@ class LabelsRecipe(DataRecipe):
     clips: int = 64  # clips to label; more than there are files: further cuts and pans
     batch_clips: int = 8  # clips searched side by side
     mean_ratio: float = 0.07  # mean share of a frame's patches that a label chooses
+    judge: str = "reconstructor"  # or terms of pasted pictures, see pretrain.judge: these are searched in one way
     mode: Literal["fast", "exact", "difference"] = "fast"  # exact: the paper's search; difference: greedy on pixels
     max_minutes: float | None = None
     accelerator: Literal["auto", "cpu"] = "auto"

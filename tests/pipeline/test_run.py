@@ -110,6 +110,20 @@ def test_labels_that_nothing_reads_are_not_made(capsys: pytest.CaptureFixture[st
     assert needed("labels", ("labels",), recipes) and needed("labels", STAGES, load_recipes("base"))
 
 
+def test_a_reconstructor_is_trained_only_if_a_judge_needs_it() -> None:
+    pasted = ["pretrain.judge=l1", "rl.judge=l1"]
+    assert needed("reconstructor", STAGES, load_recipes("base", overrides=pasted))  # which searches the labels
+    assert not needed("reconstructor", STAGES, load_recipes("base", overrides=[*pasted, "labels.judge=l1"]))
+    assert needed("reconstructor", STAGES, load_recipes("base", overrides=["labels.judge=l1"]))
+
+
+def test_labels_are_searched_with_the_judge_that_is_named(scenes: Path, tmp_path: Path) -> None:
+    settings = ["frames=2", "clips=2", "mean_ratio=0.01", "judge=l1"]
+    run = tmp_path / "run"
+    assert main(["train", "--stage", "labels", "--data", str(scenes), "--out", str(run), *settings]) == 0
+    assert len(read_labels(run / "labels.parquet")) == 2 and not (run / "reconstructor").exists()
+
+
 def test_finished_stages_are_skipped_on_resume(
     finished: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

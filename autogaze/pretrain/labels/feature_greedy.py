@@ -33,6 +33,15 @@ from autogaze.selectors.lattice import Lattice
 NEVER = float("-inf")  # estimated gain of a patch that is not to be tried
 
 
+@dataclass(frozen=True, eq=False)
+class PastedPictures:
+    """What labels are searched with instead of a reconstructor: a distance of pasted pictures."""
+
+    distance: Distance
+    name: str  # tells one from another in a file of labels
+    grid: PatchGrid
+
+
 @dataclass(frozen=True)
 class FeatureSearch:
     """How a search on features goes."""
@@ -48,7 +57,12 @@ class FeatureSearch:
 
 
 def greedy_features(
-    distance: Distance, video: Tensor, budgets: Tensor, grid: PatchGrid, settings: FeatureSearch | None = None
+    distance: Distance,
+    video: Tensor,
+    budgets: Tensor,
+    grid: PatchGrid,
+    settings: FeatureSearch | None = None,
+    truth: Tensor | None = None,
 ) -> GreedyGaze:
     """Search every frame of a batch of clips.
 
@@ -58,6 +72,7 @@ def greedy_features(
         budgets: (B, T) int64, patches to choose in each frame, 0 to patches_per_frame.
         grid: of the gaze.
         settings: how many are tried.
+        truth: of the video's shape, what pictures are compared with; None: the video.
 
     Returns:
         the choices in their order, and the distance (B, T, K + 1) before the first and after each; NaN beyond a
@@ -78,7 +93,8 @@ def greedy_features(
     canvas, frames = torch.zeros_like(video[:, 0], dtype=torch.float32), []
     with torch.autocast(video.device.type, torch.bfloat16, enabled=video.device.type == "cuda"):
         for t in range(video.shape[1]):
-            frame = _Frame(geometry, distance, video[:, t].float(), canvas, budgets[:, t], width)
+            shown, wanted = (part[:, t].float() for part in (video, video if truth is None else truth))
+            frame = _Frame(geometry, distance, shown, wanted, canvas, budgets[:, t], width)
             frame.search(settings)
             canvas = frame.picture
             frames.append(frame)
@@ -118,11 +134,18 @@ class _Frame:
     """
 
     def __init__(
-        self, geometry: _Geometry, distance: Distance, frame: Tensor, canvas: Tensor, budget: Tensor, width: int
+        self,
+        geometry: _Geometry,
+        distance: Distance,
+        frame: Tensor,
+        truth: Tensor,
+        canvas: Tensor,
+        budget: Tensor,
+        width: int,
     ) -> None:
         self.geometry, self.distance, self.budget = geometry, distance, budget
         self.frame, self.picture = frame, canvas.clone()
-        self.seen, self.target = geometry.renditions(frame), distance.target(frame)
+        self.seen, self.target = geometry.renditions(frame), distance.target(truth)
         lattice, clips, patches = geometry.lattice, len(frame), geometry.grid.patches_per_frame
         self.error = lattice.pool((frame[:, None] - self.seen).abs().mean(2))  # (B, scales, rows, columns)
         self.levels = torch.full((clips, *lattice.size), EMPTY, dtype=torch.int64, device=frame.device)

@@ -20,6 +20,7 @@ from torch import Tensor
 from autogaze.core.checks import check_options
 from autogaze.core.grid import PatchGrid
 from autogaze.pretrain.labels.difference import difference_gaze
+from autogaze.pretrain.labels.feature_greedy import FeatureSearch, PastedPictures, greedy_features
 from autogaze.pretrain.labels.file import (
     Label,
     Shard,
@@ -49,6 +50,7 @@ class LabelSettings:
     seed: int = 0
     mode: Literal["greedy", "difference"] = "greedy"  # greedy: search with the judge; difference: on plain pixels
     greedy: GreedySettings = GreedySettings()
+    features: FeatureSearch = FeatureSearch()  # of a search with pasted pictures
 
     def __post_init__(self) -> None:
         if min(self.clips, self.batch_clips) < 1 or not 0 < self.mean_ratio <= MOST_RATIO:
@@ -66,7 +68,7 @@ class LabelSettings:
 
 
 def make_labels(
-    model: Reconstructor,
+    model: Reconstructor | PastedPictures,
     data: ClipData,
     path: str | Path,
     settings: LabelSettings,
@@ -78,7 +80,7 @@ def make_labels(
     """Label clips of the training split, or go on with what an earlier or a killed run left.
 
     Args:
-        model: the judge, on `device`.
+        model: the judge, on `device`; pasted pictures have no mode "difference".
         data: draws and renders the clips.
         path: the parquet file; its shards are kept beside it until they are joined.
         settings: what to make; shards of other settings are refused.
@@ -159,10 +161,14 @@ def _recipes(data: ClipData, settings: LabelSettings, number: int) -> list[ClipR
 
 
 def _label_batch(
-    model: Reconstructor, clip: Clip, settings: LabelSettings, number: int, device: torch.device
+    model: Reconstructor | PastedPictures, clip: Clip, settings: LabelSettings, number: int, device: torch.device
 ) -> list[Label]:
     generator = torch.Generator().manual_seed(hash((settings.seed, number)) % 2**63)
     budgets = draw_budgets(settings.mean_ratio, len(clip), clip.video.shape[1], model.grid, generator).to(device)
+    if isinstance(model, PastedPictures):
+        search = settings.features
+        found = greedy_features(model.distance, clip.video, budgets, model.grid, search, clip.truth)
+        return to_labels(clip.recipes, found)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         found = (
             difference_gaze(model, clip.video, budgets)
@@ -197,12 +203,16 @@ def to_labels(recipes: Sequence[ClipRecipe], found: GreedyGaze) -> list[Label]:
     return labels
 
 
-def _provenance(model: Reconstructor, data: ClipData, settings: LabelSettings) -> dict[str, Any]:
-    mark = float(sum(p.detach().double().abs().sum() for p in model.parameters()))  # tells one judge from another
-    unused = {"clips"} | ({"greedy"} if settings.mode == "difference" else set())
+def _provenance(model: Reconstructor | PastedPictures, data: ClipData, settings: LabelSettings) -> dict[str, Any]:
+    judge: dict[str, Any]
+    if isinstance(model, PastedPictures):
+        judge, unused = {"judge": model.name}, {"clips", "greedy", "mode"}
+    else:
+        mark = float(sum(p.detach().double().abs().sum() for p in model.parameters()))  # tells one from another
+        judge = {"reconstructor": json.loads(json.dumps(asdict(model.config))), "reconstructor_mark": f"{mark:.9g}"}
+        unused = {"clips", "features"} | ({"greedy"} if settings.mode == "difference" else set())
     return {
-        "reconstructor": json.loads(json.dumps(asdict(model.config))),
-        "reconstructor_mark": f"{mark:.9g}",
+        **judge,
         "frames": data.frames,
         "files": len(data.index.files),
         "longest_stride": data.augmentation.longest_stride,

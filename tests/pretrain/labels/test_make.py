@@ -14,11 +14,14 @@ import torch
 
 from autogaze.core.grid import PatchGrid
 from autogaze.media.video import VideoError, write_video
+from autogaze.pretrain.judge import pasted_distance
 from autogaze.pretrain.labels import make as labels_module
+from autogaze.pretrain.labels.feature_greedy import FeatureSearch, PastedPictures
 from autogaze.pretrain.labels.file import Label, read_labels, read_provenance, read_shards, to_gaze
 from autogaze.pretrain.labels.greedy import GreedySettings
 from autogaze.pretrain.labels.make import LabelSettings, draw_budgets, join_shards, make_labels
 from autogaze.pretrain.reconstructor.network import Reconstructor, ReconstructorConfig
+from autogaze.pretrain.reconstructor.paste import paste
 from autogaze.selectors.difference import DifferenceSelector
 from autogaze.training.data.batches import ClipData
 from autogaze.training.data.clip import ClipRecipe
@@ -64,6 +67,27 @@ def test_a_label_rebuilds_its_clip_and_its_losses(model: Reconstructor, data: Cl
     recorded = after.gather(2, gaze.counts[..., None] - 1)[..., 0]
     torch.testing.assert_close(recorded, loss, atol=1e-5, rtol=1e-4)
     assert not (tmp_path / "labels.shards").exists()
+
+
+def test_labels_of_pasted_pictures_record_what_their_judge_says(data: ClipData, tmp_path: Path) -> None:
+    """No reconstructor: each pick brings the picture that the patches show nearer to the frame."""
+    judge = PastedPictures(pasted_distance("l1", torch.device("cpu")), "l1", CONFIG.grid)
+    path, settings = tmp_path / "labels.parquet", replace(SETTINGS, clips=2, features=FeatureSearch(candidates=4))
+    made = make_labels(judge, data, path, settings)
+    gaze, after = to_gaze(made, CONFIG.grid)
+    clip = data.render([label.recipe for label in made])
+    loss = (paste(clip.video, gaze) - clip.video).abs().mean((2, 3, 4))
+    recorded = after.gather(2, gaze.counts[..., None] - 1)[..., 0]
+    torch.testing.assert_close(recorded, loss, atol=1e-5, rtol=1e-4)
+    assert float((after[..., 1:] > after[..., :-1]).float().nanmean()) < 0.1
+    assert read_provenance(path)["judge"] == "l1"
+    with pytest.raises(ValueError, match="made with other settings|other"):
+        make_labels(replace(judge, name="2*l1"), data, path, settings)
+
+
+def test_labels_have_one_kind_of_judge() -> None:
+    with pytest.raises(ValueError, match="mixes a reconstructor with pasted pictures"):
+        pasted_distance("l1+reconstructor", torch.device("cpu"))
 
 
 def test_a_killed_run_goes_on_behind_its_last_shard(
