@@ -70,7 +70,7 @@ def test_a_calibrated_requirement_is_met_by_nine_frames_in_ten() -> None:
 def test_frames_of_a_source_that_err_together_are_allowed_for(sources: int) -> None:
     """The promise is one on average over which sources were at hand, so that is what is looked at."""
     shares, naive = [], []
-    for seed in range(12):
+    for seed in range(12 if sources < 40 else 5):  # many sources vary less from draw to draw
         trials = made_up_trials(0.1, 0.02, sources, apart=0.08, seed=seed)
         shares.append(kept(fit_calibration([trials]), 0.6, 0.1, 0.02, 0.08, seed))
         alone = [trial(one.threshold, one.loss, torch.arange(len(one.loss))) for one in trials]
