@@ -89,7 +89,7 @@ def build(clone: Path, out: Path, hook: str) -> Path:
 
 def tracked(clone: Path) -> set[str]:
     files = (path.relative_to(clone) for path in (clone / "autogaze").rglob("*") if path.is_file())
-    return {str(path) for path in files if "__pycache__" not in path.parts}
+    return {str(path) for path in files if "__pycache__" not in path.parts and not path.name.startswith(".")}
 
 
 def test_wheel_and_sdist_hold_the_whole_package(clone: Path, tmp_path: Path) -> None:

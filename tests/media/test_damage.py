@@ -66,10 +66,19 @@ def test_uncompressed_pixels_of_every_form_are_counted(pixels: str, tmp_path: Pa
     assert len(read_video(tmp_path / "a.y4m")) == 3
 
 
+def _cut(suffix: str, data: bytes) -> int:
+    """Where a file is cut: inside a frame. Bare H.264 knows no lengths: between two frames nothing is seen."""
+    if suffix != ".h264":
+        return len(data) * 6 // 10 + 1
+    starts = [i for i in range(len(data)) if data.startswith(b"\0\0\1", i)] + [len(data)]
+    begin, end = max(zip(starts[1:-1], starts[2:], strict=True), key=lambda part: part[1] - part[0])
+    return (begin + end) // 2
+
+
 @pytest.mark.parametrize("suffix", KINDS)
 def test_a_file_cut_at_its_end_is_refused(suffix: str, whole: dict[str, bytes], tmp_path: Path) -> None:
     path = tmp_path / f"cut{suffix}"
-    path.write_bytes(whole[suffix][: len(whole[suffix]) * 6 // 10 + 1])
+    path.write_bytes(whole[suffix][: _cut(suffix, whole[suffix])])
     with pytest.raises(VideoError, match=f"cut{suffix} is (damaged|truncated|not a video)"):
         read_video(path)
 

@@ -19,7 +19,7 @@ GRID, SIDE, FRAMES = PatchGrid((32, 64, 112, 224)), 224, 12
 
 def write(path: Path, frames: np.ndarray, codec: str = "libx264") -> Path:
     with av.open(str(path), "w") as file:
-        stream = file.add_stream(codec, rate=25, options={"crf": "20"} if codec == "libx264" else {})
+        stream = file.add_stream(codec, rate=25, options={"crf": "20", "threads": "1"} if codec == "libx264" else {})
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         for frame in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
