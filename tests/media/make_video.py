@@ -47,7 +47,8 @@ def encode(
     with av.open(str(path), "w", format=form, options=options) as file:
         stream = file.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
         stream.pix_fmt, stream.codec_context.gop_size = pixels, 12
-        stream.codec_context.thread_count = 1  # so that the bytes are the same wherever it runs
+        if codec == "libx264":
+            stream.codec_context.thread_count = 1  # so that the bytes are the same wherever it runs
         for k, frame in enumerate(frames):
             if k == 0:
                 stream.height, stream.width = frame.shape[:2]
