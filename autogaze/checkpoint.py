@@ -29,6 +29,7 @@ from autogaze.network.network import GazeNetwork
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 SHIPPED = Path(__file__).parent / "weights"
+SHIPPED_RECONSTRUCTOR = "autogaze-reconstructor"
 PREFIX = "gazing_model."
 DEFAULT_CHECKPOINT = "autogaze-base"
 

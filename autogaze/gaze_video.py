@@ -35,8 +35,6 @@ from autogaze.pretrain.reconstructor.network import Reconstructor
 from autogaze.report.page import write_report
 from autogaze.report.small_copy import Rebuild, SmallCopy, choose_shown, most_shown
 
-SHIPPED_RECONSTRUCTOR = "autogaze-reconstructor"
-
 
 @dataclass(frozen=True)
 class GazeOptions:

@@ -32,7 +32,7 @@ LAYERS = {
     "model": {"checkpoint", "core", "decoding", "network"},
     "selectors": {"core", "decoding", "media"},
     "report": {"core", "files", "media"},
-    "vit": {"core", "decoding", "extras", "files", "media", "model", "selectors"},
+    "vit": {"checkpoint", "core", "decoding", "extras", "files", "media", "model", "selectors"},
     "mllm": {"core", "model"},
     "export": {"core", "decoding", "extras", "files", "media", "model", "network"},
     "training": {"core", "files", "interrupt", "media"},

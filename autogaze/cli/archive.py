@@ -22,13 +22,12 @@ from autogaze.archive import (
     list_videos,
     write_parquet,
 )
-from autogaze.checkpoint import find
+from autogaze.checkpoint import SHIPPED_RECONSTRUCTOR, find
 from autogaze.cli.outputs import folder_name, output_folders
 from autogaze.core.tiling import check_stride
 from autogaze.decoding.limits import DEFAULT, Default
 from autogaze.device import pick_device
 from autogaze.gaze_video import (
-    SHIPPED_RECONSTRUCTOR,
     GazeOptions,
     find_reconstructor,
     gaze_video,

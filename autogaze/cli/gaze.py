@@ -13,13 +13,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from autogaze.checkpoint import DEFAULT_CHECKPOINT, find
+from autogaze.checkpoint import DEFAULT_CHECKPOINT, SHIPPED_RECONSTRUCTOR, find
 from autogaze.cli import archive
 from autogaze.cli.outputs import VIDEO_HELP, open_all, output_folders
 from autogaze.core.tiling import check_stride, make_tiling
 from autogaze.device import pick_device
 from autogaze.gaze_video import (
-    SHIPPED_RECONSTRUCTOR,
     GazeOptions,
     find_reconstructor,
     gaze_video,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from autogaze.checkpoint import SHIPPED
+from autogaze.checkpoint import SHIPPED, SHIPPED_RECONSTRUCTOR
 from autogaze.evaluate.clips import ClipSet
 from autogaze.evaluate.disturbances import CLEAN, DISTURBANCES, check_disturbances, disturbed
 from autogaze.evaluate.feature_summary import EVERYTHING, REFERENCE, summarise_features
@@ -26,7 +26,6 @@ from autogaze.vit.load import load_vit
 
 RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 ORACLE_RATIOS = (0.05, 0.1)  # the greedy search costs as much as everything else together
-SHIPPED_RECONSTRUCTOR = "autogaze-reconstructor"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The network: frame encoder, connector, gaze decoder and residual map, with their parameters under published names.
 
-3,258,240 parameters at base size, and three of the residual map. Nothing here chooses: decoding
-does, with the network as its argument.
+3,258,240 parameters at base size, and three of the residual map; 783 if that is perceptual. Nothing here chooses:
+decoding does, with the network as its argument.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ class GazeNetwork(nn.Module):
         self._smoothing = Constants(lines=smoothing(side, sigma)) if config.residual_map and sigma else None
         self.apply(_initialise)
         if self.residual_map is not None:  # which predicts losses instead: a head that nobody asks learns nothing
-            if self.residual_map.gate is not None:
-                self.residual_map.gate.requires_grad_(True)
+            if self.residual_map.gate is not None:  # 1 for every cell, until it is trained
                 nn.init.zeros_(self.residual_map.gate.weight)
                 nn.init.zeros_(self.residual_map.gate.bias)
             self.gaze_decoder.task_loss_prediction_head.requires_grad_(False)
@@ -115,8 +114,9 @@ class GazeNetwork(nn.Module):
     def embed(
         self, video: Tensor, cache: EncoderCache | None = None, out: FrameTokens | None = None
     ) -> tuple[FrameTokens, EncoderCache]:
-        """Visual tokens with their positions and, for a model with `residual_map`, grey frames; and the encoder's
-        cache. `out`: where the tokens are put, in the model's dtype, if no gradient is wanted."""
+        """Visual tokens with their positions and, for a model with `residual_map`, grey frames, smoothed if it compares
+        them so; and the encoder's cache. `out`: where the tokens are put, in the model's dtype, if no gradient is
+        wanted."""
         grey = None if out is None else out.grey
         if out is None and self.residual_map is not None:
             side = self.vision_model.image_size

@@ -13,6 +13,7 @@ The paper trains with 1 l1 + 0.3 DINOv2 + 0.3 SigLIP2 of its reconstruction (arX
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Protocol
 
@@ -193,10 +194,7 @@ def _distance(terms: list[tuple[float, str, str]], pixels: Preprocessor, device:
 
 
 def _feature_distance(argument: str, pixels: Preprocessor, device: torch.device, dtype: torch.dtype) -> FeatureDistance:
-    """Of "MODEL" or "MODEL@8,12"."""
-    name, _, named = argument.partition("@")
-    try:
-        layers = tuple(int(layer) for layer in named.split(",")) if named else ()
-    except ValueError:
-        raise ValueError(f"layers of features:{argument} are written @8,12, got @{named}") from None
+    """Of "MODEL" or "MODEL@8,12"; a name may hold an @ of its own."""
+    name, numbers = re.fullmatch(r"(.+?)(?:@(\d+(?:,\d+)*))?", argument, re.S).groups()  # type: ignore[union-attr]
+    layers = tuple(int(layer) for layer in numbers.split(",")) if numbers else ()
     return FeatureDistance(load_vit(name, device, dtype), pixels, layers=layers)

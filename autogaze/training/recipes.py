@@ -115,6 +115,8 @@ class LabelsRecipe(DataRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "clips", "batch_clips", "mean_ratio", "devices")
+        if self.judge != "reconstructor" and self.mode != "fast":
+            raise ValueError(f"mode={self.mode!r} needs judge='reconstructor', got {self.judge!r}: leave mode out")
 
 
 @dataclass(frozen=True)

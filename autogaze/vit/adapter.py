@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from autogaze.checkpoint import SHIPPED
 from autogaze.core.checks import check_options
 from autogaze.core.grid import PatchGrid
 from autogaze.extras import explain
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 FORMAT = "autogaze-vit-adapter-1"
 FILE = "adapter.safetensors"
-SHIPPED = Path(__file__).parents[1] / "weights"
 AGES = 5  # steps of age: 1, 2-3, 4-7, 8-15, 16 or more frames
 NAME = "gaze"  # of the LoRA layers in the model
 Weights = Literal["lora", "all", "none"]

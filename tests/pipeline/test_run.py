@@ -122,6 +122,8 @@ def test_labels_are_searched_with_the_judge_that_is_named(scenes: Path, tmp_path
     run = tmp_path / "run"
     assert main(["train", "--stage", "labels", "--data", str(scenes), "--out", str(run), *settings]) == 0
     assert len(read_labels(run / "labels.parquet")) == 2 and not (run / "reconstructor").exists()
+    with pytest.raises(ValueError, match="mode='exact' needs judge='reconstructor', got 'l1'"):
+        load_recipes("base", overrides=["labels.judge=l1", "labels.mode=exact"])
 
 
 def test_finished_stages_are_skipped_on_resume(

@@ -12,6 +12,7 @@ from autogaze.core.grid import PatchGrid
 from autogaze.pretrain.judge import Judge, PasteJudge, SummedJudge, make_judge, parse_judge
 from autogaze.pretrain.reconstructor import Reconstructor, ReconstructorConfig
 from autogaze.pretrain.reconstructor.paste import paste
+from autogaze.vit.load import LoadedViT
 
 GRID = PatchGrid((32, 64), 16)
 
@@ -86,6 +87,43 @@ def test_features_of_a_folder_judge(tmp_path: Path) -> None:
     worse = judge.losses(video, coarse)
     best = judge.losses(video, Gaze(every, torch.ones_like(every, dtype=torch.bool), grid))
     assert bool((worse > 0.001).all()) and best.amax() < 1e-5
+
+
+def test_layers_of_a_judge_are_averaged(tmp_path: Path) -> None:
+    """The last layer alone is the judge without layers; a folder may have an @ of its own."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
+    )
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "mine@home")
+    ids = torch.tensor([0, 1, 2, 3]).expand(1, 2, -1)
+    gaze = Gaze(ids, torch.ones_like(ids, dtype=torch.bool), PatchGrid((28, 56), 14))
+    video = torch.rand(1, 2, 3, 56, 56) * 2 - 1
+
+    def losses(layers: str) -> torch.Tensor:
+        return make_judge(f"features:{tmp_path / 'mine@home'}{layers}", no_reconstructor).losses(video, gaze)
+
+    first, last = losses("@1"), losses("@2")
+    assert not torch.allclose(first, last, rtol=1e-3)
+    torch.testing.assert_close(losses(""), last)
+    torch.testing.assert_close(losses("@1,2"), (first + last) / 2)
+    with pytest.raises(ValueError, match="has layers 1 to 2, asked for 1, 3"):
+        losses("@1,3")
+
+
+def test_layers_of_a_timm_model_are_those_of_its_blocks() -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0).eval()
+    vit, frames = LoadedViT("tiny", model, (0.5,) * 3, (0.5,) * 3, "timm"), torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        tokens, pooled = vit.tokens(frames, (12,))
+        wanted, whole = vit.tokens(frames)
+        assert vit.tokens(frames, (3, 12))[0].shape == (2, 4, 2 * 192)
+    torch.testing.assert_close(tokens, torch.nn.functional.normalize(wanted, dim=-1))
+    torch.testing.assert_close(pooled, torch.nn.functional.normalize(whole, dim=-1))
+    with pytest.raises(ValueError, match="layers 1 to 12, asked for 13"):
+        vit.tokens(frames, (13,))
 
 
 @pytest.mark.parametrize(

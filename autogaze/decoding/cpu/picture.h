@@ -15,8 +15,8 @@ struct Grid {
     const int32_t* patch_at;      // (scales, side x side) the patch that a place lies in
     double l1, steps;             // weights of absolute differences, and of steps between neighbours
     double strength, least_gain;  // of scores; the gain that no patch falls below
-    double stale_floor,
-        stale_cap;  // a place that nobody has looked at: share of an error at least, times its own at most
+    // a place that nobody has looked at: share of an error at least, times its own at most
+    double stale_floor, stale_cap;
 
     double means;  // of a perceptual map: weight of the means of blocks, and how it responds
     double contrast_floor, contrast_power, power, least_error;

@@ -90,7 +90,7 @@ inline void multiply_few(long rows, const float* x, long next_row, long next_k, 
         else if (CHUNK >= 8 && left > 6) strip<8, V, ADD>(from, next_row, next_k, a, count, to, next_out, ahead);
         else if (CHUNK >= 6 && left > 4) strip<6, V, ADD>(from, next_row, next_k, a, count, to, next_out, ahead);
         else if (CHUNK >= 4 && left > 2) strip<4, V, ADD>(from, next_row, next_k, a, count, to, next_out, ahead);
-        else strip < CHUNK<2 ? 1 : 2, V, ADD>(from, next_row, next_k, a, count, to, next_out, ahead);
+        else strip<(CHUNK < 2 ? 1 : 2), V, ADD>(from, next_row, next_k, a, count, to, next_out, ahead);
     }
 }
 
