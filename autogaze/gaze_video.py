@@ -175,7 +175,8 @@ class _Pictures:
         if self._overlay is None or self._copy is None:
             self._overlay, self._copy = Overlay(gaze.grid, (self.info.height, self.info.width)), self._start(gaze)
             self.files.enter_context(closing(self._copy))
-        self.video.write(_draw(self._overlay, chunk, gaze))
+        for picture in _draw(self._overlay, chunk, gaze):
+            self.video.write(picture)
         drawn = time.perf_counter()
         self._copy.add(chunk, lambda first, stop: arrays.view().gaze(first, stop))
         self.spent.write += drawn - begun
@@ -227,15 +228,13 @@ def gaze_chunks(
         yield chunk, gaze
 
 
-def _draw(overlay: Overlay, chunk: FrameChunk, gaze: Gaze) -> np.ndarray:
-    pictures = []
+def _draw(overlay: Overlay, chunk: FrameChunk, gaze: Gaze) -> Iterator[np.ndarray]:
     for t, mask in enumerate(gaze.patch_mask()[0].cpu().numpy()):
         caption = (
             f"frame {chunk.first + t}  {chunk.times_s[t]:.2f} s  "
             f"{mask.sum()} of {len(mask)} patches ({mask.mean():.0%})"
         )
-        pictures.append(overlay.draw(chunk.frames[t], mask, caption))
-    return np.stack(pictures)
+        yield overlay.draw(chunk.frames[t], mask, caption)
 
 
 def _summary(

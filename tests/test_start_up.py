@@ -58,6 +58,13 @@ def test_info_loads_nothing_slow(tiny_checkpoint: Path) -> None:
     assert not (command("info", str(tiny_checkpoint)) - bare) & SLOW
 
 
+def test_what_a_command_imports_is_never_searched_for_garbage(tiny_checkpoint: Path) -> None:
+    code = (
+        "from autogaze.cli.main import main; main(); import gc; assert gc.isenabled() and gc.get_freeze_count() > 9e4"
+    )
+    assert "torch" in loaded(code, ("info", str(tiny_checkpoint)))
+
+
 @pytest.mark.parametrize("told", [{}, {"OMP_WAIT_POLICY": "active"}])
 def test_threads_sleep_while_they_wait_where_nothing_can_be_compiled(told: dict[str, str]) -> None:
     code = (

@@ -8,6 +8,7 @@ a verb that keeps something then has `kept(args, command) -> str`: what is kept,
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import shlex
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         _open_closed_descriptors()
         _let_threads_sleep()
+        gc.disable()  # PyTorch's half a million objects stay: looking through them takes 0.3 s of a short command
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = _Command(arguments)
     with interruptible(command.report, last=argv is None) as interrupts:
@@ -143,6 +145,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
                 importlib.import_module(module).add_arguments(sub)
         elif verb == named:
             command = importlib.import_module(module)
+            if not gc.isenabled():
+                gc.freeze()
+                gc.enable()
             command.add_arguments(sub)
             sub.set_defaults(run=command.run)
             if hasattr(command, "kept"):

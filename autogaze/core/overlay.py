@@ -57,6 +57,7 @@ class Overlay:
         factor = panel_px / max(frame_size)
         self.height, self.width = (max(2, round(side * factor / 2) * 2) for side in frame_size)
         self._scales = [self._pixels(k) for k in range(len(grid.scales))]
+        self._title = self._titles()
 
     def draw(self, frame: np.ndarray, mask: np.ndarray, caption: str = "") -> np.ndarray:
         """The frame, its chosen patches and what was looked at, with a legend.
@@ -73,12 +74,9 @@ class Overlay:
         panels = [panel, self.chosen(panel, mask), self.looked_at(panel, mask)]
         gap = np.full((self.height, _GAP_PX, 3), 255, np.uint8)
         row = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], 1)
-        strips = np.full((2, _STRIP_PX, row.shape[1], 3), 255, np.uint8)
-        for k, title in enumerate(("video", "chosen", "looked at")):
-            _write(strips[0], title, 6 + k * (self.width + _GAP_PX))
-        self._legend(strips[0], 6 + self.width + _GAP_PX + 70)
-        _write(strips[1], caption, 6)
-        return np.concatenate([strips[0], row, strips[1]])
+        below = np.full_like(self._title, 255)
+        _write(below, caption, 6)
+        return np.concatenate([self._title, row, below])
 
     def panel(self, frame: np.ndarray) -> np.ndarray:
         """The frame at the size of a panel; itself if it has that size."""
@@ -133,6 +131,14 @@ class Overlay:
             edge *= _borders(row)[:, None] | _borders(column)[None]
         colour = np.broadcast_to(np.array(scale_colour(k), np.uint8), (self.height, self.width, 3))
         return _ScalePixels(row, column, (rows, columns), edge, np.ascontiguousarray(colour), size)
+
+    def _titles(self) -> np.ndarray:
+        """What stands above the panels of every frame."""
+        strip = np.full((_STRIP_PX, 3 * self.width + 2 * _GAP_PX, 3), 255, np.uint8)
+        for k, title in enumerate(("video", "chosen", "looked at")):
+            _write(strip, title, 6 + k * (self.width + _GAP_PX))
+        self._legend(strip, 6 + self.width + _GAP_PX + 70)
+        return strip
 
     def _legend(self, strip: np.ndarray, left: int) -> None:
         for k, scale in enumerate(self.grid.scales):

@@ -22,7 +22,9 @@ from autogaze.files import atomic_path
 from autogaze.media.clip_files import VideoError
 
 LEAST_FPS, MOST_FPS = 0.001, 1000.0
-_H264 = {"preset": "superfast", "crf": "22", "g": "48"}  # encoding takes less time than drawing; browsers can seek
+# encoding takes less time than drawing; browsers can seek. Two thirds of preset superfast's time at the same size: its
+# entropy coder and B frames, which ultrafast leaves out, without its search
+_H264 = {"preset": "ultrafast", "x264-params": "cabac=1:bframes=3:b-adapt=0", "crf": "22", "g": "48"}
 _ENCODERS = {  # suffix: container, codec, its options
     ".mp4": ("mp4", "libx264", _H264),
     ".mov": ("mov", "libx264", _H264),
