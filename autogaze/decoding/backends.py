@@ -28,6 +28,7 @@ BACKENDS = {  # name: module, imported when it is asked, since some need package
 }
 OLD_NAMES = {"plain": "reference", "cached": "reference", "native": "cpu", "fused": "cuda"}
 VARIABLE = "AUTOGAZE_DECODING"
+FRAMES_AT_ONCE = 16  # most frames that a decoding is given at once: this bounds memory on long clips
 
 
 class Decoding(Protocol):
@@ -37,7 +38,7 @@ class Decoding(Protocol):
         """Encode the next T frames and choose their ids.
 
         Args:
-            video: (B, T, 3, H, W) float, preprocessed, on any device.
+            video: (B, T, 3, H, W) float, preprocessed, on any device; T <= FRAMES_AT_ONCE.
             request: of these frames, (B, T).
 
         Returns:

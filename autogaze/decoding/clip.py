@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from autogaze.core.gaze import Gaze
-from autogaze.decoding.backends import begin
+from autogaze.decoding.backends import FRAMES_AT_ONCE, begin
 from autogaze.decoding.choice import Slots, join_slots
 from autogaze.decoding.request import Request
 from autogaze.network.network import GazeNetwork
 
-FRAMES_AT_ONCE = 16  # frames of a clip encoded at once, and
-IMAGES_AT_ONCE = {"cuda": 1024, "cpu": 256}  # frames of all clips: they bound memory on long clips and many tiles
+IMAGES_AT_ONCE = {"cuda": 1024, "cpu": 256}  # frames of all clips encoded at once: bounds memory on many tiles
 
 
 def frames_at_once(batch: int, device: torch.device) -> int:
@@ -32,8 +30,7 @@ def decode_clip(model: GazeNetwork, video: Tensor, request: Request) -> Gaze:
 @torch.no_grad()
 def decode_chunks(model: GazeNetwork, chunks: Iterable[Tensor], request: Request) -> Gaze:
     """`decode_clip` of a video (B, T, 3, H, W) that comes in stretches of frames, so that it need not exist at once."""
-    if request.requirement is not None:
-        request = replace(request, requirement=model.config.threshold(request.requirement))
+    request = request.calibrated(model.config)
     decoding = begin(model, request, request.budget.shape[1])
     slots, start = [], 0
     for chunk in chunks:

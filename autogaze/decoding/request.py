@@ -16,6 +16,7 @@ from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
 from autogaze.decoding.limits import PerFrame, check_ratios, numbers
+from autogaze.network.config import AutoGazeConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,11 @@ class Request:
         """The request of some frames."""
         requirement = None if self.requirement is None else self.requirement[:, start:stop]
         return replace(self, budget=self.budget[:, start:stop], requirement=requirement)
+
+    def calibrated(self, config: AutoGazeConfig) -> Request:
+        """The request with the requirement as the loss that a model predicts where the true one meets it."""
+        requirement = None if self.requirement is None else config.threshold(self.requirement)
+        return replace(self, requirement=requirement)
 
     def repeated(self, times: int) -> Request:
         """The request with every clip `times` times in a row, one for each of its tiles."""

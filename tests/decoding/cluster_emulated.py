@@ -39,7 +39,7 @@ class Emulated:
 decoders: list[AutoGaze] = []  # the model that is compared now
 
 
-def steps_of(buffers: Buffers) -> tuple[str, object]:
+def steps_of(buffers: Buffers) -> object:
     """The cluster's steps on float32 buffers, since the interpreter knows no bfloat16."""
     kept = ("embedding", "wt", "frequencies", "strength")
     weights = {name: buffers.weights[name] for name in kept}
@@ -53,7 +53,7 @@ def steps_of(buffers: Buffers) -> tuple[str, object]:
         buffers.keys.copy_(half.keys)
         buffers.values.copy_(half.values)
 
-    return "", launch
+    return launch
 
 
 real_steps_of = cluster.steps_of
@@ -123,7 +123,7 @@ def main(without: str, knowing: str) -> None:
     kernels.choose = None  # Triton's choice is not asked
     emulated = {False: Emulated(without), True: Emulated(knowing)}
     cluster.load_kernel = lambda device, shape: emulated[shape.PLACES > 0]
-    cluster.why_not = lambda buffers: ""
+    cluster.takes = lambda buffers: True
     gazer, video = model(), torch.randn(2, 3, 3, 64, 64)
     losses = compare("ratio", gazer, video, gazing_ratio=0.9)
     stop = max(0.0, float(losses[~losses.isnan()].quantile(0.3)))

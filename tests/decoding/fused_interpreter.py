@@ -224,9 +224,9 @@ def compare_requests(video: torch.Tensor) -> None:
 def compare_streams_and_clips(video: torch.Tensor) -> None:
     """The window, chunks, streams and recorded clips."""
     compare("window", model(window=2), torch.randn(1, 5, 3, 32, 32), gazing_ratio=0.6)
-    buffers.CHUNK, clip.FRAMES_AT_ONCE = 2, 3  # chunks of a clip that are longer than those on the device
+    clip.FRAMES_AT_ONCE = 2
     compare("chunks", model(window=2), torch.randn(2, 5, 3, 32, 32), gazing_ratio=0.6)
-    buffers.CHUNK = clip.FRAMES_AT_ONCE = 16
+    clip.FRAMES_AT_ONCE = 16
     compare_streams(model(window=2), torch.randn(2, 6, 3, 32, 32))
     compare_clips(model(window=16), video)
 

@@ -14,18 +14,16 @@ import os
 import shutil
 import threading
 import warnings
-from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from autogaze.decoding.choice import Slots, join_slots
+from autogaze.decoding.choice import Slots
 from autogaze.decoding.cuda import cluster
-from autogaze.decoding.cuda.buffers import Buffers, Plan
+from autogaze.decoding.cuda.buffers import COLUMNS, POSITIONS, Buffers, Plan
 from autogaze.decoding.cuda.recording import Recording
-from autogaze.decoding.cuda.state import COLUMNS, POSITIONS
 from autogaze.decoding.cuda.weights import lay_out
 from autogaze.decoding.request import Request
 from autogaze.network.decoder import rotate, rotation
@@ -62,7 +60,7 @@ def why_not(model: GazeNetwork, asked: bool) -> str:
 
 def means(model: GazeNetwork) -> str:
     """How this back end decodes on the model's device, for `autogaze info`."""
-    reason = cluster.why_not_here(model.device, cluster.shape_for(model.config))
+    reason = cluster.why_not(model.device, cluster.shape_for(model.config))
     few = f"up to {cluster.MOST_CLIPS} clips in bfloat16 take one kernel for all steps of a frame"
     return f"CUDA graphs over Triton kernels; {f'no kernel for whole frames, since {reason}' if reason else few}"
 
@@ -84,8 +82,7 @@ class Pool:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.idle: list[Workspace] = []
-        self.weights: dict[object, dict[str, Tensor]] = {}  # by dtype and device
-        self.versions: dict[object, object] = {}
+        self.weights: dict[object, tuple[object, dict[str, Tensor]]] = {}  # and their version, by dtype and device
 
     def take(self, model: GazeNetwork, plan: Plan) -> Workspace:
         """A workspace of a plan, its buffers as somebody left them."""
@@ -112,14 +109,14 @@ class Pool:
         parameters = [parameter for part in modules for parameter in part.parameters()]
         version = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         key = (dtype, model.device)
-        if version != self.versions.get(key):
+        known, held = self.weights.get(key, (None, {}))
+        if version != known:
             fresh = lay_out(model.gaze_decoder, dtype, model.residual_map)
-            held = self.weights.setdefault(key, fresh)
-            if held is not fresh:
-                for name, tensor in fresh.items():
-                    held[name].copy_(tensor)
-            self.versions[key] = version
-        return self.weights[key]
+            for name, tensor in held.items():
+                tensor.copy_(fresh[name])
+            held = held or fresh
+            self.weights[key] = version, held
+        return held
 
 
 _pools: WeakKeyDictionary[GazeNetwork, Pool] = WeakKeyDictionary()
@@ -149,8 +146,7 @@ class CudaDecoding:
         self.request: Request | None = None  # that the device knows, and
         self.most: list[int] = []  # steps of its frames
         self.memory: EncoderCache | None = None
-        self.frame: Recording | None = None  # of a stream, and
-        self.frame_steps: list[int] = []  # the steps that it records
+        self.frame: Recording | None = None  # of a stream
         on_gpu = self.buffers.device.type == "cuda"
         self.counts = torch.zeros(2, dtype=torch.int32, device="cpu", pin_memory=on_gpu)
         self.events = [torch.cuda.Event() for _ in range(2)] if stops and on_gpu else []
@@ -167,10 +163,6 @@ class CudaDecoding:
 
     def decode(self, video: Tensor, request: Request) -> Slots:
         """See `backends.Decoding`."""
-        if video.shape[1] > self.buffers.chunk:
-            starts, count = range(0, video.shape[1], self.buffers.chunk), self.buffers.chunk
-            parts = [self.decode(video[:, t : t + count], request.frames(t, t + count)) for t in starts]
-            return join_slots(parts, partial(torch.cat, dim=1))
         self.rebase()
         if request is not self.request:  # that of a stream stays
             self.buffers.ask(request)
@@ -197,10 +189,9 @@ class CudaDecoding:
         if self.calls == 2 and self.memory is not None and can_record(self.space):
             try:
                 self.frame = Recording(self.model, self.space, video, steps, self.width, self.memory)
-                self.frame_steps = steps
             except RuntimeError as error:
                 warnings.warn(f"a frame of this stream is not recorded as a CUDA graph: {error}", stacklevel=4)
-        return self.frame if self.frame is not None and self.frame.takes(video) and steps == self.frame_steps else None
+        return self.frame if self.frame is not None and self.frame.takes(video, steps) else None
 
     def _recorded_clips(self, video: Tensor, steps: list[int]) -> Recording | None:
         """The recording of whole clips, if their form comes for the second time: the first has loaded the kernels."""

@@ -11,15 +11,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autogaze.core.grid import PatchGrid
+from autogaze.decoding.backends import FRAMES_AT_ONCE
 from autogaze.decoding.choice import Slots
-from autogaze.decoding.cuda.state import COLUMNS
 from autogaze.decoding.cuda.tuning import Tuning, ceil, frames_a_split, power, tune
 from autogaze.decoding.request import Request
 from autogaze.network.encoder import FrameTokens
 from autogaze.network.network import GazeNetwork
 from autogaze.network.residual import patch_at
 
-CHUNK = 16  # frames whose visual tokens, budgets and results are on the device at once
+# What is known of every clip: the columns of `state` (B, columns) int32, for all kernels.
+COLUMNS = (
+    "PEND_N",  # ids of the last frame's last group, which are fed with the next frame
+    "PEND_OFFSET",  # where in the last frame's ring slot they go
+    "PEND_POSITION",  # rotary position of the first of them
+    "VISUAL_POSITION",  # rotary position of the frame's first visual token
+    "GROUP_POSITION",  # rotary position of the first id of every group that is fed while the frame is decoded
+    "TOTAL",  # tokens counted so far
+    "STEP_OFFSET",  # where in the frame's ring slot the group being fed goes
+    "ACTIVE",  # 1: the clip goes on with its frame
+    "ROOM",  # ids the frame may still spend
+    "SLOTS",  # slots decoded in this frame
+)
+POSITIONS = ("PEND_POSITION", "VISUAL_POSITION", "GROUP_POSITION", "TOTAL")  # those that count tokens
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ class Buffers:
 
     Args:
         model: whose clips they are.
-        weights: `DeviceWeights.tensors`.
+        weights: as `weights.lay_out` returns them.
         plan: how much there must be room for.
         device: the model's by default; "meta" to know the buffers without having them.
     """
@@ -47,7 +60,8 @@ class Buffers:
     def __init__(
         self, model: GazeNetwork, weights: dict[str, Tensor], plan: Plan, device: torch.device | str | None = None
     ) -> None:
-        self.config, self.plan, self.weights, self.chunk = model.config, plan, weights, CHUNK
+        self.config, self.plan, self.weights = model.config, plan, weights
+        self.chunk = FRAMES_AT_ONCE  # frames whose visual tokens, budgets and results are on the device at once
         self.device = model.device if device is None else torch.device(device)
         config, decoder = model.config, model.gaze_decoder
         self.pastes, self.side = model.residual_map is not None, model.vision_model.side
@@ -164,13 +178,13 @@ class Buffers:
             self._allowed = request.allowed
 
     def room(self, model: GazeNetwork, frames: int) -> FrameTokens | None:
-        """See `backends.Decoding.room`; under autocast the types differ."""
+        """Where the encoder can put the tokens of the next frames; None under autocast, where the types differ."""
         if model.connector.pos_embed.dtype != self.plan.dtype or torch.is_autocast_enabled(self.device.type):
             return None
         return FrameTokens(self.visual[:, :frames], self.frames[:, :frames] if self.pastes else None)
 
     def put(self, tokens: FrameTokens) -> None:
-        """Put the tokens of the next frames, up to CHUNK, where the kernels read them, unless they are there."""
+        """Put the tokens of the next frames where the kernels read them, unless they are there."""
         if tokens.visual.data_ptr() != self.visual.data_ptr():
             self.visual[:, : tokens.visual.shape[1]] = tokens.visual
             if tokens.grey is not None:

@@ -11,19 +11,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autogaze.decoding.cuda.state import COLUMNS
+from autogaze.decoding.cuda.buffers import COLUMNS, Buffers
 from autogaze.decoding.weights import FoldedLayer, FoldedWeights
 from autogaze.network.config import AutoGazeConfig
 from autogaze.network.residual import LEAST_GAIN, STALE_CAP, STALE_FLOOR
-
-if TYPE_CHECKING:
-    from autogaze.decoding.cuda.buffers import Buffers
 
 SOURCES = Path(__file__).parent / "steps"
 SPLIT, WARPS, HEAD_DIM, KEYS = 2, 12, 32, 32  # blocks a head, warps a block, width of a head, keys a block of attention
@@ -52,10 +49,11 @@ class Shape:
         """Thread blocks of a cluster."""
         return self.HEADS * self.SPLIT
 
-    def why_not(self) -> str:
-        """The reason why the kernel cannot be made for this shape; empty if it can."""
+    @property
+    def fits(self) -> bool:
+        """Whether the kernel can be made for this shape."""
         blocks, columns = self.blocks, self.C // self.blocks
-        fits = (
+        return (
             blocks <= 16
             and self.C == self.HEADS * self.D
             and self.C % 32 == self.HIDDEN % 32 == 0
@@ -67,7 +65,6 @@ class Shape:
             and self.SCALES**2 * self.PLACES < 1 << 15
             and shared_bytes(self) < SHARED_BYTES
         )
-        return "" if fits else f"the cluster kernel is made for models of another shape than {self}"
 
 
 class Arguments(ctypes.Structure):
@@ -76,36 +73,10 @@ class Arguments(ctypes.Structure):
     held: dict[str, Tensor]  # the tensors whose addresses these are
 
     _fields_ = [
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "embedding",
-                "qkv",
-                "mix",
-                "gate_up",
-                "down",
-                "heads",
-                "loss_head",
-                "frequencies",
-                "keys",
-                "values",
-                "state",
-                "frame_len",
-                "clock",
-                "requirements",
-                "logits",
-                "losses",
-                "errors",
-                "tables",
-                "strength",
-                "barred",
-                "pend_ids",
-                "out_ids",
-                "out_chosen",
-                "out_loss",
-                "running",
-            )
-        ),
+        *((name, ctypes.c_void_p) for name in ("embedding", "qkv", "mix", "gate_up", "down", "heads", "loss_head")),
+        *((name, ctypes.c_void_p) for name in ("frequencies", "keys", "values", "state", "frame_len", "clock")),
+        *((name, ctypes.c_void_p) for name in ("requirements", "logits", "losses", "errors", "tables", "strength")),
+        *((name, ctypes.c_void_p) for name in ("barred", "pend_ids", "out_ids", "out_chosen", "out_loss", "running")),
         *((name, ctypes.c_float) for name in ("eps", "scale")),
         *((name, ctypes.c_int) for name in ("batch", "ring", "tokens", "window", "chunk", "slots", "stops")),
     ]
@@ -114,21 +85,19 @@ class Arguments(ctypes.Structure):
 Kernel = Callable[[Arguments, int, int], None]  # with clips, and how many frames and blocks of keys a clip can have
 
 
-def steps_of(buffers: Buffers) -> tuple[str, Callable[[], None] | None]:
-    """What enqueues all groups of the frame of every clip, once the prefill has left the logits of the first; or the
-    reason why clusters don't do that."""
-    if reason := why_not(buffers):
-        return reason, None
+def steps_of(buffers: Buffers) -> Callable[[], None] | None:
+    """A call that enqueues all groups of the frame of every clip, once the prefill has left the logits of the first;
+    None where the kernels of a pass take the steps."""
+    if not takes(buffers):
+        return None
     shape = shape_for(buffers.config)
-    kernel, arguments = load_kernel(buffers.device, shape), arguments_for(buffers, shape)
-    clips, table = buffers.plan.batch, buffers.plan.ring * (1 + -(-buffers.tokens // KEYS))
-
-    launch = partial(kernel, arguments, clips, table)
+    table = buffers.plan.ring * (1 + -(-buffers.tokens // KEYS))
+    launch = partial(load_kernel(buffers.device, shape), arguments_for(buffers, shape), buffers.plan.batch, table)
     try:
         launch()  # no clip has begun, so none is decoded; but a device may be too small for the cluster
-    except RuntimeError as error:
-        return f"the device does not take a cluster of this size: {error}", None
-    return "", launch
+    except RuntimeError:  # the kernels of a pass take any device
+        return None
+    return launch
 
 
 def arguments_for(buffers: Buffers, shape: Shape) -> Arguments:
@@ -136,12 +105,10 @@ def arguments_for(buffers: Buffers, shape: Shape) -> Arguments:
     config, plan, weights = buffers.config, buffers.plan, buffers.weights
     held = {name: weights[f"rows_{name}"] for name in ("qkv", "mix", "gate_up", "down", "heads")}
     held |= {"embedding": weights["embedding"], "loss_head": weights["wt"], "frequencies": weights["frequencies"]}
-    carried = ("state", "frame_len", "clock", "pend_ids", "running")
-    given, results = ("requirements", "barred", "logits", "losses"), ("out_ids", "out_chosen", "out_loss")
-    held |= {name: getattr(buffers, name) for name in ("keys", "values", *carried, *given, *results)}
+    own = vars(buffers)
+    held |= {field[0]: own[field[0]] for field in Arguments._fields_ if isinstance(own.get(field[0]), Tensor)}
     if shape.PLACES:
-        tables = grid_tables(buffers.patch_at, buffers.patches)
-        held |= {"errors": buffers.errors, "tables": tables, "strength": weights["strength"]}
+        held |= {"tables": grid_tables(buffers.patch_at, buffers.patches), "strength": weights["strength"]}
     arguments = Arguments(
         **{name: tensor.data_ptr() for name, tensor in held.items()},
         eps=config.rms_norm_eps,
@@ -173,25 +140,18 @@ def shape_for(config: AutoGazeConfig) -> Shape:
     )
 
 
-def why_not(buffers: Buffers) -> str:
-    """The reason why the steps of these clips are not decoded by clusters; empty if they are."""
+def takes(buffers: Buffers) -> bool:
+    """Whether the kernel takes the steps of these clips: few, whose ids are the best ones, in bfloat16."""
     plan = buffers.plan
-    if buffers.device.type == "meta":
-        return "there are no clips"
-    if plan.dtype != torch.bfloat16:
-        return "the cluster kernel computes in bfloat16"
-    if plan.samples:
-        return "the cluster kernel does not sample"
-    if plan.batch > MOST_CLIPS:
-        return f"more than {MOST_CLIPS} clips keep the GPU busy without clusters"
-    return why_not_here(buffers.device, shape_for(buffers.config))
+    few = plan.batch <= MOST_CLIPS and plan.dtype == torch.bfloat16 and not plan.samples
+    return few and buffers.device.type != "meta" and not why_not(buffers.device, shape_for(buffers.config))
 
 
 @lru_cache(maxsize=64)
-def why_not_here(device: torch.device, shape: Shape) -> str:
+def why_not(device: torch.device, shape: Shape) -> str:
     """The reason why a device has no cluster kernel for a model; empty if it has."""
-    if reason := shape.why_not():
-        return reason
+    if not shape.fits:
+        return f"the cluster kernel is made for models of another shape than {shape}"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
         return "clusters need a GPU of compute capability 9.0 (Hopper) or newer"
     try:

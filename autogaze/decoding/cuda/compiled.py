@@ -102,5 +102,5 @@ def prepare(model: GazeNetwork, weights: dict[str, Tensor], dtype: torch.dtype, 
             wanted = variants(model, weights, dtype, samples, can_launch_early(device))
             few = dtype == torch.bfloat16 and not samples
             shape = cluster.shape_for(config)
-            compile_all(wanted, partial(cluster.why_not_here, device, shape) if few else lambda: None)
+            compile_all(wanted, partial(cluster.why_not, device, shape) if few else lambda: None)
         _prepared.add(key)

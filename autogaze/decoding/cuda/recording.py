@@ -7,7 +7,7 @@ kernels and a graph a frame. Recorded once, they cost the host a copy, one launc
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from autogaze.network.network import GazeNetwork
 if TYPE_CHECKING:
     from autogaze.decoding.cuda.workspace import Workspace
 
+Result = TypeVar("Result")
+
 
 class Recording:
     """Frames of one form, decoded by a replay.
@@ -26,7 +28,7 @@ class Recording:
     Args:
         model, space: whose encoder and whose buffers are recorded. The model is not kept.
         video: (B, T, 3, H, W), the form that all frames will have.
-        steps: the most that each frame can take after its prefill.
+        steps: the most that each frame takes after its prefill.
         width: slots of a frame in the result.
         memory: of a stream, the encoder's, of the frames so far, from now on kept here; None: whole clips.
     """
@@ -40,7 +42,7 @@ class Recording:
         width: int,
         memory: EncoderCache | None = None,
     ) -> None:
-        self.autocast = torch.is_autocast_enabled(model.device.type)
+        self.steps, self.autocast = steps, torch.is_autocast_enabled(model.device.type)
         with torch.inference_mode(False), torch.no_grad():  # later calls may be made outside of it
             self.video = torch.zeros(video.shape, dtype=model.connector.pos_embed.dtype, device=model.device)
             self.memory = None if memory is None else tuple(held.clone() for held in memory)
@@ -53,10 +55,10 @@ class Recording:
 
             self.replay = record(enqueue)
 
-    def takes(self, video: Tensor) -> bool:
+    def takes(self, video: Tensor, steps: list[int]) -> bool:
         """Whether frames have the recorded form."""
         same = torch.is_autocast_enabled(self.video.device.type) == self.autocast
-        return video.shape == self.video.shape and same
+        return video.shape == self.video.shape and steps == self.steps and same
 
     def remember(self, memory: EncoderCache) -> None:
         """Take over the encoder's memory of the frames so far, if any is kept."""
@@ -70,8 +72,8 @@ class Recording:
         return ids, chosen, loss
 
 
-def record(enqueue: Callable[[], Slots]) -> Callable[[], Slots]:
-    """What was enqueued, to be enqueued again by one call."""
+def record(enqueue: Callable[[], Result]) -> Callable[[], Result]:
+    """One call that enqueues again what `enqueue` does, and returns what it returned."""
     graph = torch.cuda.CUDAGraph()
     torch.cuda.current_stream().synchronize()
     # Weights that autocast has cast before would be recorded where they are, and be gone once autocast ends.
@@ -83,22 +85,18 @@ def record(enqueue: Callable[[], Slots]) -> Callable[[], Slots]:
     ):
         out = enqueue()
 
-    def replay() -> Slots:
+    def replay() -> Result:
         graph.replay()
         return out
 
     return replay
 
 
-def record_pass(launch: Callable[[], None], carried: list[Tensor], device: torch.device) -> Callable[[], None]:
-    """A pass, to be repeated by one call: run once, so that all kernels are loaded, then recorded, and what it has
-    changed of what it reads is put back."""
+def record_pass(launch: Callable[[], None], carried: list[Tensor]) -> Callable[[], None]:
+    """`record` of a pass: run once, so that all kernels are loaded, and what it changes of what it reads put back."""
     saved = [tensor.clone() for tensor in carried]
     launch()
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        launch()
+    replay = record(launch)
     for tensor, before in zip(carried, saved, strict=True):
         tensor.copy_(before)
-    return graph.replay
+    return replay

@@ -7,9 +7,10 @@ does not compile for. What it does compile for are the model, the dtype, and the
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -41,18 +42,11 @@ class Workspace:
 
     def __init__(self, buffers: Buffers, early: bool | None = None, call: Callable[..., None] = start) -> None:
         self.buffers, self.call = buffers, call
-        config, width, device = buffers.config, buffers.config.hidden_size, buffers.device
-        self.early = can_launch_early(device) if early is None else early
-        self.eps, self.hidden = config.rms_norm_eps, config.intermediate_size
-        self.widths = {"C": width, **_tiles_of(width)}
-        self.heads = {"HEADS": buffers.heads, "D": buffers.head_dim}
-        self.precision = {"PRECISION": "tf32" if buffers.plan.dtype == torch.bfloat16 else "ieee"}
-        self.pixels = {"SIDE": buffers.side, "PX": config.patch_size, "BLOCKS": buffers.blocks}
-        self.ring = (buffers.plan.ring, buffers.tokens)
+        self.early, self.known = can_launch_early(buffers.device) if early is None else early, known_of(buffers)
         self.graphs: dict[bool, Callable[[], None]] = {}
         self.recorded: dict[object, Recording | None] = {}  # by form of clips; None: seen once
         self.records = not buffers.plan.samples  # a seed is drawn anew for every clip
-        self.without_cluster, self.cluster = cluster.steps_of(buffers)
+        self.cluster = cluster.steps_of(buffers)
 
     def enqueue(self, tokens: FrameTokens, steps: list[int]) -> None:
         """All of some frames without any decision of the host: kernels of clips that are done do nothing.
@@ -74,26 +68,25 @@ class Workspace:
             return self.launch(prefill)
         if prefill not in self.graphs:
             launch = partial(self.launch, prefill)
-            self.graphs[prefill] = record_pass(launch, self.buffers.carried(), self.buffers.device)
+            self.graphs[prefill] = record_pass(launch, self.buffers.carried())
         self.graphs[prefill]()
 
     def launch(self, prefill: bool) -> None:
         """Start the kernels of a prefill or a step; with clusters the prefill's last one takes all steps."""
-        early = self._early(prefill)
         if prefill:
-            self._open_frame(early)
-        self._open_rows(prefill, early)
+            self._open_frame()
+        self._open_rows(prefill)
         for layer in range(self.buffers.layers):
-            self._attend(layer, prefill, early)
+            self._attend(layer, prefill)
             if self.buffers.tunings[prefill].wide:
-                self._close_layer_wide(layer, prefill, early)
+                self._close_layer_wide(layer, prefill)
             else:
-                self._close_layer(layer, prefill, early)
-        self._read_heads(early)
+                self._close_layer(layer, prefill)
+        self._read_heads(prefill)
         if prefill and self.cluster is not None:
             self.cluster()
         else:
-            self._choose(prefill, early)
+            self._choose(prefill)
 
     def look(self) -> None:
         """Put what the frame's ids have seen on the canvas; once all of them are chosen."""
@@ -103,202 +96,127 @@ class Workspace:
         scales, cells = space.patch_at.shape
         per = ceil(space.plan.batch * cells, 1 << 13)  # most cells are not looked at: few programs, each of several
         every = power(space.patches + space.group)
-        self.call(
-            kernels.look,
-            (space.plan.batch, ceil(cells, per)),
-            *(space.frames, space.canvas, space.out_ids, space.out_chosen, space.patch_at, space.clock),
-            *(space.plan.batch, space.plan.slots, per),
-            V=cells,
-            SCALES=scales,
-            SB=FEW_SLOTS if space.plan.slots <= FEW_SLOTS else every,
-            CHUNK=space.chunk,
-            **self.pixels,
-        )
+        block = FEW_SLOTS if space.plan.slots <= FEW_SLOTS else every
+        grid = (space.plan.batch, ceil(cells, per))
+        self._start(True, kernels.look, grid, SLOTS=space.plan.slots, PER=per, SCALES=scales, SB=block)
 
-    def _early(self, prefill: bool) -> dict[str, bool]:
-        """Where kernels are short, each may be launched while the one before runs."""
-        if self.early and self.buffers.tunings[prefill].wide:
-            return {"PDL": True, "launch_pdl": True}
-        return {"PDL": False}
+    def _start(self, prefill: bool, kernel: Any, grid: tuple[int, ...], **given: Any) -> None:
+        """Start a kernel of a pass with what is `given` for its parameters and what is known for the others. Where
+        kernels are short, it is launched while the one before runs."""
+        ordinary, constant = parameters(kernel.fn)
+        early = self.early and self.buffers.tunings[prefill].wide and "PDL" in constant
+        values = {**self.known, "PREFILL": prefill, "ROWS": self._rows(prefill), "PDL": early, **given}
+        options = {name: value for name, value in given.items() if name.startswith("num_")}
+        if early:
+            options["launch_pdl"] = True
+        constants = {name: values[name] for name in constant}
+        self.call(kernel, grid, *(values[name] for name in ordinary), **constants, **options)
 
-    def _open_frame(self, early: dict[str, bool]) -> None:
+    def _open_frame(self) -> None:
         space = self.buffers
-        self.call(
-            kernels.begin_frame,
-            (1,),
-            *(space.state, space.frame_len, space.clock, space.budgets, space.running),
-            *(space.plan.batch, space.plan.ring),
-            V=space.visual_tokens,
-            K=space.group,
-            CHUNK=space.chunk,
-            BLOCK=CLIPS_AT_ONCE,
-            **early,
-        )
+        self._start(True, kernels.begin_frame, (1,), BLOCK=CLIPS_AT_ONCE)
         if space.pastes:
-            self.call(
+            self._start(
+                True,
                 kernels.find_errors,
                 (space.visual_tokens, space.plan.batch),
-                *(space.frames, space.canvas, space.visual, space.errors, space.weights["error_weight"], space.clock),
-                C=space.config.hidden_size,
+                weight=space.weights["error_weight"],
                 CP=power(space.config.hidden_size),
-                CHUNK=space.chunk,
                 LEAST=LEAST_ERROR if space.config.perceptual else None,
                 num_warps=warps_for(space.config.patch_size**2),
-                **self.pixels,
-                **early,
             )
 
-    def _open_rows(self, prefill: bool, early: dict[str, bool]) -> None:
-        space, weights, tuning = self.buffers, self.buffers.weights, self.buffers.tunings[prefill]
-        rows = self._rows(prefill)
-        self.call(
+    def _open_rows(self, prefill: bool) -> None:
+        space, tuning = self.buffers, self.buffers.tunings[prefill]
+        self._start(
+            prefill,
             kernels.open_rows,
-            (ceil(space.plan.batch * rows, tuning.rows), self._shares(prefill)),
-            *(space.x, space.query, space.keys[0], space.values[0], weights["wqk0"], weights["wv0"]),
-            *(weights["frequencies"], weights["embedding"], space.visual, space.pend_ids if prefill else space.ids),
-            *(space.state, space.clock, self.eps, space.plan.batch, rows, *self.ring),
-            V=space.visual_tokens,
-            K=space.group,
-            CHUNK=space.chunk,
+            (ceil(space.plan.batch * self._rows(prefill), tuning.rows), self._shares(prefill)),
+            ids=space.pend_ids if prefill else space.ids,
             BM=tuning.rows,
             NB=tuning.pairs,
             SHARED=tuning.wide,
-            PREFILL=prefill,
             num_warps=tuning.warps,
-            **self.heads,
-            **self.widths,
-            **self.precision,
-            **early,
+            **self._qkv(0),
         )
 
-    def _attend(self, layer: int, prefill: bool, early: dict[str, bool]) -> None:
+    def _attend(self, layer: int, prefill: bool) -> None:
         space, tuning, window = self.buffers, self.buffers.tunings[prefill], self.buffers.config.max_num_frames
         first, count = self._span(layer, prefill)
         splits = space.splits(prefill)
         for at, share, queries in _tiles(first, count, 16 if self._last(layer) else tuning.queries):
-            self.call(
+            self._start(
+                prefill,
                 kernels.attend,
                 (space.plan.batch * space.heads, ceil(share, queries), splits),
-                *(
-                    space.query,
-                    space.keys[layer],
-                    space.values[layer],
-                    space.attended,
-                    space.out,
-                    space.peak,
-                    space.mass,
-                ),
-                *(space.arrived, space.frame_len, space.state, space.clock, space.head_dim**-0.5 * math.log2(math.e)),
-                *(space.plan.batch, self._rows(prefill), at, share, *self.ring, space.frames_per_split[prefill]),
-                K=space.group,
-                WINDOW=window,
-                V=space.visual_tokens,
+                keys=space.keys[layer],
+                values=space.values[layer],
+                FIRST=at,
+                COUNT=share,
+                FRAMES=space.frames_per_split[prefill],
                 BM=queries,
                 BN=tuning.keys,
                 BT=tuning.tail,
                 SPLITS=room_for_splits(splits, window),
                 SLOTS=power(window + 1, 1),
-                PREFILL=prefill,
                 num_stages=tuning.attend_stages,
                 num_warps=tuning.attend_warps if queries > 16 else tuning.narrow_warps,
-                **self.heads,
-                **self.precision,
-                **early,
             )
 
-    def _close_layer(self, layer: int, prefill: bool, early: dict[str, bool]) -> None:
-        space, tuning, last = self.buffers, self.buffers.tunings[prefill], self._last(layer)
+    def _close_layer(self, layer: int, prefill: bool) -> None:
+        tuning = self.buffers.tunings[prefill]
+        rows, given = self._closing(layer, prefill)
+        self._start(prefill, kernels.close_layer, (rows,), NB=tuning.pairs, num_stages=tuning.stages, **given)
+
+    def _close_layer_wide(self, layer: int, prefill: bool) -> None:
+        space, tuning = self.buffers, self.buffers.tunings[prefill]
+        rows, given = self._closing(layer, prefill)
+        parts = ceil(self.known["HIDDEN"], tuning.hidden)
+        self._start(prefill, kernels.mix_rows, (rows, parts), x_next=space.x_spare, **given)
+        shares = 1 if self._last(layer) else self._shares(prefill)
+        given |= {"x": space.x_spare, "x_next": space.x, "PARTS": parts, "NB": tuning.pairs}
+        self._start(prefill, kernels.next_layer, (rows, shares), **given)
+
+    def _closing(self, layer: int, prefill: bool) -> tuple[int, dict[str, Any]]:
+        """Blocks of the rows of which a layer is closed, and what the kernels that do it are given."""
+        tuning, last = self.buffers.tunings[prefill], self._last(layer)
         first, count = self._span(layer, prefill)
         block = 16 if last else tuning.rows
-        self.call(
-            kernels.close_layer,
-            (ceil(space.plan.batch * count, block),),
-            *(space.x, space.last, *self._begun(layer), space.attended, *self._mlp(layer), *self._next_weights(layer)),
-            *(space.state, space.clock, self.eps, space.plan.batch, self._rows(prefill), first, count, *self.ring),
-            K=space.group,
-            HIDDEN=self.hidden,
-            BM=block,
-            HB=tuning.hidden,
-            NB=tuning.pairs,
-            PREFILL=prefill,
-            LAST=last,
-            num_warps=tuning.warps,
-            num_stages=tuning.stages,
-            **self.heads,
-            **self.widths,
-            **self.precision,
-            **early,
-        )
+        given: dict[str, Any] = {"FIRST": first, "COUNT": count, "BM": block, "HB": tuning.hidden, "LAST": last}
+        mlp = {name: self.buffers.weights[f"{name}{layer}"] for name in ("wo", "wg", "wu", "wd")}
+        given |= {"num_warps": tuning.warps, **mlp, **self._qkv(min(layer + 1, self.buffers.layers - 1))}
+        return ceil(self.buffers.plan.batch * count, block), given
 
-    def _close_layer_wide(self, layer: int, prefill: bool, early: dict[str, bool]) -> None:
-        space, tuning, last = self.buffers, self.buffers.tunings[prefill], self._last(layer)
-        first, count = self._span(layer, prefill)
-        block, parts = 16 if last else tuning.rows, ceil(self.hidden, tuning.hidden)
-        grid, span = ceil(space.plan.batch * count, block), (space.plan.batch, self._rows(prefill), first, count)
-        constants: dict[str, Any] = {"K": space.group, "BM": block, "PREFILL": prefill, "num_warps": tuning.warps}
-        constants |= {**self.heads, **self.widths, **self.precision, **early}
-        self.call(
-            kernels.mix_rows,
-            (grid, parts),
-            *(space.x, space.x_spare, space.parts, space.attended, *self._mlp(layer)),
-            *(space.state, space.clock, self.eps, *span, space.plan.ring),
-            HIDDEN=self.hidden,
-            HB=tuning.hidden,
-            **constants,
-        )
-        self.call(
-            kernels.next_layer,
-            (grid, 1 if last else self._shares(prefill)),
-            *(space.x_spare, space.x, space.parts, space.last, *self._begun(layer), *self._next_weights(layer)),
-            *(space.state, space.clock, self.eps, *span, *self.ring),
-            PARTS=parts,
-            NB=tuning.pairs,
-            LAST=last,
-            **constants,
-        )
+    def _qkv(self, layer: int) -> dict[str, torch.Tensor]:
+        """Where the keys and values of a layer go, and the matrices that make them and the queries."""
+        space = self.buffers
+        weights = {name: space.weights[f"{name}{layer}"] for name in ("wqk", "wv")}
+        return {"keys": space.keys[layer], "values": space.values[layer], **weights}
 
-    def _read_heads(self, early: dict[str, bool]) -> None:
+    def _read_heads(self, prefill: bool) -> None:
         """Logits and predicted losses of the newest row."""
-        space, batch = self.buffers, self.buffers.plan.batch
+        space = self.buffers
         columns = 32 if space.plan.dtype == torch.float32 else 64
-        self.call(
-            kernels.read_heads,
-            (ceil(batch, 16), space.group, ceil(space.patches + 1, columns)),
-            *(space.last, space.logits, space.losses, space.weights["wl"], space.weights["wt"], space.state),
-            *(self.eps, batch),
-            VOCABULARY=space.patches + 1,
-            K=space.group,
-            BM=16,
-            NB=columns,
-            LOSSES=not space.pastes,
-            **self.widths,
-            **self.precision,
-            **early,
-        )
+        grid = (ceil(space.plan.batch, 16), space.group, ceil(space.patches + 1, columns))
+        self._start(prefill, kernels.read_heads, grid, BM=16, NB=columns, LOSSES=not space.pastes)
 
-    def _choose(self, prefill: bool, early: dict[str, bool]) -> None:
+    def _choose(self, prefill: bool) -> None:
         space, plan = self.buffers, self.buffers.plan
-        self.call(
+        self._start(
+            prefill,
             kernels.choose,
             (plan.batch,),
-            *(space.logits, space.losses, space.errors, space.looked, space.places, space.patch_at),
-            *(space.weights["strength"], space.taken, space.barred, space.state, space.frame_len, space.clock),
-            *(space.requirements, space.ids, space.pend_ids, space.out_ids, space.out_chosen, space.out_loss),
-            *(space.running, space.seed, space.temperature, plan.batch, plan.ring, plan.slots, int(plan.stops)),
-            PATCHES=space.patches,
+            SLOTS_OUT=plan.slots,
+            STOPS=int(plan.stops),
             PB=power(space.patches),
-            K=space.group,
             KP=power(space.group),
             PLACES=space.visual_tokens if space.pastes else 0,
             MOST=space.places.shape[1],
             GRID=space.grid,
             RULE=(LEAST_GAIN, STALE_FLOOR, STALE_CAP),
             SB=FEW_SLOTS,
-            CHUNK=space.chunk,
-            PREFILL=prefill,
             SAMPLES=plan.samples,
             num_warps=warps_for(2 * space.visual_tokens) if space.pastes else 1,
-            **early,
         )  # of one warp registers spill
 
     def _rows(self, prefill: bool) -> int:
@@ -317,17 +235,28 @@ class Workspace:
         tuning, space = self.buffers.tunings[prefill], self.buffers
         return 2 * ceil(space.heads * space.head_dim // 2, tuning.pairs) if tuning.wide else 1
 
-    def _begun(self, layer: int) -> tuple[torch.Tensor, ...]:
-        """Where the next layer's queries, keys and values go."""
-        after = min(layer + 1, self.buffers.layers - 1)
-        return self.buffers.query, self.buffers.keys[after], self.buffers.values[after]
 
-    def _next_weights(self, layer: int) -> tuple[torch.Tensor, ...]:
-        weights, after = self.buffers.weights, min(layer + 1, self.buffers.layers - 1)
-        return weights[f"wqk{after}"], weights[f"wv{after}"], weights["frequencies"]
+def known_of(buffers: Buffers) -> dict[str, Any]:
+    """What kernels take of a set of buffers, by the names of their parameters."""
+    config, plan = buffers.config, buffers.plan
+    tensors = {name: each for name, each in vars(buffers).items() if isinstance(each, torch.Tensor)}
+    width, scale = config.hidden_size, buffers.head_dim**-0.5 * math.log2(math.e)
+    sizes = {"B": plan.batch, "RING": plan.ring, "TOKENS": buffers.tokens, "WINDOW": config.max_num_frames}
+    sizes |= {"V": buffers.visual_tokens, "K": buffers.group, "CHUNK": buffers.chunk, "PATCHES": buffers.patches}
+    sizes |= {"HEADS": buffers.heads, "D": buffers.head_dim, "HIDDEN": config.intermediate_size}
+    sizes |= {"C": width, **_tiles_of(width), "VOCABULARY": buffers.patches + 1}
+    precision = "tf32" if plan.dtype == torch.bfloat16 else "ieee"
+    pixels = {"SIDE": buffers.side, "PX": config.patch_size, "BLOCKS": buffers.blocks}
+    known = {"q": buffers.query, "eps": config.rms_norm_eps, "scale": scale, "PRECISION": precision}
+    return {**buffers.weights, **tensors, **sizes, **pixels, **known}
 
-    def _mlp(self, layer: int) -> tuple[torch.Tensor, ...]:
-        return tuple(self.buffers.weights[f"{name}{layer}"] for name in ("wo", "wg", "wu", "wd"))
+
+@lru_cache(maxsize=64)
+def parameters(kernel: Callable[..., None]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the ordinary parameters of a kernel, and of those that it is compiled for."""
+    found = inspect.signature(kernel).parameters
+    constant = tuple(name for name, each in found.items() if "constexpr" in str(each.annotation))
+    return tuple(name for name in found if name not in constant), constant
 
 
 def can_launch_early(device: torch.device) -> bool:

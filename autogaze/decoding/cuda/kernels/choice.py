@@ -5,10 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from autogaze.decoding.cuda.kernels.pairs import load_pair
 from autogaze.decoding.cuda.kernels.ranking import noisy, ranked, ranked_index
 from autogaze.decoding.cuda.kernels.residual import pick_scored
-from autogaze.decoding.cuda.kernels.rows import normed, project
+from autogaze.decoding.cuda.kernels.rows import load_pair, normed, project
 from autogaze.decoding.cuda.kernels.state import (
     ACTIVE,
     COLS,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from autogaze.decoding.cuda.kernels.pairs import load_pair, store_pair
 from autogaze.decoding.cuda.kernels.rows import (
     load_columns,
+    load_pair,
     load_share,
     normed,
     project,
+    store_pair,
     store_qkv,
     store_share,
     times,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from autogaze.decoding.cuda.state import COLUMNS as NAMES
+from autogaze.decoding.cuda.buffers import COLUMNS as NAMES
 
 PEND_N = tl.constexpr(NAMES.index("PEND_N"))
 PEND_OFFSET = tl.constexpr(NAMES.index("PEND_OFFSET"))
