@@ -122,7 +122,7 @@ def test_choosing_with_residual_map_equals_choose_group_group_after_group() -> N
     model = AutoGaze(AutoGazeConfig(residual_map=True)).eval()
     assert model.residual_map is not None
     native = NativeResidualMap(model.residual_map, model.grid)
-    memory = backend.NativeMemory(backend.Passes(model.gaze_decoder, native.grid), 2, 1, 16)
+    memory = backend.NativeMemory(backend.Passes(model.gaze_decoder, native), 2, 1, 16)
     frame, canvas = torch.randn(2, 1, 224, 224), torch.randn(2, 1, 224, 224)
     with torch.no_grad():
         error, own = model.residual_map.begin(frame, canvas), native.begin(frame, canvas)
@@ -208,9 +208,9 @@ def test_without_openmp_it_makes_threads_of_its_own(monkeypatch: pytest.MonkeyPa
 @needs_library
 def test_after_threads_stalled_one_does_the_work_for_a_while(two_threads: None) -> None:
     passes = backend.Passes(small_model().gaze_decoder)
-    assert passes.threads(1) == 2
+    assert passes.usable_threads(1) == 2
     passes.alone = 2
-    assert [passes.threads(1) for _ in range(3)] == [1, 1, 2]
+    assert [passes.usable_threads(1) for _ in range(3)] == [1, 1, 2]
 
 
 @needs_library

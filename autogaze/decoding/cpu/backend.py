@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autogaze.decoding.cpu.build import library
-from autogaze.decoding.cpu.residual import Grid, NativeResidualMap, residual_map
+from autogaze.decoding.cpu.build import library, loaded
+from autogaze.decoding.cpu.residual import NativeResidualMap, residual_map
 from autogaze.decoding.reference import LoopDecoding, Memory
 from autogaze.decoding.request import Request
 from autogaze.decoding.weights import fold
@@ -66,38 +66,8 @@ def begin(model: GazeNetwork, request: Request, frames: int, stream: bool) -> Lo
     """See `backends.begin`."""
     wait_shortly()
     rule = None if model.residual_map is None else residual_map(model.residual_map, model.grid)
-    passes = Passes(model.gaze_decoder, rule.grid if isinstance(rule, NativeResidualMap) else None)
+    passes = Passes(model.gaze_decoder, rule if isinstance(rule, NativeResidualMap) else None)
     return LoopDecoding(model, request, frames, partial(NativeMemory, passes), rule)
-
-
-class Pass(ctypes.Structure):
-    """`Pass` of decoder.h."""
-
-    _fields_ = (
-        [
-            (name, ctypes.c_int64)
-            for name in (
-                "width",
-                "heads",
-                "head_dim",
-                "hidden",
-                "layers",
-                "vocabulary",
-                "group",
-                "clips",
-                "rows",
-                "room",
-                "start",
-                "length",
-                "threads",
-            )
-        ]
-        + [("epsilon", ctypes.c_double)]
-        + [
-            (name, ctypes.c_void_p)
-            for name in ("weights", "tokens", "turns", "keys", "values", "scratch", "scores", "parallel", "count")
-        ]
-    )
 
 
 def openmp(name: str) -> int | None:
@@ -111,15 +81,14 @@ def openmp(name: str) -> int | None:
 def wait_shortly() -> None:
     """Keep OpenMP's threads from spinning where they wait, on a machine of few processors and once a process, unless
     the environment says how they shall wait."""
-    processors, parallel, found = os.cpu_count() or 1, openmp("GOMP_parallel"), library()
+    processors, parallel = os.cpu_count() or 1, openmp("GOMP_parallel")
     told = any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"))
     if parallel and not told and torch.get_num_threads() > 1 and processors <= MOST_THREADS:
-        assert not isinstance(found, str), found
-        found.autogaze_wait_shortly(parallel, processors)
+        loaded().autogaze_wait_shortly(parallel, processors)
 
 
 def pack(decoder: GazeDecoder, native: ctypes.CDLL) -> Tensor:
-    """All matrices as `Pass.weights` has them: in blocks of rows, the scale of the queries folded in."""
+    """All matrices as `weights` of decoder.h: in blocks of rows, the scale of the queries folded in."""
     layers, logits, losses = fold(decoder)
     scored = torch.cat([logits, losses])
     size = sum(weight.numel() for layer in layers for weight in layer)
@@ -147,24 +116,30 @@ def pack(decoder: GazeDecoder, native: ctypes.CDLL) -> Tensor:
     return packed
 
 
-class Passes:
-    """What all memories of a decoding share: weights as they are now, and room to work in. For one thread at a time.
+class Passes(ctypes.Structure):
+    """Passes over the decoder with its weights as they are now, for one thread at a time: `Pass` of decoder.h.
 
     Args:
         decoder: whose passes these are.
-        grid: of the residual map, if that is in C++ too.
+        rule: the residual map, if that is in C++ too.
     """
 
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("width", "heads", "head_dim", "hidden", "layers", "vocabulary", "group")),
+        *((name, ctypes.c_int64) for name in ("clips", "rows", "room", "start", "length", "threads")),
+        ("epsilon", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("weights", "tokens", "turns", "keys", "values", "scratch", "scores")),
+        *((name, ctypes.c_void_p) for name in ("parallel", "count")),
+    )
+
     @torch.no_grad()
-    def __init__(self, decoder: GazeDecoder, grid: Grid | None = None) -> None:
-        found = library()
-        assert not isinstance(found, str), found
-        self.decoder, self.native, self.grid = decoder, found, grid
-        self.weights = pack(decoder, found)
-        self.scratch = self.weights.new_empty(0)
+    def __init__(self, decoder: GazeDecoder, rule: NativeResidualMap | None = None) -> None:
+        self.decoder, self.native, self.rule = decoder, loaded(), rule
+        self.packed = pack(decoder, self.native)
+        self.working = self.packed.new_empty(0)  # room to work in
         self.alone, self.alone_next = 0, ALONE
         trunk, first = decoder.model, cast(DecoderLayer, decoder.model.layers[0])
-        self.call = Pass(
+        super().__init__(
             width=trunk.norm.weight.numel(),
             heads=first.self_attn.heads,
             head_dim=first.self_attn.q_proj.out_features // first.self_attn.heads,
@@ -173,39 +148,39 @@ class Passes:
             vocabulary=decoder.vocabulary,
             group=decoder.group,
             epsilon=trunk.norm.eps,
-            weights=self.weights.data_ptr(),
+            weights=self.packed.data_ptr(),
             parallel=openmp("GOMP_parallel"),
             count=openmp("omp_get_num_threads"),
         )
 
     def run(self, tokens: Tensor, turns: Tensor, memory: Memory) -> Tensor:
         """Scores (B, K x vocabulary + K), logits and predicted losses, after new tokens (B, n, width)."""
-        call, tokens, turns = self.call, tokens.contiguous(), torch.view_as_real(turns).contiguous()
-        call.clips, call.rows = tokens.shape[:2]
-        call.room, call.start, call.length = memory.room, memory.start, memory.length
-        call.threads = self.threads(call.clips)
-        addresses = ctypes.c_void_p * call.layers
+        tokens, turns = tokens.contiguous(), torch.view_as_real(turns).contiguous()
+        self.clips, self.rows = tokens.shape[:2]
+        self.room, self.start, self.length = memory.room, memory.start, memory.length
+        self.threads = self.usable_threads(self.clips)
+        addresses = ctypes.c_void_p * self.layers
         keys, values = (addresses(*(held.data_ptr() for held in side)) for side in (memory.keys, memory.values))
-        call.keys, call.values = ctypes.addressof(keys), ctypes.addressof(values)
-        call.tokens, call.turns = tokens.data_ptr(), turns.data_ptr()
-        needed = self.native.autogaze_scratch(ctypes.addressof(call))
-        if self.scratch.numel() < needed:
-            self.scratch = tokens.new_empty(needed)
-        scores = tokens.new_empty(call.clips, call.group * call.vocabulary + call.group)
-        call.scratch, call.scores = self.scratch.data_ptr(), scores.data_ptr()
-        if self.native.autogaze_pass(ctypes.addressof(call)):
+        self.keys, self.values = ctypes.addressof(keys), ctypes.addressof(values)
+        self.tokens, self.turns = tokens.data_ptr(), turns.data_ptr()
+        needed = self.native.autogaze_scratch(ctypes.addressof(self))
+        if self.working.numel() < needed:
+            self.working = tokens.new_empty(needed)
+        scores = tokens.new_empty(self.clips, self.group * self.vocabulary + self.group)
+        self.scratch, self.scores = self.working.data_ptr(), scores.data_ptr()
+        if self.native.autogaze_pass(ctypes.addressof(self)):
             self.alone, self.alone_next = self.alone_next, min(2 * self.alone_next, MOST_ALONE)
-        elif call.threads > 1:
+        elif self.threads > 1:
             self.alone_next = max(self.alone_next - 1, ALONE)
         return scores
 
-    def threads(self, clips: int) -> int:
+    def usable_threads(self, clips: int) -> int:
         """As many as PyTorch may use and attention can; one for a while where other work takes processors away, since
         threads that wait for each other are then slower than one (5 times, measured)."""
         if self.alone:
             self.alone -= 1
             return 1
-        return min(torch.get_num_threads(), clips * self.call.heads, MOST_THREADS)
+        return min(torch.get_num_threads(), clips * self.heads, MOST_THREADS)
 
 
 class NativeMemory(Memory):
@@ -253,14 +228,14 @@ class NativeMemory(Memory):
     def choose(
         self, logits: Tensor, task_loss: Tensor, taken: Tensor, request: Request, error: FrameResidual | None
     ) -> tuple[Tensor, Tensor]:
-        grid = self.passes.grid
-        if request.temperature is not None or (error is not None and grid is None):
+        rule = self.passes.rule
+        if request.temperature is not None or (error is not None and rule is None):
             return super().choose(logits, task_loss, taken, request, error)
         ids = torch.empty(logits.shape[:2], dtype=torch.int64, device="cpu")
         about: tuple[int | None, ...] = (None, None, None, None)
-        if error is not None and grid is not None:
+        if error is not None and rule is not None:
             task_loss = torch.empty(logits.shape[:2], dtype=torch.float32, device="cpu")
-            about = (ctypes.addressof(grid), error.errors.data_ptr(), error.level.data_ptr(), task_loss.data_ptr())
+            about = (ctypes.addressof(rule), error.errors.data_ptr(), error.level.data_ptr(), task_loss.data_ptr())
         self.passes.native.autogaze_choose(
             logits.data_ptr(),
             taken.data_ptr(),

@@ -142,3 +142,10 @@ def library() -> ctypes.CDLL | str:
             except RuntimeError as error:
                 _loaded.append(str(error))
         return _loaded[0]
+
+
+def loaded() -> ctypes.CDLL:
+    """The library, where `library` has been asked whether there is one."""
+    found = library()
+    assert not isinstance(found, str), found
+    return found

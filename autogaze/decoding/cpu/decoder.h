@@ -3,7 +3,7 @@
 #include "attention.h"
 #include "team.h"
 
-// Mirrored by `Pass` in backend.py.
+// Mirrored by `Passes` in backend.py.
 struct Pass {
     int64_t width, heads, head_dim, hidden, layers, vocabulary, group;
     int64_t clips, rows;          // new tokens of a clip: `rows`

@@ -7,7 +7,7 @@
 #include <vector>
 #include "vector.h"
 
-// Mirrored by `Grid` in residual.py.
+// Mirrored by `NativeResidualMap` in residual.py.
 struct Grid {
     int64_t side, cell_px;  // places in a row of a frame, pixels in a row of a place
     int64_t scales, patches;

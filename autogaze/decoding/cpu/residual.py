@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
-from autogaze.decoding.cpu.build import library
+from autogaze.decoding.cpu.build import loaded
 from autogaze.network.residual import (
     LEAST_ERROR,
     LEAST_GAIN,
@@ -26,10 +26,8 @@ from autogaze.network.residual import (
 PLACES_PX = (4, 8, 16, 32)  # of `with_pixels` in picture.h
 
 
-class Grid(ctypes.Structure):
-    """`Grid` of picture.h: a grid, and the weights of its `ResidualMap` as they are now."""
-
-    held: tuple[Tensor, ...]  # the tensors whose addresses these are
+class NativeResidualMap(ctypes.Structure):
+    """`ResidualMap` while decoding, of its weights as they are now: `Grid` of picture.h."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("side", "cell_px", "scales", "patches")),
@@ -39,46 +37,34 @@ class Grid(ctypes.Structure):
         ("factors", ctypes.c_void_p),
     )
 
-
-def make_grid(rule: ResidualMap, grid: PatchGrid) -> Grid:
-    """What the library is given of a grid and a rule."""
-    blocks = torch.tensor(rule.blocks, dtype=torch.int64, device="cpu")
-    patches = patch_at(grid, rule.side, "cpu").int()
-    l1, steps, *means = rule.weight.detach().float().clamp(min=0).tolist()
-    response = [] if rule.response is None else rule.response.detach().double().tolist()
-    floor, contrast, power = response[:3] or (1.0, 0.0, 1.0)
-    factors = torch.tensor([*response[3:], 0.0], dtype=torch.float64, device="cpu")  # nothing is left after the finest
-    made = Grid(
-        side=rule.side,
-        cell_px=rule.cell_px,
-        scales=len(rule.blocks),
-        patches=grid.patches_per_frame,
-        blocks=blocks.data_ptr(),
-        patch_at=patches.data_ptr(),
-        l1=l1,
-        steps=steps,
-        strength=float(rule.strength.detach()),
-        least_gain=LEAST_GAIN,
-        stale_floor=STALE_FLOOR,
-        stale_cap=STALE_CAP,
-        means=means[0] if means else 0.0,
-        contrast_floor=floor,
-        contrast_power=contrast,
-        power=power,
-        least_error=LEAST_ERROR,
-        factors=factors.data_ptr() if response else None,
-    )
-    made.held = (blocks, patches, factors)
-    return made
-
-
-class NativeResidualMap:
-    """`ResidualMap` while decoding, of its weights as they are now."""
-
     def __init__(self, rule: ResidualMap, grid: PatchGrid) -> None:
-        found = library()
-        assert not isinstance(found, str), found
-        self.native, self.rule, self.grid = found, rule, make_grid(rule, grid)
+        blocks = torch.tensor(rule.blocks, dtype=torch.int64, device="cpu")
+        patches = patch_at(grid, rule.side, "cpu").int()
+        l1, steps, *means = rule.weight.detach().float().clamp(min=0).tolist()
+        response = [] if rule.response is None else rule.response.detach().double().tolist()
+        floor, contrast, power = response[:3] or (1.0, 0.0, 1.0)
+        factors = torch.tensor([*response[3:], 0.0], dtype=torch.float64, device="cpu")  # 0: after the finest
+        super().__init__(
+            side=rule.side,
+            cell_px=rule.cell_px,
+            scales=len(rule.blocks),
+            patches=grid.patches_per_frame,
+            blocks=blocks.data_ptr(),
+            patch_at=patches.data_ptr(),
+            l1=l1,
+            steps=steps,
+            strength=float(rule.strength.detach()),
+            least_gain=LEAST_GAIN,
+            stale_floor=STALE_FLOOR,
+            stale_cap=STALE_CAP,
+            means=means[0] if means else 0.0,
+            contrast_floor=floor,
+            contrast_power=contrast,
+            power=power,
+            least_error=LEAST_ERROR,
+            factors=factors.data_ptr() if response else None,
+        )
+        self.native, self.rule, self.held = loaded(), rule, (blocks, patches, factors)  # the fields are addresses
 
     def open(self, frame: Tensor) -> Tensor:
         """See `ResidualMap.open`."""
@@ -86,10 +72,10 @@ class NativeResidualMap:
 
     def begin(self, frame: Tensor, canvas: Tensor, visual: Tensor | None = None) -> FrameResidual:
         """See `ResidualMap.begin`."""
-        frame, grid = frame.float().contiguous(), self.grid
-        errors = torch.empty(len(frame), grid.side**2, grid.scales + 1, dtype=torch.float32, device="cpu")
+        frame = frame.float().contiguous()
+        errors = torch.empty(len(frame), self.side**2, self.scales + 1, dtype=torch.float32, device="cpu")
         self.native.autogaze_errors(
-            ctypes.addressof(self.grid), len(frame), frame.data_ptr(), canvas.data_ptr(), errors.data_ptr()
+            ctypes.addressof(self), len(frame), frame.data_ptr(), canvas.data_ptr(), errors.data_ptr()
         )
         level = torch.full(errors.shape[:2], NEVER, dtype=torch.uint8, device="cpu")
         return FrameResidual(self.rule, self.rule.gated(errors, visual), level)
@@ -98,7 +84,7 @@ class NativeResidualMap:
         """See `ResidualMap.look`; the canvas is changed in place."""
         frame, ids, chosen = frame.float().contiguous(), ids.contiguous(), chosen.contiguous()
         self.native.autogaze_look(
-            ctypes.addressof(self.grid),
+            ctypes.addressof(self),
             len(frame),
             frame.data_ptr(),
             ids.data_ptr(),
