@@ -1,2 +1,2 @@
-"""How ids are chosen. `plain` is the definition, `cached` the same on caches of fixed capacity, `native` that in C++
-on a CPU, `fused` on a GPU."""
+"""Decoding: a network and frames in, ids of patches out. `reference` is the definition, in PyTorch; `cpu` does the same
+in C++, `cuda` in Triton kernels and a cluster kernel."""

@@ -16,9 +16,10 @@ from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
 from autogaze.core.tiling import Tiling, check_stride, make_tiling, tiling_onto
 from autogaze.decoding.backends import Decoding, begin
-from autogaze.decoding.clip import frames_at_once, join_frames
+from autogaze.decoding.clip import frames_at_once
 from autogaze.decoding.limits import DEFAULT, Limit, choose_limits
-from autogaze.decoding.request import Request, make_request
+from autogaze.decoding.request import Request
+from autogaze.decoding.tiles import decode_next, request_tiles
 from autogaze.media.frames import as_clip
 from autogaze.media.source import open_source, to_device
 from autogaze.media.video import FRAMES_AT_ONCE
@@ -115,33 +116,21 @@ class FrameGazer:
         if self.tiles:
             self._tiling = make_tiling(self.model.grid, size, gaze_stride=self.gaze_stride)
         self._frame_size = size
-        self._at_once = 1 if one_by_one else frames_at_once(self._batch, self.model.device)
+        tiles = 1 if self._tiling is None else self._tiling.count
+        self._at_once = 1 if one_by_one else frames_at_once(tiles, self.model.device)
         self._decoding = begin(self.model, self._request(1), ENDLESS, stream=one_by_one)
-
-    @property
-    def _batch(self) -> int:
-        return 1 if self._tiling is None else self._tiling.count
 
     def _request(self, frames: int) -> Request:
         """What is asked of so many frames; the same object each time, which a back end knows again."""
         if frames not in self._requests:
-            grid, config = self.model.grid, self.model.config
-            scales = self.scales if self._tiling is None else self._tiling.own_scales(self.scales)
-            ratio, requirement = self.limits
-            request = make_request(grid, self._batch, frames, ratio, requirement, scales=scales)
-            if request.requirement is not None:
-                request = replace(request, requirement=config.threshold(request.requirement))
-            self._requests[frames] = request
+            self._requests[frames] = request_tiles(self.model, self.limits, 1, frames, self._tiling, self.scales)
         return self._requests[frames]
 
     def _choose(self, frames: Tensor) -> Gaze:
         assert self._decoding is not None
-        frames, request = to_device(frames, self.model.device), self._request(len(frames))
-        if self._tiling is None:
-            return join_frames([self._decoding.decode(self._preprocessor(frames), request)], self.model)
+        frames = to_device(frames, self.model.device)
         video = self._preprocessor.normalise(frames)[None] if self.tiles else self._preprocessor(frames)
-        gaze = join_frames([self._decoding.decode(self._tiling.cut(video), request)], self.model)
-        return Gaze.from_patch_mask(self._tiling.join(gaze.patch_mask()), self._tiling.whole)
+        return decode_next(self.model, self._decoding, video, self._request(len(frames)), self._tiling)
 
 
 def gaze_frames(

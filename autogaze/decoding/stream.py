@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from threading import Lock
 
 import torch
@@ -13,9 +12,8 @@ from autogaze.core.checks import check_values
 from autogaze.core.gaze import Gaze
 from autogaze.core.tiling import Tiling
 from autogaze.decoding.backends import begin
-from autogaze.decoding.clip import join_frames
 from autogaze.decoding.limits import DEFAULT, Limit, choose_limits
-from autogaze.decoding.request import make_request
+from autogaze.decoding.tiles import decode_next, request_tiles
 from autogaze.network.network import GazeNetwork
 
 
@@ -44,13 +42,9 @@ class GazeStream:
         if batch < 1:
             raise ValueError(f"a stream needs at least one clip side by side, got batch {batch}")
         model.check_weights()
-        ratio, requirement = choose_limits(model.config, gazing_ratio, task_loss_requirement)
-        own = scales if tiling is None else tiling.own_scales(scales)
-        request = make_request(model.grid, batch, 1, ratio, requirement, scales=own)
-        if request.requirement is not None:
-            request = replace(request, requirement=model.config.threshold(request.requirement))
+        limits = choose_limits(model.config, gazing_ratio, task_loss_requirement)
         self.model, self.batch, self.tiling = model, batch, tiling
-        self.request = request if tiling is None else request.repeated(tiling.count)
+        self.request = request_tiles(model, limits, batch, 1, tiling, scales)
         self.grid = model.grid if tiling is None else tiling.whole
         self.frame = 0  # frames seen
         self._one_at_a_time = Lock()
@@ -87,15 +81,10 @@ class GazeStream:
             finish = None
             if self.frame == 0 or not frame.is_cuda:
                 finish = check_values(frame, *self.model.preprocessor.value_range)
-            gaze = self._choose(frame)
+            if self.tiling is not None:
+                self.tiling.check_size(frame)
+            gaze = decode_next(self.model, self._decoding, frame[:, None], self.request, self.tiling)
             if finish is not None:
                 finish()
             self.frame += 1
             return gaze
-
-    def _choose(self, frame: Tensor) -> Gaze:
-        if self.tiling is None:
-            return join_frames([self._decoding.decode(frame[:, None], self.request)], self.model)
-        self.tiling.check_size(frame)
-        gaze = join_frames([self._decoding.decode(self.tiling.cut(frame[:, None]), self.request)], self.model)
-        return Gaze.from_patch_mask(self.tiling.join(gaze.patch_mask()), self.tiling.whole)

@@ -1,14 +1,21 @@
-"""Gazing at another resolution: tiles of frames are decoded as clips of their own and put together again."""
+"""Gazing at another resolution: tiles of frames are decoded as clips of their own and put together again.
+
+Where frames are not cut, `tiling` is None and a frame is its only tile.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from autogaze.core.gaze import Gaze
 from autogaze.core.tiling import Tiling
-from autogaze.decoding.clip import decode_chunks, frames_at_once
-from autogaze.decoding.request import Request
+from autogaze.decoding.backends import Decoding
+from autogaze.decoding.clip import decode_chunks, frames_at_once, join_frames
+from autogaze.decoding.limits import PerFrame
+from autogaze.decoding.request import Request, make_request
 from autogaze.network.network import GazeNetwork
 
 TILES_AT_ONCE = {"cuda": 256, "cpu": 64}  # tiles decoded together
@@ -21,6 +28,27 @@ def decode_tiled(model: GazeNetwork, video: Tensor, request: Request, tiling: Ti
     """
     masks = _decode_tiles(model, video, request, tiling, tiles_at_once(model, request, tiling.count))
     return Gaze.from_patch_mask(tiling.join(masks), tiling.whole)
+
+
+def request_tiles(
+    model: GazeNetwork,
+    limits: tuple[PerFrame, PerFrame],
+    batch: int,
+    frames: int,
+    tiling: Tiling | None,
+    scales: Sequence[int] | int | None,
+) -> Request:
+    """What `decode_next` asks of the tiles of so many frames: ratio and requirement, of some scales of the grid."""
+    own = scales if tiling is None else tiling.own_scales(scales)
+    request = make_request(model.grid, batch, frames, *limits, scales=own).calibrated(model.config)
+    return request if tiling is None else request.repeated(tiling.count)
+
+
+def decode_next(model: GazeNetwork, decoding: Decoding, video: Tensor, request: Request, tiling: Tiling | None) -> Gaze:
+    """Choose patches in the next frames (B, T, 3, H, W) of clips that are decoded stretch by stretch."""
+    video = video if tiling is None else tiling.cut(video)
+    gaze = join_frames([decoding.decode(video, request)], model)
+    return gaze if tiling is None else Gaze.from_patch_mask(tiling.join(gaze.patch_mask()), tiling.whole)
 
 
 def tiles_at_once(model: GazeNetwork, request: Request, tiles: int) -> int:
