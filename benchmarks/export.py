@@ -32,7 +32,7 @@ from torch import Tensor
 
 from autogaze import AutoGaze, Gaze
 from autogaze.export import Engine
-from autogaze.export.forms import write_graph
+from autogaze.export.graph.forms import write_graph
 from autogaze.export.onnx import ExportOptions
 from autogaze.media.scenes import KINDS, render_scene
 from autogaze.media.video import VideoError, read_video

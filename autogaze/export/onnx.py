@@ -16,9 +16,9 @@ except ImportError as error:
     raise explain(error, "exporting") from error
 
 from autogaze.core.grid import PatchGrid
-from autogaze.export.forms import PRECISIONS, Precision, output_specs, write_graph
+from autogaze.export.graph.forms import PRECISIONS, Precision, output_specs, write_graph
+from autogaze.export.graph.nodes import ELEMENT_TYPES
 from autogaze.export.metadata import Metadata, describe
-from autogaze.export.nodes import ELEMENT_TYPES
 from autogaze.export.parity import Parity, ParityError, compare, scenes, share_words
 from autogaze.export.runner import Engine
 from autogaze.files import atomic_path

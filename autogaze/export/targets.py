@@ -99,12 +99,12 @@ def target_of(path: Path, runtime: Runtime | None = None) -> Target:
 
 TARGETS = [
     Target(
-        "onnxruntime", "ONNX", (".onnx",), "autogaze.export.ort_session:OrtSession", describe_onnx,
+        "onnxruntime", "ONNX", (".onnx",), "autogaze.export.sessions.ort:OrtSession", describe_onnx,
         "onnx", "write an ONNX file", "autogaze.export.onnx:write_onnx",
     ),
-    Target("openvino", "ONNX", (".onnx",), "autogaze.export.openvino_session:OpenVinoSession", describe_onnx),
+    Target("openvino", "ONNX", (".onnx",), "autogaze.export.sessions.openvino:OpenVinoSession", describe_onnx),
     Target(
-        "tensorrt", "TensorRT engine", ENGINE_SUFFIXES, "autogaze.export.trt_session:TrtSession", describe_engine,
+        "tensorrt", "TensorRT engine", ENGINE_SUFFIXES, "autogaze.export.sessions.trt:TrtSession", describe_engine,
         "trt", "build a TensorRT engine", "autogaze.export.tensorrt:export_tensorrt",
     ),
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from autogaze.export.engine_file import (
     torch_type,
     write_engine,
 )
-from autogaze.export.forms import input_specs, output_specs
+from autogaze.export.graph.forms import input_specs, output_specs
 from autogaze.export.metadata import Metadata
 from autogaze.export.onnx import ExportOptions, check_file, check_target, checked_graph
 from autogaze.export.parity import Parity, ParityError, share_words

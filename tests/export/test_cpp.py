@@ -104,7 +104,7 @@ def test_headers_of_one_version_and_a_library_of_another_are_refused(tmp_path: P
 def test_cpp_reads_the_engine_files_that_python_writes(canvas: bool, build: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="needs the export extra: onnx")
     from autogaze.export.engine_file import EngineFacts, write_engine
-    from autogaze.export.forms import input_specs, output_specs
+    from autogaze.export.graph.forms import input_specs, output_specs
     from autogaze.export.onnx import ExportOptions
 
     model = AutoGaze(replace(AutoGazeConfig.tiny(), residual_map=canvas))

@@ -20,7 +20,7 @@ pytest.importorskip("onnx", reason="needs the export extra: onnx")
 pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
 
 from autogaze.export.engine_file import FOOTER, EngineFacts, find_tensorrt, read_engine, write_engine
-from autogaze.export.forms import input_specs, output_specs, write_graph
+from autogaze.export.graph.forms import input_specs, output_specs, write_graph
 from autogaze.export.metadata import FormatError, Metadata
 from autogaze.export.onnx import ExportOptions
 from autogaze.export.runner import Engine

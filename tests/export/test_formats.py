@@ -17,7 +17,7 @@ from tests.export.models import SMALL, assert_same, clips, requirement
 onnx = pytest.importorskip("onnx", reason="needs the export extra: onnx")
 pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
 
-from autogaze.export.forms import input_specs, write_graph  # noqa: E402
+from autogaze.export.graph.forms import input_specs, write_graph  # noqa: E402
 from autogaze.export.metadata import FORMAT, FormatError  # noqa: E402
 from autogaze.export.onnx import ExportOptions  # noqa: E402
 from autogaze.export.parity import compare, scenes  # noqa: E402

@@ -18,7 +18,7 @@ from tests.export.models import SMALL, alone, assert_same, clips, requirement, s
 onnx = pytest.importorskip("onnx", reason="needs the export extra: onnx")
 pytest.importorskip("onnxruntime", reason="needs the export extra: onnxruntime")
 
-from autogaze.export.forms import write_graph  # noqa: E402
+from autogaze.export.graph.forms import write_graph  # noqa: E402
 from autogaze.export.onnx import ExportOptions, check_graph, export_onnx, float32_twin  # noqa: E402
 from autogaze.export.parity import ParityError, compare, scenes  # noqa: E402
 from autogaze.export.runner import Engine  # noqa: E402

@@ -19,7 +19,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from autogaze.export.engine_file import EngineFacts, write_engine
-from autogaze.export.forms import input_specs, output_specs
+from autogaze.export.graph.forms import input_specs, output_specs
 from autogaze.export.onnx import ExportOptions, export_onnx
 from autogaze.export.runner import Engine, allocate
 from autogaze.export.tensors import state_of

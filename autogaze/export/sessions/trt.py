@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autogaze.export.cuda_stream import WorkStream, cuda_device
 from autogaze.export.engine_file import RUNTIMES, EngineFile, read_engine, torch_type
 from autogaze.export.metadata import FormatError
-from autogaze.export.scratch import Scratch
+from autogaze.export.sessions.cuda_stream import WorkStream, cuda_device
+from autogaze.export.sessions.scratch import Scratch
 from autogaze.export.targets import RunOptions
 from autogaze.export.tensors import TensorSpec
 

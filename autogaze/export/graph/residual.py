@@ -17,8 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autogaze.export.nodes import Nodes, Value
-from autogaze.export.weights import ResidualWeights
+from autogaze.export.graph.nodes import Nodes, Value
+from autogaze.export.graph.weights import ResidualWeights
 from autogaze.network.residual import LEAST_ERROR, LEAST_GAIN, MEANS_PX, STALE_CAP, STALE_FLOOR
 
 

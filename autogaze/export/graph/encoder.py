@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autogaze.export.nodes import Nodes, Value
-from autogaze.export.weights import GraphWeights
+from autogaze.export.graph.nodes import Nodes, Value
+from autogaze.export.graph.weights import GraphWeights
 
 
 class Encoder:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autogaze.export.nodes import Nodes, Value
-from autogaze.export.sizes import GraphSizes, Past
+from autogaze.export.graph.nodes import Nodes, Value
+from autogaze.export.graph.sizes import GraphSizes, Past
 
 BLOCKED = -1e4  # added to a score that may not be seen: its weight is 0 in float16 too, and nothing becomes NaN
 

@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from autogaze.export import scratch, trt_session
 from autogaze.export.engine_file import EngineFacts, write_engine
 from autogaze.export.runner import Engine
+from autogaze.export.sessions import scratch, trt
 from autogaze.model import AutoGaze, AutoGazeConfig
 
 pytest.importorskip("onnx", reason="needs the export extra: onnx")
 
-from autogaze.export.forms import input_specs, output_specs  # noqa: E402
+from autogaze.export.graph.forms import input_specs, output_specs  # noqa: E402
 from autogaze.export.onnx import ExportOptions  # noqa: E402
 
 BYTES = 1000  # of scratch, a sample
@@ -89,7 +89,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
         contexts.append(strategy)
         return Context()
 
-    trt = SimpleNamespace(
+    package = SimpleNamespace(
         __version__="10.9",
         Logger=lambda _: None,
         Runtime=lambda _: SimpleNamespace(
@@ -97,10 +97,10 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
         ),
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
     )
-    trt.Logger.ERROR = 0
-    monkeypatch.setitem(sys.modules, "tensorrt", trt)
-    monkeypatch.setattr(trt_session, "_specs", lambda *_: specs)
-    monkeypatch.setattr(trt_session, "cuda_device", lambda _: torch.device("cpu"))
+    package.Logger.ERROR = 0
+    monkeypatch.setitem(sys.modules, "tensorrt", package)
+    monkeypatch.setattr(trt, "_specs", lambda *_: specs)
+    monkeypatch.setattr(trt, "cuda_device", lambda _: torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
@@ -108,7 +108,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     def opened() -> tuple[Engine, Stream]:
         stream = Context.stream = Stream()
         work = SimpleNamespace(stream=stream, scope=nullcontext, hand_over=lambda _: None)
-        monkeypatch.setattr(trt_session, "WorkStream", lambda *_: work)
+        monkeypatch.setattr(trt, "WorkStream", lambda *_: work)
         return Engine.load(tmp_path / "gaze.engine", "cuda"), stream
 
     given.clear()

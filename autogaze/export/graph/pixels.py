@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autogaze.export.nodes import Nodes, Value
+from autogaze.export.graph.nodes import Nodes, Value
 from autogaze.media.preprocess import WEIGHT_BITS, Preprocessor, filter_taps
 
 HALF = 1 << (WEIGHT_BITS // 2)

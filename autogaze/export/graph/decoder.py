@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import torch
 
-from autogaze.export.attention import Attention
-from autogaze.export.nodes import Nodes, Value
-from autogaze.export.residual import FrameResiduals
-from autogaze.export.sizes import Asked, FrameValues, GraphSizes, LastGroup, Past
-from autogaze.export.stop import stop_rule
-from autogaze.export.weights import GraphWeights, LayerWeights, NormWeights
+from autogaze.export.graph.attention import Attention
+from autogaze.export.graph.nodes import Nodes, Value
+from autogaze.export.graph.residual import FrameResiduals
+from autogaze.export.graph.sizes import Asked, FrameValues, GraphSizes, LastGroup, Past
+from autogaze.export.graph.weights import GraphWeights, LayerWeights, NormWeights
 
 TAKEN = -1e30  # added to the logit of an id that the frame has already, or that may never be chosen
 
@@ -161,3 +160,34 @@ class FrameDecoder:
             if errors:
                 errors.take(choice)
         return nodes.concat(ids, axis=1), errors.losses() if errors else parts[-1], taken
+
+
+def stop_rule(
+    nodes: Nodes, ids: Value, losses: Value, asked: Asked, sizes: GraphSizes
+) -> tuple[tuple[Value, Value, Value, Value], Value, LastGroup]:
+    """Budget and stop rule over all groups at once (see `autogaze.decoding.choice.keep_group`).
+
+    Args:
+        ids, losses: (B, G * K), decoded as if nobody ever stopped.
+
+    Returns:
+        ids, chosen, task loss and count of the gaze; groups that were begun (B, 1) float32; the frame's last group.
+    """
+    steps, group = sizes.steps, sizes.group
+    slots = torch.arange(steps * group, dtype=torch.int32)
+    limit = asked.budget.unsqueeze(1)
+    within = nodes.constant(slots) < limit
+    met = (losses <= asked.requirement.unsqueeze(1)) & within & (slots > 0)
+    ending = met.to(torch.float32).reshape(0, steps, group).max(-1)  # (B, G): 1 at a group that ends the frame
+    begun = (ending @ torch.ones(steps, steps).triu(1) < 0.5) & (nodes.constant(slots[::group]) < limit)
+    decoded = (begun.unsqueeze(2) & within.reshape(0, steps, group)).reshape(0, steps * group)
+    chosen = decoded & ~met
+    alive = begun.to(torch.float32)
+    is_last = (alive - alive @ torch.diag(torch.ones(steps - 1), -1)).unsqueeze(2)  # 1 at the frame's last group
+    kept = chosen.to(torch.float32)
+    last_kept, last_ids = ((value.to(torch.float32).reshape(0, steps, group) * is_last).sum(1) for value in (kept, ids))
+    last = LastGroup(last_kept, last_ids.to(torch.int64))
+    gaze = [nodes.where(chosen, ids, 0), chosen, nodes.where(decoded, losses, float("nan"))]
+    if sizes.budget < steps * group:
+        gaze = [value.cut(1, 0, sizes.budget) for value in gaze]
+    return (gaze[0], gaze[1], gaze[2], kept.sum(1).to(torch.int32)), alive.sum(1, keep=True), last

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autogaze.export.cuda_stream import WorkStream, cuda_device
 from autogaze.export.metadata import FormatError, Metadata
+from autogaze.export.sessions.cuda_stream import WorkStream, cuda_device
 from autogaze.export.targets import RunOptions
 from autogaze.export.tensors import TensorSpec
 from autogaze.extras import explain

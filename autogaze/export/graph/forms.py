@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from autogaze.export.attention import Rotary
-from autogaze.export.frame_encoder import Encoder
-from autogaze.export.graph import FrameDecoder
+from autogaze.export.graph.attention import Rotary
+from autogaze.export.graph.decoder import FrameDecoder
+from autogaze.export.graph.encoder import Encoder
+from autogaze.export.graph.nodes import Nodes, Value
+from autogaze.export.graph.pixels import normalised, resized
+from autogaze.export.graph.residual import FrameResiduals, ResidualState, looked
+from autogaze.export.graph.sizes import Asked, FrameValues, GraphSizes, Past
+from autogaze.export.graph.weights import GraphWeights, encoder_dtype, graph_weights
 from autogaze.export.metadata import Metadata
-from autogaze.export.nodes import Nodes, Value
-from autogaze.export.pixels import normalised, resized
-from autogaze.export.residual import FrameResiduals, ResidualState, looked
-from autogaze.export.sizes import Asked, FrameValues, GraphSizes, Past
 from autogaze.export.tensors import GAZE, TensorSpec
-from autogaze.export.weights import GraphWeights, encoder_dtype, graph_weights
 from autogaze.model import AutoGaze
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from autogaze.export.nodes import Value
+from autogaze.export.graph.nodes import Value
 
 
 @dataclass(frozen=True, eq=False)
