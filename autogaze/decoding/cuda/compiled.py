@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from autogaze.decoding.cuda import cluster
 from autogaze.decoding.cuda.buffers import Buffers, Plan
+from autogaze.decoding.cuda.compile_apart import Wanted, compile_apart
 from autogaze.decoding.cuda.tuning import ceil, frames_a_split, room_for_splits, tune
 from autogaze.decoding.cuda.workspace import FEW_SLOTS, Workspace, can_launch_early
 from autogaze.network.network import GazeNetwork
@@ -71,20 +71,29 @@ def variants(
     return list(found.values())
 
 
-def compile_all(wanted: list[Variant], besides: Callable[[], object] = lambda: None) -> None:
-    """Compile variants for the present device, or find them on disk; `besides` is done meanwhile."""
+def compile_all(wanted: list[Variant]) -> list[Any]:
+    """Compile variants for the present device, or find them on disk: Triton's compiled kernels."""
     try:
         from triton.runtime._async_compile import AsyncCompileMode
     except ImportError:  # an older version compiles one after the other
         mode: Any = nullcontext
     else:
         mode = AsyncCompileMode
-    with ThreadPoolExecutor((os.cpu_count() or 1) + 1) as executor:
-        other = executor.submit(besides)
-        with mode(executor):
-            for kernel, grid, arguments, constants in wanted:
-                kernel.warmup(*arguments, grid=grid, **constants)
-        other.result()
+    with ThreadPoolExecutor(os.cpu_count()) as executor, mode(executor):
+        found = [kernel.warmup(*arguments, grid=grid, **constants) for kernel, grid, arguments, constants in wanted]
+    return [kernel.result() if hasattr(kernel, "result") else kernel for kernel in found]
+
+
+def load_all(kernels: list[Any], device: torch.device) -> None:
+    """Put compiled kernels on a device. A C compiler makes what launches each of them, if that is not on disk either;
+    Triton would wait for it at the first launch, kernel after kernel."""
+
+    def load(kernel: Any) -> None:
+        with torch.cuda.device(device):
+            kernel.run  # noqa: B018  a property that loads
+
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        list(executor.map(load, kernels))
 
 
 _lock = threading.Lock()
@@ -98,9 +107,13 @@ def prepare(model: GazeNetwork, weights: dict[str, Tensor], dtype: torch.dtype, 
     with _lock:
         if key in _prepared:
             return
-        with torch.cuda.device(device):
-            wanted = variants(model, weights, dtype, samples, can_launch_early(device))
-            few = dtype == torch.bfloat16 and not samples
-            shape = cluster.shape_for(config)
-            compile_all(wanted, partial(cluster.why_not, device, shape) if few else lambda: None)
+        few, early = dtype == torch.bfloat16 and not samples, can_launch_early(device)
+        major, minor = torch.cuda.get_device_capability(device)
+        name = str(dtype).removeprefix("torch.")
+        with torch.cuda.device(device), ThreadPoolExecutor(1) as executor:
+            besides = executor.submit(cluster.why_not, device, cluster.shape_for(config)) if few else None
+            compile_apart(Wanted(replace(config, calibration=()), name, samples, early, 10 * major + minor))
+            load_all(compile_all(variants(model, weights, dtype, samples, early)), device)
+            if besides is not None:
+                besides.result()
         _prepared.add(key)

@@ -1,0 +1,102 @@
+"""Triton's kernels of a model, compiled in processes of their own.
+
+Triton's compiler holds Python's lock, so threads take turns at it: 42 kernels took 24 s on a machine of 16 processors.
+Processes do not, and leave what they compiled in Triton's cache on disk, where this one finds it. They get no device:
+the target is all that a compiler needs to know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from autogaze.network.config import AutoGazeConfig
+
+PROCESSES = 8  # at most: each holds a copy of PyTorch in memory, and each takes seconds to start
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is compiled, in words that another process understands."""
+
+    config: AutoGazeConfig
+    dtype: str
+    samples: bool
+    early: bool
+    capability: int  # of the device, such as 90
+
+
+def compile_apart(wanted: Wanted) -> None:
+    """Fill Triton's cache side by side, unless that was done before. What fails is compiled by the caller, who will
+    see why."""
+    count, python = min(PROCESSES, os.cpu_count() or 1), sys.executable or ""
+    done = _cache() / f"autogaze-{_hash(wanted)}.done"
+    if count < 2 or done.exists() or not Path(python).name.startswith("python"):  # embedded: another program
+        return
+    root = str(Path(__file__).resolve().parents[3])
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
+    text, quiet = pickle.dumps(wanted).hex(), subprocess.DEVNULL
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for index in range(count):
+            command = [python, "-m", __name__, text, str(index), str(count)]
+            started.append(subprocess.Popen(command, env=environment, stdin=quiet, stdout=quiet, stderr=quiet))
+        if all([process.wait() == 0 for process in started]):
+            done.touch()
+    except OSError:
+        pass  # no process can be started, or the cache is not to be written
+    finally:
+        for process in started:
+            process.kill()
+
+
+def _cache() -> Path:
+    """Triton's cache on disk."""
+    home = Path(os.environ.get("TRITON_HOME") or Path.home())
+    return Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache")
+
+
+def _hash(wanted: Wanted) -> str:
+    """Changes with whatever changes the machine code."""
+    import triton
+
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
+    named = repr((wanted, torch.__version__, triton.__version__)).encode()
+    return hashlib.sha256(named + sources).hexdigest()[:16]
+
+
+def main(text: str, index: str, count: str) -> None:
+    """Compile every `count`-th kernel, from number `index` on."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
+    from autogaze.decoding.cuda.compiled import variants
+    from autogaze.decoding.cuda.weights import lay_out
+    from autogaze.model import AutoGaze
+
+    wanted: Wanted = pickle.loads(bytes.fromhex(text))
+    driver.set_active(
+        SimpleNamespace(
+            get_current_target=lambda: GPUTarget("cuda", wanted.capability, 32),
+            get_current_device=lambda: 0,
+            get_current_stream=lambda device=None: 0,
+        )
+    )
+    model, dtype = AutoGaze(wanted.config), getattr(torch, wanted.dtype)
+    weights = lay_out(model.gaze_decoder, dtype, model.residual_map)
+    found = variants(model, weights, dtype, wanted.samples, wanted.early)
+    for kernel, grid, arguments, constants in found[int(index) :: int(count)]:
+        kernel.warmup(*arguments, grid=grid, **constants)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
