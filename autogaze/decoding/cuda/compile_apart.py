@@ -81,7 +81,7 @@ def main(text: str, index: str, count: str) -> None:
 
     from autogaze.decoding.cuda.compiled import variants
     from autogaze.decoding.cuda.weights import lay_out
-    from autogaze.model import AutoGaze
+    from autogaze.network.network import GazeNetwork
 
     wanted: Wanted = pickle.loads(bytes.fromhex(text))
     driver.set_active(
@@ -91,7 +91,7 @@ def main(text: str, index: str, count: str) -> None:
             get_current_stream=lambda device=None: 0,
         )
     )
-    model, dtype = AutoGaze(wanted.config), getattr(torch, wanted.dtype)
+    model, dtype = GazeNetwork(wanted.config), getattr(torch, wanted.dtype)
     weights = lay_out(model.gaze_decoder, dtype, model.residual_map)
     found = variants(model, weights, dtype, wanted.samples, wanted.early)
     for kernel, grid, arguments, constants in found[int(index) :: int(count)]:
