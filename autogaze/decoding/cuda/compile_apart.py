@@ -14,12 +14,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 from autogaze.network.config import AutoGazeConfig
 
+WORKER = "autogaze.decoding.cuda.compiled"  # the module that each process runs
 PROCESSES = 8  # at most: each holds a copy of PyTorch in memory, and each takes seconds to start
 
 
@@ -48,7 +48,7 @@ def compile_apart(wanted: Wanted) -> None:
     started: list[subprocess.Popen[bytes]] = []
     try:
         for index in range(count):
-            command = [python, "-m", __name__, text, str(index), str(count)]
+            command = [python, "-m", WORKER, text, str(index), str(count)]
             started.append(subprocess.Popen(command, env=environment, stdin=quiet, stdout=quiet, stderr=quiet))
         if all([process.wait() == 0 for process in started]):
             done.touch()
@@ -72,31 +72,3 @@ def _hash(wanted: Wanted) -> str:
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
     named = repr((wanted, torch.__version__, triton.__version__)).encode()
     return hashlib.sha256(named + sources).hexdigest()[:16]
-
-
-def main(text: str, index: str, count: str) -> None:
-    """Compile every `count`-th kernel, from number `index` on."""
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime.driver import driver
-
-    from autogaze.decoding.cuda.compiled import variants
-    from autogaze.decoding.cuda.weights import lay_out
-    from autogaze.network.network import GazeNetwork
-
-    wanted: Wanted = pickle.loads(bytes.fromhex(text))
-    driver.set_active(
-        SimpleNamespace(
-            get_current_target=lambda: GPUTarget("cuda", wanted.capability, 32),
-            get_current_device=lambda: 0,
-            get_current_stream=lambda device=None: 0,
-        )
-    )
-    model, dtype = GazeNetwork(wanted.config), getattr(torch, wanted.dtype)
-    weights = lay_out(model.gaze_decoder, dtype, model.residual_map)
-    found = variants(model, weights, dtype, wanted.samples, wanted.early)
-    for kernel, grid, arguments, constants in found[int(index) :: int(count)]:
-        kernel.warmup(*arguments, grid=grid, **constants)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -9,21 +9,27 @@ that was never seen costs no more than its buffers and graphs. Triton keeps what
 from __future__ import annotations
 
 import os
+import pickle
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
 
 from autogaze.decoding.cuda import cluster
 from autogaze.decoding.cuda.buffers import Buffers, Plan
 from autogaze.decoding.cuda.compile_apart import Wanted, compile_apart
 from autogaze.decoding.cuda.tuning import ceil, frames_a_split, room_for_splits, tune
+from autogaze.decoding.cuda.weights import lay_out
 from autogaze.decoding.cuda.workspace import FEW_SLOTS, Workspace, can_launch_early
 from autogaze.network.network import GazeNetwork
 
@@ -117,3 +123,24 @@ def prepare(model: GazeNetwork, weights: dict[str, Tensor], dtype: torch.dtype, 
             if besides is not None:
                 besides.result()
         _prepared.add(key)
+
+
+def main(text: str, index: str, count: str) -> None:
+    """Compile every `count`-th kernel, from number `index` on, for a device that this process does not have."""
+    wanted: Wanted = pickle.loads(bytes.fromhex(text))
+    driver.set_active(
+        SimpleNamespace(
+            get_current_target=lambda: GPUTarget("cuda", wanted.capability, 32),
+            get_current_device=lambda: 0,
+            get_current_stream=lambda device=None: 0,
+        )
+    )
+    model, dtype = GazeNetwork(wanted.config), getattr(torch, wanted.dtype)
+    weights = lay_out(model.gaze_decoder, dtype, model.residual_map)
+    found = variants(model, weights, dtype, wanted.samples, wanted.early)
+    for kernel, grid, arguments, constants in found[int(index) :: int(count)]:
+        kernel.warmup(*arguments, grid=grid, **constants)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
