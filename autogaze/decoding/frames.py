@@ -121,7 +121,7 @@ class FrameGazer:
         self._decoding = begin(self.model, self._request(1), ENDLESS, stream=one_by_one)
 
     def _request(self, frames: int) -> Request:
-        """What is asked of so many frames; the same object each time, which a back end knows again."""
+        """The request of so many frames; the same object each time, which a back end knows again."""
         if frames not in self._requests:
             self._requests[frames] = request_tiles(self.model, self.limits, 1, frames, self._tiling, self.scales)
         return self._requests[frames]

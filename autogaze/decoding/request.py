@@ -1,4 +1,4 @@
-"""What a caller asks of decoding: a budget and a requirement for every frame of every clip, and which ids are allowed.
+"""The request of a caller: a budget and a requirement for every frame of every clip, and which ids are allowed.
 
 A clip is decoded as if it were alone, always: what is chosen in it depends neither on the clips beside it nor on
 what is asked of them. This is what a batch of one gives. Published models decode a batch in step: there a clip

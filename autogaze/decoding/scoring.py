@@ -20,7 +20,7 @@ from autogaze.network.network import GazeNetwork
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a model says about given ids; zero at slots that were not chosen."""
+    """Scores of given ids by a model; zero at slots that were not chosen."""
 
     log_action_probs: Tensor  # (B, T, K) float, log-probability of each id
     task_loss_prediction: Tensor  # (B, T, K) float, predicted reconstruction loss after each id
@@ -34,7 +34,7 @@ def score(model: GazeNetwork, video: Tensor, gaze: Gaze, temperature: float | No
 
 
 def score_all(model: GazeNetwork, video: Tensor, gaze: Gaze, as_decoded: bool) -> tuple[Tensor, Tensor]:
-    """What the model says of every id at each slot of a gaze, given the slots of the groups before.
+    """Logits of every id at each slot of a gaze, given the slots of the groups before, and predicted losses.
 
     Args:
         video, gaze, as_decoded: as in `AutoGaze.score`.
@@ -58,7 +58,7 @@ def score_all(model: GazeNetwork, video: Tensor, gaze: Gaze, as_decoded: bool) -
 
 
 def loss_states(model: GazeNetwork, video: Tensor, gaze: Gaze) -> tuple[Tensor, Tensor]:
-    """What the predicted loss after each slot of a gaze is read from while `generate` runs.
+    """Hidden states that the predicted loss after each slot of a gaze is read from while `generate` runs.
 
     Args:
         video, gaze: as in `AutoGaze.score`.

@@ -38,7 +38,7 @@ def request_tiles(
     tiling: Tiling | None,
     scales: Sequence[int] | int | None,
 ) -> Request:
-    """What `decode_next` asks of the tiles of so many frames: ratio and requirement, of some scales of the grid."""
+    """The request of `decode_next` for the tiles of so many frames: limits, and ids of some scales of the grid."""
     own = scales if tiling is None else tiling.own_scales(scales)
     request = make_request(model.grid, batch, frames, *limits, scales=own).calibrated(model.config)
     return request if tiling is None else request.repeated(tiling.count)

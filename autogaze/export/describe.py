@@ -1,4 +1,4 @@
-"""What exported files say about themselves, for `autogaze info`; needs neither a GPU nor a runtime."""
+"""Facts about exported files, for `autogaze info`; needs neither a GPU nor a runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from autogaze.extras import explain
 
 
 def describe_onnx(path: Path) -> dict[str, Any]:
-    """What an ONNX file says about itself."""
+    """Facts about an ONNX file."""
     if not path.is_file():
         raise FileNotFoundError(f"no such ONNX file: {path}")
     try:
@@ -39,7 +39,7 @@ def _shape(value: Any) -> list[int | str]:
 
 
 def describe_engine(path: Path) -> dict[str, Any]:
-    """What an engine file says about itself; needs no GPU and no TensorRT."""
+    """Facts about an engine file; needs no GPU and no TensorRT."""
     file = read_engine(path)
     facts = file.facts
     return {

@@ -37,7 +37,7 @@ INSTALL = f"TensorRT is not installed: for data-centre GPUs pip install tensorrt
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What a plan was built with and for."""
+    """Versions that a plan was built with, and the hardware that it was built for."""
 
     runtime: str  # "tensorrt" or "tensorrt_rtx"
     version: str  # of it

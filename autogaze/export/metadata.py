@@ -1,4 +1,4 @@
-"""What an exported file says about itself: the same text keys inside ONNX and TensorRT files, in Python and in C++.
+"""Metadata of an exported file: the same text keys inside ONNX and TensorRT files, in Python and in C++.
 
 Values are plain text (`scales` = "32+64+112+224"), so that a C++ program reads them without a JSON parser.
 """
@@ -91,13 +91,13 @@ class Metadata:
 
     @property
     def preprocessor(self) -> Preprocessor:
-        """What happens to uint8 frames: outside the file when `pixels` is float32, inside otherwise."""
+        """The preprocessing of uint8 frames: outside the file when `pixels` is float32, inside otherwise."""
         return Preprocessor(
             (self.scales[-1], self.scales[-1]), self.mean, self.std, self.rescale_factor, self.offset, self.resample
         )
 
     def words(self) -> str:
-        """What the file is, in a few words."""
+        """The file in a few words."""
         return f"{self.kind} graph, {self.precision}, up to {self.budget} ids a frame"
 
     def to_properties(self) -> dict[str, str]:

@@ -30,7 +30,7 @@ CHECKED_FRAMES = 3
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export; everything that is fixed in the file."""
+    """Options of an export: everything that is fixed in the file."""
 
     clip: bool = False  # whole clips instead of one frame a call
     precision: Precision = "fp32"  # of weights and memory
@@ -51,7 +51,7 @@ class ExportOptions:
             raise ValueError("frames is a clip's length; a frame file takes clips of any length")
 
     def metadata(self, model: AutoGaze) -> Metadata:
-        """What the file will say about itself."""
+        """Metadata of the file to be written."""
         config, side = model.config, model.config.scales[-1]
         ratio = config.gazing_ratio if self.gazing_ratio is None else self.gazing_ratio
         frames = config.max_num_frames if self.frames is None else self.frames
@@ -78,7 +78,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class OnnxReport:
-    """What was written, and how it was checked."""
+    """Report on a written file, and on its check."""
 
     path: str
     nodes: int

@@ -29,7 +29,7 @@ Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
 
 
 class Report(Protocol):
-    """What was written, and how it was checked; a frozen dataclass."""
+    """Report on a written file, and on its check; a frozen dataclass."""
 
     @property
     def path(self) -> str: ...

@@ -60,7 +60,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What was built, and how it was checked."""
+    """Report on a built engine, and on its check."""
 
     path: str
     runtime: str

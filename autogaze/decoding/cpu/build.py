@@ -25,7 +25,7 @@ TRUSTED = (0,)  # owners of a library that may be loaded, beside the user
 
 
 def flags() -> list[str]:
-    """What the compiler is told; for the processor that runs this."""
+    """Options of the compiler, for the processor that runs this."""
     target = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     return [
         "-std=c++17",
@@ -41,7 +41,7 @@ def flags() -> list[str]:
 
 
 def processor() -> str:
-    """What tells this processor from others: its name and what it can do."""
+    """A text that tells this processor from others: its name and its features."""
     try:
         facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What is wrong with the picture of a frame, in C++ (`picture.h`): `ResidualMap` of frames decoded on a CPU.
+"""The residual map in C++ (`picture.h`): `ResidualMap` of frames that are decoded on a CPU.
 
 In PyTorch a frame of 224 pixels costs some 7 ms on one thread, a third of what all else does; here a few tenths of one.
 """

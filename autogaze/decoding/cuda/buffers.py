@@ -37,7 +37,7 @@ POSITIONS = ("PEND_POSITION", "VISUAL_POSITION", "GROUP_POSITION", "TOTAL")  # t
 
 @dataclass(frozen=True)
 class Plan:
-    """What a set of buffers and graphs is made for; equal plans share them."""
+    """Sizes that a set of buffers and graphs is made for; equal plans share them."""
 
     batch: int
     ring: int  # frame slots in the key/value ring
@@ -157,7 +157,7 @@ class Buffers:
         self.running = empty(1, dtype=torch.int32)
 
     def carried(self) -> list[Tensor]:
-        """What a pass reads before it writes it: all else it could be repeated with."""
+        """Tensors that a pass reads before it writes them; with all others it could be repeated."""
         fed = [self.ids, self.pend_ids, self.taken, self.looked]
         return [self.state, self.frame_len, self.clock, self.arrived, self.running, *fed]
 
@@ -200,7 +200,7 @@ class Buffers:
 
 @lru_cache(maxsize=8)
 def tables(grid: PatchGrid, side: int) -> tuple[Tensor, Tensor, tuple[tuple[int, ...], ...]]:
-    """What kernels know of a grid, int32 on the CPU.
+    """Tables of a grid for the kernels, int32 on the CPU.
 
     Returns:
         the patch (scales, N) of each scale in which each cell lies; the cells (patches, most) of every patch, -1 past

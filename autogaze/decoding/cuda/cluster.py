@@ -31,7 +31,7 @@ MOST_CLIPS = 8  # from 16 clips on the kernels of a pass were faster on an H200:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the kernel is compiled for; the names are those of `steps.cu`."""
+    """Sizes that the kernel is compiled for, under the names of `steps.cu`."""
 
     C: int
     HEADS: int
@@ -101,7 +101,7 @@ def steps_of(buffers: Buffers) -> Callable[[], None] | None:
 
 
 def arguments_for(buffers: Buffers, shape: Shape) -> Arguments:
-    """What the kernel is given of a set of buffers."""
+    """Arguments of the kernel for a set of buffers."""
     config, plan, weights = buffers.config, buffers.plan, buffers.weights
     held = {name: weights[f"rows_{name}"] for name in ("qkv", "mix", "gate_up", "down", "heads")}
     held |= {"embedding": weights["embedding"], "loss_head": weights["wt"], "frequencies": weights["frequencies"]}
@@ -126,7 +126,7 @@ def arguments_for(buffers: Buffers, shape: Shape) -> Arguments:
 
 
 def shape_for(config: AutoGazeConfig) -> Shape:
-    """What the kernel has to be compiled for to decode for a model."""
+    """The shape that a model needs the kernel compiled for."""
     places = (config.scales[-1] // config.patch_size) ** 2 if config.residual_map else 0
     return Shape(
         config.hidden_size,
@@ -181,7 +181,7 @@ def output_major(weights: FoldedWeights, heads: int) -> dict[str, Tensor]:
 
 
 def defines(shape: Shape) -> dict[str, int | str]:
-    """What the compiler is given: the shape, and what the kernel shares with other code."""
+    """Macros for the compiler: the shape, and constants that the kernel shares with other code."""
     rule = {"LEAST_GAIN": LEAST_GAIN, "STALE_FLOOR": STALE_FLOOR, "STALE_CAP": STALE_CAP}
     return {
         **asdict(shape),

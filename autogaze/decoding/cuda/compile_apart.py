@@ -25,7 +25,7 @@ PROCESSES = 8  # at most: each holds a copy of PyTorch in memory, and each takes
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is compiled, in words that another process understands."""
+    """One kernel to compile, in words that another process understands."""
 
     config: AutoGazeConfig
     dtype: str

@@ -237,7 +237,7 @@ class Workspace:
 
 
 def known_of(buffers: Buffers) -> dict[str, Any]:
-    """What kernels take of a set of buffers, by the names of their parameters."""
+    """Tensors and sizes of a set of buffers, under the names of the kernels' parameters."""
     config, plan = buffers.config, buffers.plan
     tensors = {name: each for name, each in vars(buffers).items() if isinstance(each, torch.Tensor)}
     width, scale = config.hidden_size, buffers.head_dim**-0.5 * math.log2(math.e)

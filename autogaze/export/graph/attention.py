@@ -67,7 +67,7 @@ class Attention:
         self.new: list[list[tuple[Value, Value, Value]]] = [[] for _ in heads]
 
     def _columns(self, dtype: torch.dtype) -> Value | None:
-        """What every row may not see of the past, because nothing is there: (B, f * block)."""
+        """Mask of the past that no row may see, because nothing is there: (B, f * block)."""
         if self.past is None:
             return None
         return self.nodes.where(self.past.positions < 0.0, BLOCKED, self.nodes.constant(0.0, dtype))

@@ -166,8 +166,8 @@ class _Writer:
         ]
 
     def _begin(self, frame: Value | None, canvas: Value | None, visual: Value) -> FrameResiduals | None:
-        """What is wrong with a frame (B, 3, side, side) with visual tokens (B, N, width), before anything is chosen in
-        it; None: nobody asks."""
+        """The residual map of a frame (B, 3, side, side) with visual tokens (B, N, width), before anything is chosen in
+        it; None for a model without one."""
         if self.residual_map is None or frame is None:
             return None
         with self.nodes.scope("residual_map"):

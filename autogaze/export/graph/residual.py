@@ -1,4 +1,4 @@
-"""What is still wrong with the picture of a frame, in an exported graph (`autogaze.network.residual`).
+"""The residual map in an exported graph (`autogaze.network.residual`).
 
 Once a frame: the errors of its cells, and from them a table of what a look at scale k takes away of a cell that was
 looked at at level l, and of what it adds to the predicted loss. Errors are divided by the number of cells, so that the
@@ -126,7 +126,7 @@ class ResidualState:
 
 
 class FrameResiduals:
-    """What is wrong with a frame while its ids are chosen, one after the other."""
+    """The residual map of a frame while its ids are chosen, one after the other."""
 
     def __init__(
         self, nodes: Nodes, weights: ResidualWeights, cover: Value, table: Value, pictures: list[Value]

@@ -43,7 +43,7 @@ class GraphSizes:
 
 @dataclass(frozen=True, eq=False)
 class Past:
-    """What a frame sees of earlier ones."""
+    """The earlier frames that a frame attends to."""
 
     frames: int  # frames remembered, f
     keys: tuple[Value, ...]  # a layer: (B, heads, f * block - K, head_dim), with rotary positions
@@ -54,7 +54,7 @@ class Past:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What is asked of a frame, for every sample."""
+    """Budget and requirement of a frame, for every sample."""
 
     budget: Value  # (B,) int32, ids it may spend
     requirement: Value  # (B,) float32, threshold on the predicted loss; -inf never stops
@@ -70,7 +70,7 @@ class LastGroup:
 
 @dataclass(frozen=True, eq=False)
 class FrameValues:
-    """What a frame adds: its gaze and, a layer, its block of keys and values."""
+    """Results of a frame: its gaze and, a layer, its block of keys and values."""
 
     ids: Value  # (B, budget) int64, 0 where not chosen
     chosen: Value  # (B, budget) bool

@@ -1,5 +1,4 @@
-"""What is wrong with the picture of a frame, on the device: errors of places, scores of patches, and the canvas; see
-`autogaze.network.residual`.
+"""The residual map on the device: errors of places, scores of patches, and the canvas; see `autogaze.network.residual`.
 
 Patches of a scale are handled as a tile (patches, places), listed in `places`, so that what a patch takes away is a sum
 over its row; what is known of a place is held once a scale. `GRID[k]` are a scale's first patch, the one past its last,
@@ -93,7 +92,7 @@ def perceived(difference, share, token, channel, weight, C: tl.constexpr, SCALES
 def find_errors(frames, canvas, visual, errors, weight, clock, SIDE: tl.constexpr, PX: tl.constexpr,
                 BLOCKS: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, CHUNK: tl.constexpr, LEAST: tl.constexpr,
                 PDL: tl.constexpr):
-    """What is wrong with a place of a clip, as the canvas is and after a look at each scale: one program a place.
+    """Errors of a place of a clip, as the canvas is and after a look at each scale: one program a place.
 
     BLOCKS are the sides in pixels of the blocks whose means a look at each scale leaves. `weight` are those of absolute
     differences and steps; of a perceptual map, whose LEAST error is not None, those of means, its response and its
@@ -171,8 +170,8 @@ def look(frames, canvas, out_ids, out_chosen, patch_at, clock, B, SLOTS, PER, V:
 @triton.jit
 def open_scale(errors, looked, taken, ruled_out, places, k: tl.constexpr, PLACES: tl.constexpr, MOST: tl.constexpr,
                GRID: tl.constexpr, PREFILL: tl.constexpr):
-    """What is known of a scale of one clip before a group is chosen: of its tile the places, their levels and errors,
-    and their errors after a look at this scale; and what is added to the scores of its patches, to bar those taken."""
+    """The state of a scale of one clip before a group is chosen: of its tile the places, their levels and errors, and
+    their errors after a look at this scale; and what is added to the scores of its patches, to bar those taken."""
     patch = GRID[k][0] + tl.arange(0, GRID[k][2])
     listed = tl.load(places + patch[:, None] * MOST + tl.arange(0, GRID[k][3])[None, :],
                      mask=(patch < GRID[k][1])[:, None], other=-1)
@@ -199,13 +198,13 @@ def open_scales(errors, looked, taken, ruled_out, places, PLACES: tl.constexpr, 
 
 @triton.jit
 def gains(level, now, after, k: tl.constexpr, PLACES: tl.constexpr):
-    """What each patch of a scale would take away of the mean error of a frame's places."""
+    """How much each patch of a scale would lower the mean error of a frame's places."""
     return tl.sum(tl.where(level <= k, now - after, 0.0), axis=1) * (1.0 / PLACES)
 
 
 @triton.jit
 def take(known, errors, patch_at, id, scale, k: tl.constexpr, PLACES: tl.constexpr, GRID: tl.constexpr):
-    """What is known of a scale (see `open_scale`) after a look at patch `id`, of any `scale`."""
+    """The state of a scale (see `open_scale`) after a look at patch `id`, of any `scale`."""
     place, level, now, after, barred = known
     finer = (tl.load(patch_at + scale * PLACES + place) == id) & (level <= scale)
     now = tl.where(finer, tl.load(errors + (scale + 1) * PLACES + place), now)

@@ -122,7 +122,7 @@ def load_share(wqk, wv, ca, cb, share, HEADS: tl.constexpr, C: tl.constexpr, D: 
 def store_share(xa, xb, low_a, low_b, high_a, high_b, key_low_a, key_low_b, key_high_a, key_high_b, share, frequencies,
                 q, keys, values, b, r, slot, offset, position, valid, ROWS, RING, TOKENS, HEADS: tl.constexpr,
                 D: tl.constexpr, NB: tl.constexpr, PRECISION: tl.constexpr):
-    """What the weights of `load_share` make of the rows."""
+    """Multiply the rows by the weights of `load_share`, and store the products."""
     HALF: tl.constexpr = D // 2
     WIDTH: tl.constexpr = HEADS * HALF
     SHARES: tl.constexpr = (WIDTH + NB - 1) // NB

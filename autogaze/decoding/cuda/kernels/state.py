@@ -1,4 +1,4 @@
-"""What a pass knows about every clip: the columns of `state`, and where the rows of a pass stand.
+"""The state of every clip: the columns of `state`, and where the rows of a pass stand.
 
 Where and at which position tokens are fed is what `autogaze.decoding.sequence` says.
 """
