@@ -50,7 +50,7 @@ Write = Callable[[AutoGaze, Path, Path, "ArchiveSettings"], None]  # (model, vid
 
 @dataclass(frozen=True)
 class ArchiveSettings:
-    """What every result of an archive shares."""
+    """Settings that every result of an archive shares."""
 
     checkpoint: str
     gazing_ratio: float
@@ -66,7 +66,7 @@ class ArchiveSettings:
 
 @dataclass(frozen=True)
 class ArchiveResult:
-    """What a call did."""
+    """Counts of a finished call."""
 
     files: int
     done: int  # in this call

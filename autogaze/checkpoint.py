@@ -36,7 +36,7 @@ DEFAULT_CHECKPOINT = "autogaze-base"
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a folder holds."""
+    """Contents of a checkpoint folder."""
 
     folder: Path
     config: AutoGazeConfig

@@ -82,7 +82,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class GazeSummary:
-    """What `gaze.json` holds."""
+    """Contents of `gaze.json`."""
 
     video: dict[str, Any]
     model: dict[str, Any]

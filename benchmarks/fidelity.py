@@ -61,7 +61,7 @@ DRAWS = 2000  # of the bootstrap
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """What the dense ViT says of every clip."""
+    """Results of the dense ViT on every clip."""
 
     pooled: Tensor  # (N, T, D)
     maps: Tensor  # (N, T, D, rows, columns), half precision, on the CPU

@@ -1,4 +1,4 @@
-"""What gazing saves a video LLM on a GPU: time to first token, memory, where the time goes, requests a second.
+"""Savings of gazing for a video LLM on a GPU: time to first token, memory, where the time goes, requests a second.
 
     python -m benchmarks.mllm --out benchmarks/results/<date>-<device>-mllm.json
 

@@ -31,7 +31,7 @@ from benchmarks.timing import machine
 
 @dataclass(frozen=True, eq=False)
 class Clips:
-    """What both models did with clips at one ratio."""
+    """Results of both models on clips at one ratio."""
 
     full: Tensor  # (N,) float, mean loss over a clip's frames with float32 weights
     half: Tensor  # (N,) with bfloat16 weights

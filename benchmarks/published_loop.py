@@ -57,7 +57,7 @@ class GrowingCache:
 def generate_published(
     model: AutoGaze, video: Tensor, gazing_ratio: float = 1.0, task_loss_requirement: float | None = None
 ) -> Gaze:
-    """What `AutoGaze.generate` gives, the published way; on the CPU, in float32.
+    """The gaze of `AutoGaze.generate`, made the published way; on the CPU, in float32.
 
     Args:
         video: (B, T, 3, H, W) float.

@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_goals(results: Results) -> list[Goal]:
-    """What the last checkpoint named should reach; the checkpoint before it is what it should improve on."""
+    """Goals of the last checkpoint named; it should improve on the checkpoint before it."""
     networks = results.methods(NETWORK)
     name, earlier = networks[-1], networks[:-1]
     found = {
@@ -171,7 +171,7 @@ def check_goals(results: Results) -> list[Goal]:
 
 
 def check_feature_goals(results: Results) -> list[Goal]:
-    """What the last checkpoint's pasted pictures should be to every ViT: beside difference, and the one before."""
+    """Goals of the last checkpoint's pasted pictures for every ViT, beside difference and the checkpoint before."""
     name, *earlier = reversed(results.methods(NETWORK))
     goals = []
     for viewer in dict.fromkeys(row.viewer for row in results.features):
@@ -215,7 +215,7 @@ def on_files(method: Method, evaluator: Evaluator, batch: int) -> Method:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What ran it."""
+    """The machine and the versions that ran it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "device": name,

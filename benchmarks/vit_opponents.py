@@ -1,4 +1,4 @@
-"""What a gazed ViT is measured against: the dense ViT, and the published way of encoding a gaze.
+"""Opponents of a gazed ViT: the dense ViT, and the published way of encoding a gaze.
 
 Both run timm's own modules, compiled block by block and captured in a CUDA graph like ours. The dense model gets its
 best batch. The published way embeds every patch of every scale, keeps one padded slot for each choice, and attends

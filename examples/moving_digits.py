@@ -37,7 +37,7 @@ RATIO, FRAMES, BATCH = 0.15, 3, 64
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one way of choosing tokens gave."""
+    """Results of one way of choosing tokens."""
 
     way: str
     tokens_a_frame: int

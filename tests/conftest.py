@@ -1,4 +1,4 @@
-"""What every test shares: few threads, the shared real data, and GPU tests that may be made compulsory."""
+"""Settings of every test: few threads, the shared real data, and GPU tests that may be made compulsory."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def workplace(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyP
 
 
 class Page:
-    """What its blocks need and share while they run, one after another."""
+    """Files and names that the blocks of a page share while they run, one after another."""
 
     def __init__(self, path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path, self.workplace, self.monkeypatch = path, workplace, monkeypatch

@@ -1,4 +1,4 @@
-"""What the pages point to is there: links and their anchors, files, commands and their options. Nothing is fetched."""
+"""Targets of the pages exist: links and their anchors, files, commands and their options. Nothing is fetched."""
 
 from __future__ import annotations
 

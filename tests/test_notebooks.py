@@ -18,12 +18,12 @@ def code_cells(notebook: Any) -> list[Any]:
 
 
 def printed(cell: Any) -> str:
-    """What a cell prints to stdout."""
+    """The stdout of a cell."""
     return "".join(out.text for out in cell.outputs if out.output_type == "stream" and out.name == "stdout")
 
 
 def pictures(cell: Any) -> list[str]:
-    """What else than words a cell shows: pictures, or a page's words with a picture in them."""
+    """Kinds of the results that a cell shows: a picture, or a page's words with a picture in them."""
     shown = [set(out.data) for out in cell.outputs if out.output_type == "execute_result"]
     return ["html" if "text/html" in kinds else "picture" for kinds in shown if kinds - {"text/plain"}]
 

@@ -1,4 +1,4 @@
-"""What is installed: every file that the package reads, every extra that a message names."""
+"""The installed package: every file that the package reads, every extra that a message names."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(clone: Path, out: Path, hook: str) -> Path:
-    """What pip gets from the build backend, without a network."""
+    """The files that pip gets from the build backend, without a network."""
     setuptools = tuple(map(int, version("setuptools").split(".")[:2]))
     if setuptools < (70, 1):
         pytest.skip(f"needs setuptools 70.1 or later, which builds wheels; here is {version('setuptools')}")

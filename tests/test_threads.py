@@ -26,7 +26,7 @@ SMALL = AutoGazeConfig(
 
 
 def at_once(work: Callable[[int], T]) -> list[list[T]]:
-    """What each thread gets, round by round; a round begins when all are there."""
+    """The results of each thread, round by round; a round begins when all are there."""
     barrier = threading.Barrier(THREADS)
 
     def serve(index: int) -> list[T]:

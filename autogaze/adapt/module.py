@@ -58,7 +58,7 @@ class AdaptModule(pl.LightningModule):
 
     @property
     def model(self) -> AdaptModule:
-        """What the best of a run is saved of (see `autogaze.training.callbacks.KeepBest`)."""
+        """This module, of which the best of a run is saved (see `autogaze.training.callbacks.KeepBest`)."""
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:

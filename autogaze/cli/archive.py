@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def settings_of(args: argparse.Namespace) -> ArchiveSettings:
-    """What every result shares, with the checkpoint's defaults written out."""
+    """Settings that every result shares, with the checkpoint's defaults written out."""
     options = GazeOptions.of(AutoGaze.from_pretrained(args.checkpoint, "cpu").config, *given(args))
     more: dict[str, Any] = {}
     if args.format == "folder":
@@ -115,7 +115,7 @@ def pick_devices(name: str, count: int) -> list[str]:
 
 
 def write_folder(model: AutoGaze, video: Path, target: Path, settings: ArchiveSettings) -> None:
-    """What `autogaze gaze` leaves of one video."""
+    """Write the folder that `autogaze gaze` makes for one video."""
     options = GazeOptions(settings.gazing_ratio, settings.task_loss_requirement, settings.tiles, settings.gaze_stride)
     judge, pictures = settings.more["reconstructor"], settings.more["pictures"]
     rebuild = load_rebuild(Path(judge), model) if judge and pictures else None
@@ -128,7 +128,7 @@ def folders(videos: Sequence[Path], out: Path) -> list[Path]:
 
 
 def kept(args: argparse.Namespace, command: str) -> str:
-    """What an interrupted archive leaves; nothing to say of single videos."""
+    """A line on the results that an interrupted archive keeps; empty for single videos."""
     if not (args.out / SETTINGS).is_file():
         return ""
     return f"what is done is kept in {args.out}; go on with the same command: {command}"

@@ -41,7 +41,7 @@ STAGES = ("reconstructor", "labels", "pretrain", "rl")
 
 @dataclass(frozen=True)
 class Card:
-    """What a card is made of."""
+    """Facts and figures of a model card."""
 
     name: str  # of the checkpoint
     scales: tuple[int, ...]  # pixels

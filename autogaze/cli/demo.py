@@ -42,7 +42,7 @@ KEEP_S = 1800  # seconds that uploads stay at most
 
 @dataclass(frozen=True)
 class DemoLimits:
-    """What a visitor may send."""
+    """Limits on the videos that a visitor may send."""
 
     megabytes: int = 200
     seconds: float = 60.0
@@ -62,7 +62,7 @@ class DemoLimits:
 
 @dataclass
 class Tally:
-    """What was looked at so far, and what it cost."""
+    """Running count of what was looked at, and of its cost."""
 
     patches_per_frame: int
     frames: int = 0
@@ -100,7 +100,7 @@ class _Webcam:
 
 
 class Demo:
-    """What the page's controls do, without the page. One model serves every visitor, one call at a time."""
+    """Actions behind the page's controls, without the page. One model serves every visitor, one call at a time."""
 
     def __init__(self, model: AutoGaze, limits: DemoLimits) -> None:
         self.model, self.limits = model, limits
@@ -315,7 +315,7 @@ def _legend(scales: tuple[int, ...]) -> str:
 
 
 def _saved(ratio: float) -> str:
-    """What a ViT saves at this ratio, from measurements that the package ships; nothing where it ships none."""
+    """A line on what a ViT saves at this ratio, from measurements that the package ships; empty where it ships none."""
     if not PARTS_FILE.is_file() or not 0 < ratio <= 1:
         return ""
     lines = [""]

@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a judge by features is told; `benchmarks.quality` has the same."""
+    """Add the options of a judge by features; `benchmarks.quality` has the same."""
     parser.add_argument(
         "--features",
         action="append",

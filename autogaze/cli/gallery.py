@@ -40,7 +40,7 @@ CAPTION_PX = 22
 
 @dataclass(frozen=True)
 class GalleryEntry:
-    """What was drawn of one video."""
+    """One video of the gallery, as drawn."""
 
     name: str
     frames: int
@@ -134,7 +134,7 @@ def draw_clip(name: str, clip: np.ndarray, gaze: Gaze, out: Path, stills: int) -
 
 
 def _chooser(args: argparse.Namespace) -> tuple[Callable[[Tensor], Gaze], Preprocessor]:
-    """What chooses, a model or a selector, and the preprocessing it expects."""
+    """A model or a selector as a function, and the preprocessing that it expects."""
     if args.checkpoint not in SELECTORS:
         model = AutoGaze.from_pretrained(args.checkpoint, pick_device(args.device))
         return lambda video: model.generate(video, args.gazing_ratio, args.task_loss_requirement), model.preprocessor

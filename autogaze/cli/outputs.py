@@ -14,7 +14,7 @@ VIDEO_HELP = "a video, a photo, the address of a stream, or a folder of videos a
 
 
 def open_all(sources: Sequence[str]) -> list[VideoInfo]:
-    """What the named files are; every file must be readable before work begins.
+    """Facts about the named files; every file must be readable before work begins.
 
     A folder stands for the videos and photos below it; those that cannot be read are left out, by name.
 

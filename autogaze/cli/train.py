@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def kept(args: argparse.Namespace, command: str) -> str:
-    """What an interrupted run leaves, and the command that goes on from it."""
+    """A line on what an interrupted run keeps, and the command that goes on from it."""
     files = [file for name in ("*/last.ckpt", "labels.shards/[0-9]*", "labels.parquet") for file in args.out.glob(name)]
     resume = command if args.resume else f"{command} --resume"
     if not files:

@@ -1,1 +1,1 @@
-"""What a gaze is: ids of patches, the grid they lie on, and the file they are kept in."""
+"""The gaze: ids of patches, the grid that they lie on, and the file that they are kept in."""

@@ -94,7 +94,7 @@ class Gaze:
         return f"Gaze({of})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: `repr`, and the plot of the first clip."""
+        """HTML for a notebook: `repr`, and the plot of the first clip."""
         return pictures.card(self)
 
     def draw(self, frames: Any, clip: int = 0, stills: int = 6) -> Image:

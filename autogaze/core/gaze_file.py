@@ -106,7 +106,7 @@ class GazeFileWriter:
         )
 
     def view(self) -> VideoGaze:
-        """What was appended so far, on disk: only the parts that are touched come into memory."""
+        """The gaze appended so far, on disk: only the parts that are touched come into memory."""
         arrays = []
         for name, part in self._parts.items():
             part.flush()

@@ -99,7 +99,7 @@ class Overlay:
         return picture
 
     def looked_at(self, frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """What the chosen patches show: each at the sharpness of its scale, finer ones on top, the rest dark."""
+        """The chosen patches as a picture: each at the sharpness of its scale, finer ones on top, the rest dark."""
         panel = self.panel(frame)
         picture = np.empty((self.height, self.width, 3), np.uint8)
         picture[:] = NOT_LOOKED_AT
@@ -133,7 +133,7 @@ class Overlay:
         return _ScalePixels(row, column, (rows, columns), edge, np.ascontiguousarray(colour), size)
 
     def _titles(self) -> np.ndarray:
-        """What stands above the panels of every frame."""
+        """Titles above the panels of every frame."""
         strip = np.full((_STRIP_PX, 3 * self.width + 2 * _GAP_PX, 3), 255, np.uint8)
         for k, title in enumerate(("video", "chosen", "looked at")):
             _write(strip, title, 6 + k * (self.width + _GAP_PX))

@@ -30,7 +30,7 @@ ORACLE_RATIOS = (0.05, 0.1)  # the greedy search costs as much as everything els
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured."""
+    """Settings of an evaluation."""
 
     ratios: tuple[float, ...] = RATIOS
     oracle_ratios: tuple[float, ...] = ORACLE_RATIOS  # those of `ratios` at which the oracle runs too

@@ -1,4 +1,4 @@
-"""What pretrained ViTs see of a gaze: distance of features between its pictures and the true frames.
+"""Distances of a pretrained ViT's features between the pictures of a gaze and the true frames.
 
 Two pictures are judged: the *pasted* one (what the patches show, no network) and the *rebuilt* one (the
 reconstructor's). A distance is 1 - cosine, mean over the patch tokens, or of the pooled feature.

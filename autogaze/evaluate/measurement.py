@@ -34,7 +34,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What one method reached at one ratio."""
+    """Results of one method at one ratio."""
 
     method: str
     sort: str  # network, selector or oracle
@@ -65,7 +65,7 @@ class Evaluator:
         return self.judge(method, gazing_ratio, self.gazes(method, gazing_ratio))
 
     def gazes(self, method: Method, gazing_ratio: float) -> dict[int, Gaze]:
-        """What a method chooses in every batch of clips, by the index of the batch's first clip."""
+        """The choices of a method in every batch of clips, by the index of the batch's first clip."""
         return method.gazes(self.clips, self.batch, self.device, gazing_ratio, self.seed)
 
     def judge(self, method: Method, gazing_ratio: float, gazes: dict[int, Gaze]) -> Measurement:

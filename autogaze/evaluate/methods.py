@@ -47,7 +47,7 @@ class Method:
     def gazes(
         self, clips: ClipSet, batch: int, device: torch.device | str, gazing_ratio: float, seed: int = 0
     ) -> dict[int, Gaze]:
-        """What it chooses in every batch of clips, by the index of the batch's first clip."""
+        """Its choices in every batch of clips, by the index of the batch's first clip."""
         generator, found = torch.Generator().manual_seed(seed), {}
         for part, video in clips.batches(batch, device):
             if self.choose_files is not None:
@@ -195,5 +195,5 @@ def parse_label(text: str) -> tuple[str, str]:
 
 
 def known_methods() -> tuple[str, ...]:
-    """What `against` may name."""
+    """Names that `against` may hold."""
     return (*SELECTORS, CODEC, UNTRAINED, RECONSTRUCTION_ORACLE, FEATURE_ORACLE)

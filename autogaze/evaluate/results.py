@@ -15,7 +15,7 @@ from autogaze.files import write_json
 
 @dataclass(frozen=True)
 class Protocol:
-    """What was measured on what."""
+    """Protocol of an evaluation: what was measured, on which clips."""
 
     data: str  # name of the folder
     clips: int

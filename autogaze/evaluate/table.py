@@ -109,7 +109,7 @@ def ratio_for_loss_table(results: Results) -> str:
 
 
 def requirement_table(results: Results) -> str:
-    """What requirement mode spends and reaches."""
+    """Table of the ratios that requirement mode spends and the losses that it reaches."""
     return table(
         [
             "model",

@@ -1,4 +1,4 @@
-"""What a container says about itself: a damaged or half-present file is refused instead of read as another clip.
+"""Checks of containers: a damaged or half-present file is refused instead of read as another clip.
 
 Decoders stop quietly at the end of a truncated file, and demuxers pass over a hole and go on behind it. MP4/MOV boxes,
 the Matroska/WebM segment, AVI's RIFF chunks, FLV's tags and GIF's blocks declare their sizes and so form a chain: it is

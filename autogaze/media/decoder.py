@@ -34,7 +34,7 @@ _TO_CONVERT = "try converting it to H.264 in MP4"
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file holds, as far as its header and its first frame tell."""
+    """Facts about a video file, as far as its header and its first frame tell."""
 
     path: Path | str  # a string for an address
     width: int  # pixels, upright

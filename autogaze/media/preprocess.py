@@ -67,7 +67,7 @@ class Preprocessor:
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """What 0 and 255 become: the least and the largest value that a preprocessed video can have."""
+        """The values that 0 and 255 become: the least and the largest that a preprocessed video can have."""
         shift = 1.0 if self.offset else 0.0
         ends = [
             ((x * self.rescale_factor - shift) - m) / s

@@ -83,7 +83,7 @@ def segment_attention(
     cu_seq_lens_q: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in place of its own attention; the mask is not read.
+    """Attention that transformers calls in place of its own; the mask is not read.
 
     Args:
         query, key, value: (1, heads, M, head size).

@@ -55,7 +55,7 @@ class Family(ABC):
 
     @abstractmethod
     def step_text(self, video_inputs: Inputs, index: int) -> str:
-        """What the processor writes for a video if every step gives one token."""
+        """The text that the processor writes for a video if every step gives one token."""
 
     @abstractmethod
     def videos(self, inputs: Inputs) -> list[Video]:
@@ -104,7 +104,7 @@ class Family(ABC):
         return (inputs["attention_mask"].cumsum(-1) - 1)[None]
 
     def besides(self, input_ids: Tensor) -> Inputs:
-        """What else the model must be told of the prompt's tokens (B, L)."""
+        """Further inputs of the model for the prompt's tokens (B, L)."""
         return {}
 
     def arrange(self, inputs: Inputs, images: list[Features], videos: list[Features]) -> dict[str, list[Features]]:

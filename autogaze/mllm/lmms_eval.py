@@ -22,7 +22,7 @@ NAME = "autogaze_video_lm"
 
 
 def manifest() -> Any:
-    """What lmms-eval registers."""
+    """The entry that lmms-eval registers."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(NAME, chat_class_path=f"{__name__}.GazedForLmmsEval")

@@ -14,7 +14,7 @@ from autogaze.mllm.family import Family, Features, Inputs
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What a video LLM is given, for a batch of prompts padded on the left."""
+    """Inputs of a video LLM, for a batch of prompts padded on the left."""
 
     input_ids: Tensor  # (B, L) int64
     attention_mask: Tensor  # (B, L) int64

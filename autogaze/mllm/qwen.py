@@ -87,7 +87,7 @@ class Qwen(Family):
     def places(
         self, grid_thw: Tensor, keep: Tensor, units: Tensor, patches: Tensor, device: torch.device
     ) -> tuple[dict[str, Any], list[Segments]]:
-        """What the tower must be told of the kept rows' places, and divisions of the rows besides frames.
+        """Inputs of the tower that place the kept rows, and divisions of the rows besides frames.
 
         Args:
             grid_thw: (videos, 3), on the CPU like all that follows.

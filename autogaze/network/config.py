@@ -65,7 +65,7 @@ class AutoGazeConfig:
 
     @classmethod
     def base(cls) -> AutoGazeConfig:
-        """What is shipped, `AutoGazeConfig()`: the published size, and a residual map."""
+        """The shipped model, `AutoGazeConfig()`: the published size, and a residual map."""
         return cls()
 
     @property

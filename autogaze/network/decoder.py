@@ -58,7 +58,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attend(Protocol):
-    """What a way of decoding does with a layer's queries, keys and values (B, heads, N, head_dim)."""
+    """Attention of a layer, as a back end has it, of queries, keys and values (B, heads, N, head_dim)."""
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
 

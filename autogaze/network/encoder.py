@@ -19,7 +19,7 @@ EncoderCache = tuple[Tensor, ...]  # one (B, C, kernel - 1, side, side) tensor a
 
 
 class FrameTokens(NamedTuple):
-    """What there is to know of some frames before anything is chosen in them."""
+    """The encoder's output for some frames, before anything is chosen in them."""
 
     visual: Tensor  # (B, T, N, width) visual tokens, row by row
     grey: Tensor | None  # (B, T, 1, S, S) the frames as they were encoded, without colours; None: nobody asked

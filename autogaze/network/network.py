@@ -36,8 +36,8 @@ class Connector(nn.Module):
 
 
 class GazeNetwork(nn.Module):
-    """What a model computes with. `decoding` names the back end that is to choose ids for it; `preprocessor` makes
-    frames into its input and is saved with the weights."""
+    """The modules that a model computes with. `decoding` names the back end that is to choose ids for it;
+    `preprocessor` makes frames into its input and is saved with the weights."""
 
     def __init__(self, config: AutoGazeConfig | None = None) -> None:
         super().__init__()

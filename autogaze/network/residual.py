@@ -1,4 +1,4 @@
-"""What is still wrong with the picture that a gaze gives of a frame: place by place, from pixels alone.
+"""The residual map: how far a frame is from the picture that a gaze gives of it, place by place, from pixels alone.
 
 The decoder's heads read one state a group, in which the places of a frame must share 192 numbers: it learns soon
 whether to look coarsely or finely, and very slowly exactly where, or how much is left to be seen. Pixels say both. A
@@ -102,7 +102,7 @@ class ResidualMap(nn.Module):
         return torch.zeros_like(frame)
 
     def begin(self, frame: Tensor, canvas: Tensor, visual: Tensor | None = None) -> FrameResidual:
-        """What is wrong with frames (B, 1, H, W), whose visual tokens are (B, N, width), before anything is chosen in
+        """The residual map of frames (B, 1, H, W), whose visual tokens are (B, N, width), before anything is chosen in
         them; without the tokens as if the gate were 1."""
         errors = self.errors(frame, canvas, visual)
         return FrameResidual(self, errors, torch.full_like(errors[..., 0], NEVER, dtype=torch.uint8))
@@ -119,7 +119,7 @@ class ResidualMap(nn.Module):
         return canvas
 
     def along(self, frames: Tensor, ids: Tensor, chosen: Tensor, visual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What decoding knows along gazes (B, T, K) of clips (B, T, 1, H, W) with visual tokens (B, T, N, width).
+        """Scores and losses along gazes (B, T, K) of clips (B, T, 1, H, W) with visual tokens (B, T, N, width).
 
         Returns:
             scores (B, T, K, P) float32 at each slot, and the losses (B, T, K) float32 predicted after each slot.
@@ -139,7 +139,7 @@ class ResidualMap(nn.Module):
         return torch.stack(found, dim=1)
 
     def errors(self, frame: Tensor, canvas: Tensor, visual: Tensor | None = None) -> Tensor:
-        """What is wrong with each place as the canvas is, and after a look at each scale: (B, N, scales + 1)."""
+        """Errors of each place as the canvas is, and after a look at each scale: (B, N, scales + 1)."""
         return self._weighed(self.features(frame, canvas), visual)
 
     def gated(self, errors: Tensor, visual: Tensor | None) -> Tensor:
@@ -162,8 +162,8 @@ class ResidualMap(nn.Module):
         return self.gated((difference + LEAST_ERROR).pow(power) * factors, visual)
 
     def features(self, frame: Tensor, canvas: Tensor) -> Tensor:
-        """What `errors` are made of, (B, N, scales + 1, n): of the difference in each cell the mean absolute value,
-        and the mean absolute step to the next pixel in a row, plus that in a column, within the cell. A perceptual map
+        """Terms of `errors`, (B, N, scales + 1, n): of the difference in each cell the mean absolute value, and the
+        mean absolute step to the next pixel in a row, plus that in a column, within the cell. A perceptual map
         adds the mean absolute value of the means of blocks, and the standard deviation of the frame's own pixels."""
         with torch.autocast(frame.device.type, enabled=False):
             frame = frame.float()
@@ -191,7 +191,7 @@ class ResidualMap(nn.Module):
         return self.cover[ids] * chosen[..., None]
 
     def gains(self, errors: Tensor, level: Tensor) -> Tensor:
-        """What each patch would take away of the mean error of the frame's places: (..., P) float32.
+        """How much each patch would lower the mean error of the frame's places: (..., P) float32.
 
         Args:
             errors: (..., N, scales + 1), of `errors`.
@@ -205,14 +205,14 @@ class ResidualMap(nn.Module):
         return torch.cat(taken, dim=-1)
 
     def scores(self, errors: Tensor, level: Tensor) -> Tensor:
-        """What is added to the logits of patches: (..., P) float32. Arguments as of `gains`."""
+        """Scores that are added to the logits of patches: (..., P) float32. Arguments as of `gains`."""
         with torch.autocast(errors.device.type, enabled=False):
             return self.strength.float() * (self.gains(errors, level).clamp(min=0) + LEAST_GAIN).log()
 
 
 @dataclass(eq=False)
 class FrameResidual:
-    """What is wrong with frames while their ids are chosen, one after the other."""
+    """The residual map of frames while their ids are chosen, one after the other."""
 
     rule: ResidualMap
     errors: Tensor  # (B, N, scales + 1) float32

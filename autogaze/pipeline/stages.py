@@ -108,7 +108,7 @@ def _fit_reconstructor(run: Run) -> StageResult:
 
 @dataclass(frozen=True)
 class LabelsResult:
-    """What the labels stage made."""
+    """Result of the labels stage."""
 
     clips: int
     minutes: float

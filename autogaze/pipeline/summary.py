@@ -1,4 +1,4 @@
-"""What a run learned: reconstruction loss at one ratio on held-out clips, for each stage and what it must beat."""
+"""Summary of a run: reconstruction loss at one ratio on held-out clips, for each stage and what it must beat."""
 
 from __future__ import annotations
 

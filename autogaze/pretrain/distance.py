@@ -32,7 +32,7 @@ class Distance(Protocol):
         ...
 
     def target(self, frames: Tensor) -> Target:
-        """What is compared with, of frames (N, 3, H, W)."""
+        """The target of a comparison, of frames (N, 3, H, W)."""
         ...
 
     def __call__(self, pictures: Tensor, target: Target) -> Tensor:

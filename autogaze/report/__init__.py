@@ -1,1 +1,1 @@
-"""What people look at: overlays, the HTML report, where gazing pays."""
+"""Reports for people: overlays, the HTML report, where gazing pays."""

@@ -56,7 +56,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What gazing costs and saves; times in milliseconds for the whole batch."""
+    """Cost and savings of gazing; times in milliseconds for the whole batch."""
 
     vit: str
     size: int  # pixels

@@ -110,7 +110,7 @@ def _data(gaze: VideoGaze, summary: dict[str, Any], shown: Shown) -> dict[str, A
 
 
 def savings(ratio: float, parts: Parts) -> list[dict[str, Any]]:
-    """What measured ViTs take for 16 frames of 224 pixels, densely and with this ratio of patches, in milliseconds."""
+    """Times of measured ViTs for 16 frames of 224 pixels, densely and with this ratio of patches, in milliseconds."""
     if not 0 < ratio <= 1:
         return []
     verdicts = {

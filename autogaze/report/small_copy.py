@@ -41,7 +41,7 @@ class Shown:
 def choose_shown(
     frames: int, patches: int, frame_size: tuple[int, int], fps: float, halves: int, most: int | None = None
 ) -> Shown:
-    """What to show of so many frames (height, width) with so many patches each, in as many halves side by side."""
+    """Choose what to show of so many frames (height, width) with so many patches each, in `halves` side by side."""
     most = most or most_shown(patches)
     stride = -(-frames // most)
     height, width = frame_size

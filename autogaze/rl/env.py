@@ -104,7 +104,7 @@ class GazeEnv(gymnasium.Env[Observation, np.int64]):
         return np.append(~self.mask[0, frame].numpy(), True)
 
     def gaze(self) -> Gaze:
-        """What has been looked at so far: a gaze of one clip, ids increasing."""
+        """The gaze so far, of one clip, ids increasing."""
         return Gaze.from_patch_mask(self.mask, self.grid)
 
     @torch.no_grad()

@@ -35,7 +35,7 @@ LOG_TIMES_EVERY = 10  # steps
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """What one part of an update adds up to; sums over rollouts."""
+    """Sums of one part of an update, over rollouts."""
 
     loss: Tensor  # () float, differentiable
     policy: Tensor

@@ -91,7 +91,7 @@ class PatchLogits(nn.Module):
 
 
 class PatchValue(nn.Module):
-    """What the rest of the episode is worth."""
+    """Value of the rest of the episode."""
 
     def __init__(self, patches: int, width: int) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ def make_ppo(model: AutoGaze, make_env: Callable[[], GazeEnv], recipe: RLRecipe,
 
 @dataclass(frozen=True)
 class PPOResult:
-    """What PPO reached on held-out clips: mean return of an episode, greedy."""
+    """Result of PPO on held-out clips: mean return of an episode, greedy."""
 
     steps: int  # of the environments
     minutes: float

@@ -43,7 +43,7 @@ FILES_KEPT = 256  # whose motion is remembered
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """What the encoder of a file found out about each frame, in the order in which they are shown."""
+    """Motion that the encoder of a file found in each frame, in the order in which they are shown."""
 
     moved: np.ndarray  # (N, rows, columns) float32, pixels
     bits: np.ndarray  # (N,) float32, bits for each block of 16 x 16 pixels, headers left out

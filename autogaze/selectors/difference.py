@@ -88,7 +88,7 @@ class DifferenceSelector:
 
     @torch.no_grad()
     def gains(self, video: Tensor, gaze: Gaze, group: int, foresight: float = 0.0) -> Tensor:
-        """What each patch would have been worth at every slot of a gaze that somebody else chose.
+        """Gains of each patch at every slot of a gaze that somebody else chose.
 
         Slots come in groups, as a model decodes them. What the gaze chose before a group is known; within the group
         the best patch counts as taken at each slot before.

@@ -1,4 +1,4 @@
-"""What selectors measure of pixels, brightness and change, and the selector that needs no more: gradient.
+"""Features of pixels for selectors, brightness and change, and the selector that needs no more: gradient.
 
 *Gradient* is the plainest saliency of a still picture: mean length of the brightness gradient (central differences)
 in a patch, in every frame on its own. Blind to redundancy in time: a still, textured background costs the same in

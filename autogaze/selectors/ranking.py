@@ -25,7 +25,7 @@ NEVER = float("-inf")  # score of a patch that a method does not take even where
 
 
 class Selector(Protocol):
-    """What chooses patches without being trained; the same call as a model's `generate`."""
+    """A chooser of patches that is not trained; the same call as a model's `generate`."""
 
     grid: PatchGrid
 

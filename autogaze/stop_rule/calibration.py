@@ -56,7 +56,7 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What stopping at one threshold led to."""
+    """Outcome of stopping at one threshold."""
 
     threshold: float  # on the predicted loss
     loss: Tensor  # (N,) float, true loss of the frames that stopped by the rule

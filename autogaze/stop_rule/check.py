@@ -26,7 +26,7 @@ LOOSEST_RATIO = 0.02  # the useful range of requirements ends at the mean loss o
 
 @dataclass(frozen=True)
 class StopCheck:
-    """What asking for one loss led to; means over all frames of all clips."""
+    """Outcome of asking for one loss; means over all frames of all clips."""
 
     asked: float
     loss: float  # true loss reached

@@ -33,7 +33,7 @@ RIDGE = 5e-3  # how much the head that there was counts, as a share of what the 
 
 @dataclass(frozen=True)
 class HeadFit:
-    """What fitting did; mean errors on the samples it was fitted to, as shares of the true loss."""
+    """Outcome of a fit; mean errors on the samples it was fitted to, as shares of the true loss."""
 
     samples: int
     before: float
@@ -73,7 +73,7 @@ def _gazes(model: AutoGaze, clips: Iterable[Tensor], generator: torch.Generator)
 
 
 def _states(model: AutoGaze, judge: AnyJudge, video: Tensor, gaze: Gaze) -> tuple[Tensor, Tensor, Tensor]:
-    """What is read at the end of each frame's gaze (N, width), by which row of the head (N,), and true losses (N,)."""
+    """States at the end of each frame's gaze (N, width), the head's row that reads them (N,), and true losses (N,)."""
     states, heads = loss_states(model, video, gaze)
     last = last_chosen(gaze.chosen)
     return states[last], heads.expand(last.shape)[last], judge.losses(video, gaze)[last.any(-1)]

@@ -1,4 +1,4 @@
-"""What happens around every training step: the clock, the learning rate, averages, curves and checkpoints.
+"""Callbacks around every training step: the clock, the learning rate, averages, curves and checkpoints.
 
 Each is a Lightning callback that keeps its state in the checkpoint, so that a resumed run goes on as if unbroken.
 """

@@ -1,4 +1,4 @@
-"""What a training step draws: budgets, and the seed that makes it repeatable."""
+"""Random draws of a training step: budgets, and the seed that makes it repeatable."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ PRESETS = ("tiny", "base")
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """What every stage reads."""
+    """Settings of the data that every stage reads."""
 
     seed: int = 0
     frames: int = 16  # frames of a training clip
@@ -48,7 +48,7 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class TrainerRecipe(DataRecipe):
-    """What every stage that trains shares. A stage ends at `max_steps` or `max_minutes`, whichever comes first.
+    """Settings of all stages that train. A stage ends at `max_steps` or `max_minutes`, whichever comes first.
 
     With several devices each takes `batch_clips` clips a step and their gradients are averaged: a step sees `devices`
     times as many clips. `learning_rate` is used as it is given, never scaled by that.

@@ -44,7 +44,7 @@ LOG_EVERY = 10  # batches
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage reached."""
+    """Result of a stage."""
 
     steps: int
     minutes: float
@@ -139,7 +139,7 @@ def batches_of(recipe: TrainerRecipe, steps: int) -> int:
 
 
 def finished(folder: Path, recipe: TrainerRecipe) -> StageResult | None:
-    """What a stage left behind, if it has used up its steps or minutes."""
+    """The result that a stage left behind, if it has used up its steps or minutes."""
     last = folder / LAST
     return read_result(folder, last) if last.is_file() and is_over(last, recipe) else None
 
@@ -157,7 +157,7 @@ def spent(checkpoint: Path) -> tuple[int, float]:
 
 
 def read_result(folder: Path, checkpoint: Path) -> StageResult:
-    """What a finished stage left behind."""
+    """The result that a finished stage left behind."""
     with (folder / CURVE).open(newline="", encoding="utf-8") as file:
         values = [float(row[MONITOR]) for row in csv.DictReader(file) if row.get(MONITOR)]
     steps, minutes = spent(checkpoint)

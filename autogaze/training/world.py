@@ -69,7 +69,7 @@ def is_launched() -> bool:
 
 
 def environment() -> ClusterEnvironment:
-    """What Lightning has to know about them."""
+    """Lightning's environment for these ranks."""
     if _by_torchrun():
         return TorchElasticEnvironment()
     return SLURMEnvironment(auto_requeue=False) if _by_slurm() else LightningEnvironment()

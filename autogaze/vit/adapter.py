@@ -52,7 +52,7 @@ SAME_WITHIN = 0.01  # of the largest of them: what half precision and rounding m
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What an adapter consists of, and what it was trained for."""
+    """Parts of an adapter, and the settings that it was trained for."""
 
     attention: Attention = "memory"
     scales: int = 4  # of the grid; coarser ones have their own rows of the embedding
@@ -181,7 +181,7 @@ def adapter_attention(path: str | Path) -> Attention:
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """What tells one ViT from another: a hash of names and shapes, and some of the weights."""
+    """A fingerprint of a ViT: a hash of names and shapes, and some of the weights."""
     plain = {
         _today(name.replace(".base_layer", "")): value
         for name, value in model.named_parameters()

@@ -88,7 +88,7 @@ class PackedFeatures:
         return maps.unflatten(0, (self.prefix.shape[0], self.frames))
 
     def _of_whole_picture(self, shown: Tensor) -> PoolInput:
-        """What a pooling head sees with memory: of every frame the newest patch of every cell."""
+        """Input of a pooling head with memory: of every frame the newest patch of every cell."""
         rows, counts = each_once(shown, len(self.grid.scales))
         real = torch.arange(rows.shape[1], device=rows.device) < counts[:, None]
         features = self.features if self.kept is None else torch.cat([self.kept, self.features])
@@ -99,7 +99,7 @@ class PackedFeatures:
 
 @dataclass(frozen=True, eq=False)
 class PoolInput:
-    """What a pooling head pools over: stretches of packed patches, each with its own class and register tokens."""
+    """Input of a pooling head: stretches of packed patches, each with its own class and register tokens."""
 
     features: Tensor  # (N, D)
     prefix: Tensor  # (S, R, D)

@@ -33,7 +33,7 @@ ROWS_STEP = 128  # buckets are multiples of it: matrix products work on so many 
 
 
 def default_buckets(count: int, slots: int) -> tuple[int, ...]:
-    """What fits an example, and everything; the second alone if the first would be as large.
+    """Buckets that fit an example, and everything; the second alone if the first would be as large.
 
     With 12,336 of 13,312 slots chosen: 12,544 and 13,312 rows.
 
@@ -46,7 +46,7 @@ def default_buckets(count: int, slots: int) -> tuple[int, ...]:
 
 
 class Form(NamedTuple):
-    """What one capture is made for."""
+    """Sizes that one capture is made for."""
 
     rows: int  # packed rows
     whole: bool = False  # every slot is chosen; otherwise any gaze that fits
@@ -117,7 +117,7 @@ class GraphedViT:
         return replace(capture.features)
 
     def form(self, gaze: Gaze) -> Form:
-        """What serves a gaze: the smallest bucket that holds it, or the form of a gaze with every slot chosen.
+        """The form that serves a gaze: the smallest bucket that holds it, or the form of a gaze with every slot chosen.
 
         Raises:
             ValueError: if more patches were chosen than the largest bucket holds.

@@ -54,7 +54,7 @@ class LoadedViT:
         return (frames - mean) / std
 
     def tokens(self, frames: Tensor, layers: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
-        """What the model sees in frames (N, 3, H, W) float in [0, 1]; gradients flow to the frames.
+        """Tokens of frames (N, 3, H, W) float in [0, 1]; gradients flow to the frames.
 
         Args:
             frames: see above.

@@ -30,7 +30,7 @@ NOTHING = -1  # of a cell that no patch has shown yet
 
 @dataclass(eq=False)
 class Memory:
-    """What is kept between the calls of a stream: one slot a patch of the grid and clip.
+    """Memory between the calls of a stream: one slot a patch of the grid and clip.
 
     Bytes: blocks x clips x patches x 2 x width x bytes of a number. ViT-S with 196 patches in bf16: 3.6 MB a clip.
     """
@@ -158,7 +158,7 @@ class Recall:
 
 
 def kept_slots(new: Tensor, kept: Tensor, newest_slot: Tensor) -> Tensor:
-    """What slots hold after a call: of packed rows `new` the newest of each slot, or what was `kept` where there is
+    """Contents of slots after a call: of packed rows `new` the newest of each slot, or what was `kept` where there is
     none."""
     if len(new) == 0:
         return kept

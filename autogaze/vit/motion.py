@@ -24,7 +24,7 @@ STEP_PRICE = 1e-4  # of the pixels' spread, a sample of shift: of two equal shif
 
 @dataclass(frozen=True, eq=False)
 class Looks:
-    """What is there, and what was seen, of every cell; made when it is asked for."""
+    """Samples of every cell as it is, and as it was last seen; made when they are asked for."""
 
     now: Callable[[], Tensor]  # -> (B * T, cells, 3, SAMPLES, SAMPLES)
     seen: Callable[[Tensor], Tensor]  # of `now` -> the same of each cell's last look

@@ -15,7 +15,7 @@ from autogaze.vit.packing import Attention, PackedIds
 
 @dataclass(eq=False)
 class Picture:
-    """What shows each cell of each frame, with memory."""
+    """The patches that show each cell of each frame, with memory."""
 
     shown: Tensor  # (B * T, cells) int64: row of [slots of a stream's memory, patches]
     newest_slot: Tensor  # (B * P,) int64: packed row of the newest token of every patch of the grid, or -1
@@ -47,7 +47,7 @@ class Picture:
         return (now - self.of_row[rows]).abs()
 
     def looks(self, video: Tensor, sides: tuple[int, int], memory: Memory | None) -> Looks:
-        """What is there and was seen of each cell; a stream's memory takes it in at once, a clip when it is asked."""
+        """Each cell as it is and as it was seen; a stream's memory takes it in at once, a clip when it is asked."""
         clips, cells = len(video), self.shown.shape[1]
         frame = self.of_row[self.shown.clamp(min=0)] if len(self.of_row) else torch.zeros_like(self.shown)
         now = (torch.arange(len(self.shown), device=frame.device) % self.frames)[:, None]

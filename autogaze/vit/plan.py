@@ -82,7 +82,7 @@ CLIP = Plan(
 
 
 def adapted_plan(attention: Attention) -> Plan:
-    """What a ViT is adapted to, and then gets: with memory the same as a frozen one, else patches of all scales."""
+    """The plan that a ViT is adapted to and then gets: with memory that of a frozen one, else all scales."""
     if attention == "memory":
         return Plan(reason="this ViT was adapted to patches of the finest scale, with memory")
     if attention == "nearest":

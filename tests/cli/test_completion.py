@@ -1,4 +1,4 @@
-"""What a shell offers when the tab key is pressed."""
+"""Completions that a shell offers when the tab key is pressed."""
 
 from __future__ import annotations
 

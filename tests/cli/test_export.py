@@ -15,7 +15,7 @@ from autogaze.export.onnx import check_target  # noqa: E402
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command says; it must be one line, with exit code 2."""
+    """The message of the command; it must be one line, with exit code 2."""
     try:
         assert main(["export", *arguments]) == 2
     except SystemExit as error:  # of argparse, which prints its usage first

@@ -32,7 +32,7 @@ SMALL = replace(
 
 
 class Hopper:
-    """What Triton asks a driver before it compiles."""
+    """The answers that Triton asks of a driver before it compiles."""
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
@@ -48,7 +48,7 @@ driver.set_active(Hopper())
 
 
 def key_of(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> str:
-    """What Triton would compile for, as it finds out itself."""
+    """The key that Triton would compile for, as it finds out itself."""
     kinds = [each.dtype if isinstance(each, torch.Tensor) else each for each in arguments]
     *_, binder = kernel.device_caches[0]
     _, specialisation, options = binder(*map(kernel_mock, kinds), **constants, debug=False)

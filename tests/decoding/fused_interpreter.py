@@ -196,7 +196,7 @@ def main(kind: str) -> None:
 
 
 def compare_passes(video: torch.Tensor) -> None:
-    """What depends on block sizes."""
+    """Cases that depend on block sizes."""
     perceptive = model(window=16, scales=(16, 128), perceptual=True)  # the coarse scale leaves blocks of 8 pixels
     compare("perceptual", perceptive, torch.rand(1, 2, 3, 128, 128), gazing_ratio=0.1)
     compare("published", model(window=16, residual_map=False), video, gazing_ratio=0.8)

@@ -1,4 +1,4 @@
-"""What Triton compiles for: a few block sizes of a model, not the shape of its clips. No GPU is needed."""
+"""Kernels are compiled for a few block sizes of a model, not the shape of its clips. No GPU is needed."""
 
 from __future__ import annotations
 

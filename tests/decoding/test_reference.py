@@ -45,7 +45,7 @@ def test_ids_of_a_clip_that_may_stop_are_the_published_ones_of_the_clip_alone(se
 @pytest.mark.parametrize("residual_map", [False, True])
 @pytest.mark.parametrize("quantile", [None, 0.3])
 def test_every_id_is_the_best_that_scoring_knows(residual_map: bool, quantile: float | None) -> None:
-    """What is chosen step by step is the arg-max of the logits that scoring finds all at once."""
+    """The choice step by step is the arg-max of the logits that scoring finds all at once."""
     model, video = reference(small_model(residual_map=residual_map)), random_video(3, 4)
     gaze = model.generate(video, 0.7, None if quantile is None else typical_loss(model, video, quantile))
     logits, _ = score_all(model, video, gaze, as_decoded=True)

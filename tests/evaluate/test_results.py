@@ -1,4 +1,4 @@
-"""What is made of measurements: curves, comparisons, tables, the file and the card."""
+"""Results of measurements: curves, comparisons, tables, the file and the card."""
 
 from __future__ import annotations
 

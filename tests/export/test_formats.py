@@ -1,4 +1,4 @@
-"""What a file says about itself fits what it holds; older formats are read; every sample is decoded as if alone."""
+"""Metadata of a file fits its contents; older formats are read; every sample is decoded as if alone."""
 
 from __future__ import annotations
 

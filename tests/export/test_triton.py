@@ -96,7 +96,7 @@ def test_writing_again_replaces_the_model_and_leaves_others(exported: Path, tmp_
 
 
 class FakeServer:
-    """What Triton does with the repository: implicit state by sequence, around the same exported file."""
+    """A stand-in for Triton on the repository: implicit state by sequence, around the same exported file."""
 
     def __init__(self, exported: Path, repository: Path) -> None:
         self.config, self.engine = read(repository), Engine.load(exported, "cpu", threads=1)

@@ -164,7 +164,7 @@ def test_text_alone_is_the_dense_prompt() -> None:
 
 
 def stamps(text: str) -> list[str]:
-    """What stands before every frame pair."""
+    """The text before every frame pair."""
     return [part.split("<|vision_start|>")[0].split("<")[-1] for part in text.split("<|vision_end|>")[:-1]]
 
 

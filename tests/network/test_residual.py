@@ -1,4 +1,4 @@
-"""What is wrong with the picture that a gaze gives of a frame, and what decoding makes of it."""
+"""The residual map, and the part that it takes in decoding."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Waits(pl.Callback):
 
 
 def train(folder: Path, accelerator: str) -> None:
-    """What each of two processes does; leaves its weights in a file."""
+    """The work of each of two processes; leaves its weights in a file."""
     means(folder)
     torch.manual_seed(rank())  # ranks begin with different weights, which must not matter
     minutes = 0.05 if accelerator == "cpu" else 0.5  # a GPU compiles its kernels first
@@ -103,7 +103,7 @@ def means(folder: Path) -> None:
 
 
 def check(folder: Path) -> list[str]:
-    """What `train` left is one model; the devices it was trained on."""
+    """Check that `train` left one model; return the devices that it was trained on."""
     for number in range(2):
         first, second = torch.load(folder / f"gradients{number}.pt")
         assert first.tolist() == [[2.0, 2.0]] and second.tolist() == [[0.5, 0.5]]

@@ -17,7 +17,7 @@ SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads
 
 @dataclass(frozen=True)
 class Dense:
-    """What the model says of whole frames."""
+    """The model's output for whole frames."""
 
     prefix: Tensor  # (frames, R, D)
     patches: Tensor  # (frames, P, D)

@@ -35,7 +35,7 @@ NEVER = float("-inf")  # estimated gain of a patch that is not to be tried
 
 @dataclass(frozen=True, eq=False)
 class PastedPictures:
-    """What labels are searched with instead of a reconstructor: a distance of pasted pictures."""
+    """A judge of labels in place of a reconstructor: a distance of pasted pictures."""
 
     distance: Distance
     name: str  # tells one from another in a file of labels
@@ -104,7 +104,7 @@ def greedy_features(
 
 
 class _Geometry:
-    """What a grid gives once: painter, lattice, which patches overlap."""
+    """Tables of a grid, made once: painter, lattice, which patches overlap."""
 
     def __init__(self, grid: PatchGrid, device: torch.device) -> None:
         self.grid, self.lattice, self.painter = grid, Lattice(grid), Painter(grid).to(device)

@@ -219,7 +219,7 @@ def apart(
 
 
 class _Screen:
-    """What pasting each patch of a frame would gain, from the error of the present reconstruction."""
+    """Gains of pasting each patch of a frame, from the error of the present reconstruction."""
 
     def __init__(self, model: Reconstructor, sight: Sight) -> None:
         self.block, self.grid, self.objective = model.block_side, model.grid, model.objective

@@ -213,7 +213,7 @@ class Reconstructor(nn.Module):
         return Reconstruction(frames, self.objective(frames, video))
 
     def rotation(self, frames: Tensor) -> Rotation:
-        """What attention in time turns queries and keys of frames (T,) int64 by."""
+        """The rotation of queries and keys of frames (T,) int64 in attention over time."""
         return Rotation(frames, self.config.width // self.config.heads)
 
     def tokens(self, small: Sequence[Tensor], age: Sequence[Tensor]) -> Tensor:

@@ -117,7 +117,7 @@ def newest(ages_at: Tensor) -> Tensor:
 
 
 def paste(video: Tensor, gaze: Gaze) -> Tensor:
-    """What the gaze has shown so far, at its place, with no network.
+    """Paste what the gaze has shown so far, at its place, with no network.
 
     Args:
         video: (B, T, 3, H, W) float, H and W as the grid of the gaze says.

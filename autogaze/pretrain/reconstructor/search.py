@@ -26,7 +26,7 @@ Entries = tuple[tuple[Tensor, Tensor], ...]  # keys and values of each block
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What a batch of clips has shown up to a frame."""
+    """Memory of what a batch of clips has shown up to a frame."""
 
     frame: int  # index of the next frame
     images: tuple[Tensor, ...]  # each scale (B, 3, rows * patch, columns * patch), patches as last seen
@@ -74,7 +74,7 @@ class Sight:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What candidate gazes would show."""
+    """Reconstructions of candidate gazes."""
 
     frames: Tensor  # (B, M, 3, H, W) float32
     loss: Tensor  # (B, M) float32

@@ -23,7 +23,7 @@ from autogaze.training.data.index import ClipFile
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may be varied, the same for all frames of a clip."""
+    """Ranges of random variation, the same for all frames of a clip."""
 
     smallest_crop: float = 0.5  # share of the frame's shorter side
     flip: float = 0.5  # probability of a mirror image

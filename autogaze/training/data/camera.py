@@ -1,4 +1,4 @@
-"""What a camera does to a scene: noise of its sensor, brightness that flickers, hands that shake.
+"""Effects of a camera on a scene: noise of its sensor, brightness that flickers, hands that shake.
 
 Flicker and shake are part of what is seen: the truth has them too. Noise is not: a model that is shown noisy frames is
 judged by how near its picture comes to the clean ones.

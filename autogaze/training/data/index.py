@@ -59,7 +59,7 @@ class ClipFile:
 
 @dataclass(frozen=True)
 class ClipIndex:
-    """What a data folder holds, sorted by name."""
+    """Clips of a data folder, sorted by name."""
 
     folder: Path
     files: tuple[ClipFile, ...]

@@ -1,4 +1,4 @@
-"""What a `manifest.csv` says about clips: columns `file` (relative to its own folder), `kind` and `source_group`."""
+"""The `manifest.csv` of a folder of clips: columns `file` (relative to its own folder), `kind` and `source_group`."""
 
 from __future__ import annotations
 

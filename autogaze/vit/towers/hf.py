@@ -82,7 +82,7 @@ def _layer(layer: Foreign, x: Tensor, attend: Attend, rotary: Tensor | None) -> 
 
 
 class HfTower(Tower):
-    """What the families share.
+    """The tower that families of transformers share.
 
     Args:
         root: the module that holds embeddings and encoder.
@@ -109,7 +109,7 @@ class HfTower(Tower):
 
     @property
     def encoder(self) -> Foreign:
-        """What holds the layers; `root` itself in some versions."""
+        """The module that holds the layers; `root` itself in some versions."""
         encoder = getattr(self.root, "encoder", None)
         return self.root if encoder is None else encoder
 

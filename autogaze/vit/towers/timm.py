@@ -112,7 +112,7 @@ _ATTENTIONS = ("Attention", "EvaAttention", "AttentionRope")
 
 
 class TimmTower(Tower):
-    """What the three timm families share: blocks, norms and pooling."""
+    """The tower that the three timm families share: blocks, norms and pooling."""
 
     library = "timm"
 

@@ -1,4 +1,4 @@
-"""What GazedViT needs to know of a ViT.
+"""The interface of a ViT for GazedViT.
 
 A tower is a view of a user's model, not a copy: it uses the model's own weights, so training trains the model. A model
 is known by its exact class: a subclass may do anything differently, and would give wrong numbers silently.

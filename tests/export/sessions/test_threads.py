@@ -23,7 +23,7 @@ THREADS, ROUNDS = 4, 6
 
 
 def at_once(work: Callable[[int], Gaze]) -> list[list[Gaze]]:
-    """What each thread gets, round by round; a round begins when all are there."""
+    """The gazes of each thread, round by round; a round begins when all are there."""
     barrier = Barrier(THREADS)
 
     def serve(index: int) -> list[Gaze]:

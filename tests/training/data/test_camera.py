@@ -1,4 +1,4 @@
-"""What a camera does to a clip: the same for the same recipe, in the truth what is seen, without noise."""
+"""Effects of a camera on a clip: the same for the same recipe, in the truth what is seen, without noise."""
 
 from __future__ import annotations
 
