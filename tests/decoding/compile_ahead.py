@@ -91,10 +91,10 @@ def count(dtype: torch.dtype) -> dict[str, object]:
 def compile_small(dtype: torch.dtype) -> dict[str, object]:
     """Compile all that a small model needs into machine code: in other processes, then here what they left."""
     model = AutoGaze(SMALL)
-    wanted = apart.Wanted(SMALL, str(dtype).removeprefix("torch."), False, True, 90)
-    apart.compile_apart(wanted)
+    wanted = (SMALL, str(dtype).removeprefix("torch."), False, True, 90)
+    apart.compile_apart(*wanted)
     began, cache = time.monotonic(), Path(os.environ["TRITON_CACHE_DIR"])
-    apart.compile_apart(wanted)
+    apart.compile_apart(*wanted)
     again = time.monotonic() - began
     before = sum(1 for _ in cache.rglob("*.cubin"))
     weights = lay_out(model.gaze_decoder, dtype, model.residual_map)

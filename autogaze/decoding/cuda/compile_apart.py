@@ -12,7 +12,6 @@ import os
 import pickle
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,20 +22,17 @@ WORKER = "autogaze.decoding.cuda.compiled"  # the module that each process runs
 PROCESSES = 8  # at most: each holds a copy of PyTorch in memory, and each takes seconds to start
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """One kernel to compile, in words that another process understands."""
-
-    config: AutoGazeConfig
-    dtype: str
-    samples: bool
-    early: bool
-    capability: int  # of the device, such as 90
-
-
-def compile_apart(wanted: Wanted) -> None:
+def compile_apart(config: AutoGazeConfig, dtype: str, samples: bool, early: bool, capability: int) -> None:
     """Fill Triton's cache side by side, unless that was done before. What fails is compiled by the caller, who will
-    see why."""
+    see why.
+
+    Args:
+        config: of the model.
+        dtype: that it computes in, "float32" or "bfloat16".
+        samples, early: as of `compiled.variants`.
+        capability: of the device, such as 90.
+    """
+    wanted = (config, dtype, samples, early, capability)
     count, python = min(PROCESSES, os.cpu_count() or 1), sys.executable or ""
     done = _cache() / f"autogaze-{_hash(wanted)}.done"
     if count < 2 or done.exists() or not Path(python).name.startswith("python"):  # embedded: another program
@@ -65,7 +61,7 @@ def _cache() -> Path:
     return Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache")
 
 
-def _hash(wanted: Wanted) -> str:
+def _hash(wanted: tuple[object, ...]) -> str:
     """Changes with whatever changes the machine code."""
     import triton
 

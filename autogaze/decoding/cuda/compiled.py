@@ -27,7 +27,7 @@ from triton.runtime.driver import driver
 
 from autogaze.decoding.cuda import cluster
 from autogaze.decoding.cuda.buffers import Buffers, Plan
-from autogaze.decoding.cuda.compile_apart import Wanted, compile_apart
+from autogaze.decoding.cuda.compile_apart import compile_apart
 from autogaze.decoding.cuda.tuning import ceil, frames_a_split, room_for_splits, tune
 from autogaze.decoding.cuda.weights import lay_out
 from autogaze.decoding.cuda.workspace import FEW_SLOTS, Workspace, can_launch_early
@@ -118,7 +118,7 @@ def prepare(model: GazeNetwork, weights: dict[str, Tensor], dtype: torch.dtype, 
         name = str(dtype).removeprefix("torch.")
         with torch.cuda.device(device), ThreadPoolExecutor(1) as executor:
             besides = executor.submit(cluster.why_not, device, cluster.shape_for(config)) if few else None
-            compile_apart(Wanted(replace(config, calibration=()), name, samples, early, 10 * major + minor))
+            compile_apart(replace(config, calibration=()), name, samples, early, 10 * major + minor)
             load_all(compile_all(variants(model, weights, dtype, samples, early)), device)
             if besides is not None:
                 besides.result()
@@ -127,17 +127,17 @@ def prepare(model: GazeNetwork, weights: dict[str, Tensor], dtype: torch.dtype, 
 
 def main(text: str, index: str, count: str) -> None:
     """Compile every `count`-th kernel, from number `index` on, for a device that this process does not have."""
-    wanted: Wanted = pickle.loads(bytes.fromhex(text))
+    config, named, samples, early, capability = pickle.loads(bytes.fromhex(text))  # as of `compile_apart`
     driver.set_active(
         SimpleNamespace(
-            get_current_target=lambda: GPUTarget("cuda", wanted.capability, 32),
+            get_current_target=lambda: GPUTarget("cuda", capability, 32),
             get_current_device=lambda: 0,
             get_current_stream=lambda device=None: 0,
         )
     )
-    model, dtype = GazeNetwork(wanted.config), getattr(torch, wanted.dtype)
+    model, dtype = GazeNetwork(config), getattr(torch, named)
     weights = lay_out(model.gaze_decoder, dtype, model.residual_map)
-    found = variants(model, weights, dtype, wanted.samples, wanted.early)
+    found = variants(model, weights, dtype, samples, early)
     for kernel, grid, arguments, constants in found[int(index) :: int(count)]:
         kernel.warmup(*arguments, grid=grid, **constants)
 
