@@ -31,9 +31,7 @@ def choose_limits(config: AutoGazeConfig, gazing_ratio: Limit, requirement: Limi
         ValueError: if a ratio is outside [0, 1], or a requirement is NaN; or negative for a model with a residual map,
             since only a published loss head may predict less than nothing.
     """
-    if _is_default(gazing_ratio) and _is_default(requirement):
-        return config.gazing_ratio, config.task_loss_requirement
-    ratio, asked = given_limits(gazing_ratio, requirement)
+    ratio, asked = given_limits(gazing_ratio, requirement, (config.gazing_ratio, config.task_loss_requirement))
     ratios, requirements = numbers("gazing_ratio", ratio), numbers("task_loss_requirement", asked)
     if ratios is not None:
         check_ratios(ratios)
@@ -46,9 +44,7 @@ def choose_limits(config: AutoGazeConfig, gazing_ratio: Limit, requirement: Limi
     return ratio, asked
 
 
-def given_limits(
-    gazing_ratio: Limit, requirement: Limit, own: tuple[PerFrame, PerFrame] = (None, None)
-) -> tuple[PerFrame, PerFrame]:
+def given_limits(gazing_ratio: Limit, requirement: Limit, own: tuple[PerFrame, PerFrame]) -> tuple[PerFrame, PerFrame]:
     """The rule alone: `own` where neither is given, no limit in the place of one that is not."""
     if _is_default(gazing_ratio) and _is_default(requirement):
         return own
