@@ -258,7 +258,7 @@ def config_to_published(config: AutoGazeConfig) -> dict[str, Any]:
 
 
 def _sampled(strategy: str, values: dict[str, Any]) -> dict[str, Any]:
-    """How a limit is drawn, in training and after it."""
+    """Config entries of how a limit is drawn, in training and after it."""
     return {
         "sample_strategy_during_inference": strategy,
         "sample_strategy_during_training": strategy,

@@ -26,7 +26,7 @@ PACKAGES = {  # import name: extra
 
 
 def install(extra: str) -> str:
-    """How to install an extra, as a release and in a clone."""
+    """Commands that install an extra, as a release and in a clone."""
     return f"pip install 'autogaze[{extra}]', or in a clone: pip install -e '.[{extra}]'"
 
 

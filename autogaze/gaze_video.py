@@ -38,7 +38,7 @@ from autogaze.report.small_copy import Rebuild, SmallCopy, choose_shown, most_sh
 
 @dataclass(frozen=True)
 class GazeOptions:
-    """How to look at a video."""
+    """Options of looking at a video."""
 
     gazing_ratio: float  # largest share of a frame's patches
     task_loss_requirement: float | None  # reconstruction loss at which a frame may stop; None: never
@@ -71,7 +71,7 @@ class GazeOptions:
 
 @dataclass
 class Seconds:
-    """Where the time of one video went; the total holds what is in none of them too."""
+    """Seconds of each part of the work on one video; the total holds what is in none of them too."""
 
     decode: float = 0.0  # waiting for frames, which are decoded ahead
     gaze: float = 0.0

@@ -14,7 +14,7 @@ from autogaze.vit.packing import Attention
 
 @dataclass(frozen=True)
 class AdaptRecipe(TrainerRecipe):
-    """How a ViT is adapted. Shares are of the cells of the finest scale, mean over the frames of a clip."""
+    """Settings of adapting a ViT. Shares are of the cells of the finest scale, mean over the frames of a clip."""
 
     attention: Attention = "memory"
     weights: Weights = "lora"  # "none": embeddings of scale and age alone

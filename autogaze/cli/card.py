@@ -104,7 +104,7 @@ class Card:
         return self.results.methods(NETWORK)[-1]
 
     def _limits(self) -> str:
-        """Where the figures say it is weak."""
+        """Weaknesses that the figures show."""
         name = self._name
         beaten = [
             row

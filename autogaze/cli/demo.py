@@ -302,7 +302,7 @@ def _examples(folder: Path) -> list[list[str]]:
 
 
 def largest_requirement(config: AutoGazeConfig) -> float:
-    """Where the slider ends: the largest loss that the model is calibrated for, else one that stops nearly at once."""
+    """The end of the slider: the largest loss that the model is calibrated for, else one that stops nearly at once."""
     return max((asked for asked, _ in config.calibration), default=2.0)
 
 

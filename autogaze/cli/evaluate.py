@@ -147,7 +147,7 @@ def evaluate_folder(args: argparse.Namespace) -> Results:
 
 
 def sampling_in_words(stride: int | None) -> str:
-    """Which frames of a clip are taken."""
+    """A line on which frames of a clip are taken."""
     return "evenly over the clip" if stride is None else f"every {stride}. frame from its start"
 
 

@@ -1,4 +1,4 @@
-"""Which videos a command was given, and a folder for each one's results that holds nobody else's."""
+"""The videos that a command was given, and a folder for each one's results that holds nobody else's."""
 
 from __future__ import annotations
 

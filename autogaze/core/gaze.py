@@ -116,7 +116,7 @@ class Gaze:
         return pictures.draw(self, frames, clip, stills)
 
     def plot(self, clip: int = 0) -> Image:
-        """How many patches of every scale were chosen in each frame of one clip, as a PIL image.
+        """Plot the number of patches of every scale chosen in each frame of one clip, as a PIL image.
 
         Raises:
             IndexError: if there is no such clip.

@@ -176,5 +176,5 @@ class PatchGrid:
 
 
 def _cells(length_px: int, tile_side: int, tile_px: int) -> int:
-    """How many cells of tile_px / tile_side pixels it takes to cover a length."""
+    """The number of cells of tile_px / tile_side pixels that cover a length."""
     return -(-length_px * tile_side // tile_px)

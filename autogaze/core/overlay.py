@@ -28,7 +28,7 @@ def scale_colour(index: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, eq=False)
 class _ScalePixels:
-    """Which cell of one scale each pixel of a panel lies in."""
+    """The cell of one scale that each pixel of a panel lies in."""
 
     row: np.ndarray  # (h,) int64, of cells
     column: np.ndarray  # (w,) int64

@@ -23,7 +23,7 @@ from autogaze.core.grid import PatchGrid
 
 @dataclass(frozen=True)
 class Tiling:
-    """How frames of one size are cut into tiles, row by row, and what is known of the tiles is put together."""
+    """Cuts frames of one size into tiles, row by row, and puts together what is known of the tiles."""
 
     tile: PatchGrid  # of one tile: the model's grid
     whole: PatchGrid  # of the frame
@@ -141,7 +141,7 @@ def tiling_onto(grid: PatchGrid, target: PatchGrid, gaze_stride: int = 1) -> Til
 
 
 def tiles_along(lengths: tuple[int, ...], tile: int, gaze_stride: int = 1) -> tuple[int, ...]:
-    """How many tiles cover each length, of the frame or in patches, when a tile covers `gaze_stride * tile` of it.
+    """The number of tiles along each length, of the frame or in patches, when a tile covers `gaze_stride * tile` of it.
 
     Raises:
         ValueError: if the stride is not a whole number from 1 on, or a smaller one needs no more tiles: then it only

@@ -57,7 +57,7 @@ def choose_group(
 
 
 def keep_group(task_loss: Tensor, room: Tensor, requirement: Tensor | None, first: bool) -> tuple[Tensor, Tensor]:
-    """Which ids of a group are real choices, and which clips are done with their frame after it.
+    """Masks of the ids of a group that are real choices, and of the clips that are done with their frame after it.
 
     Head i predicts the loss before the group's i-th id is taken, so an id whose prediction already meets the
     requirement is not needed: it becomes padding, the others of the group stay, and the frame ends there.

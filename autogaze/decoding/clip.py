@@ -18,7 +18,7 @@ IMAGES_AT_ONCE = {"cuda": 1024, "cpu": 256}  # frames of all clips encoded at on
 
 
 def frames_at_once(batch: int, device: torch.device) -> int:
-    """How many frames of so many clips are encoded at once."""
+    """The number of frames of so many clips that are encoded at once."""
     return max(1, min(FRAMES_AT_ONCE, IMAGES_AT_ONCE.get(device.type, 256) // batch))
 
 

@@ -1,4 +1,4 @@
-"""How much a caller asks for: one rule for every entry point, and the checks of what is given.
+"""Limits that a caller asks for: one rule for every entry point, and the checks of what is given.
 
 Where neither a ratio nor a requirement is given, both are the model's own (`config`). Where one is given, the other
 sets no limit. `None` is a given value: no limit.

@@ -36,7 +36,7 @@ def why_not(model: GazeNetwork, asked: bool) -> str:
 
 
 def means(model: GazeNetwork) -> str:
-    """How this back end decodes, for `autogaze info`."""
+    """A line on how this back end decodes, for `autogaze info`."""
     return "PyTorch's own operations"
 
 

@@ -21,7 +21,7 @@ from autogaze.network.config import AutoGazeConfig
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """How far each frame may go and when it may stop."""
+    """Budget and stop rule of each frame."""
 
     budget: Tensor  # (B, T) int64, ids a frame may spend, 0 <= budget <= patches_per_frame
     requirement: Tensor | None = None  # (B, T) float32, stop once the predicted loss is at most this

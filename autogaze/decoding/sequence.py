@@ -44,6 +44,6 @@ def positions_of_ids(chosen: Tensor, visual_at: Tensor, gaze_at: Tensor, group: 
 
 
 def predicted_from(visual_at: Tensor, gaze_at: Tensor, group: int) -> Tensor:
-    """Where in the sequence stands what each id (B, T, K) is predicted from; arguments as above."""
+    """Places in the sequence that each id (B, T, K) is predicted from; arguments as above."""
     before = (torch.arange(gaze_at.shape[-1], device=gaze_at.device) // group) * group - 1
     return torch.where(before >= 0, gaze_at[..., before.clamp(min=0)], visual_at[..., None])

@@ -52,8 +52,8 @@ def decode_next(model: GazeNetwork, decoding: Decoding, video: Tensor, request: 
 
 
 def tiles_at_once(model: GazeNetwork, request: Request, tiles: int) -> int:
-    """How many tiles to decode together, of `tiles` a clip: the more the faster, as long as their keys and values take
-    no more than a quarter of a GPU's free memory."""
+    """The number of tiles to decode together, of `tiles` a clip: the more the faster, as long as their keys and values
+    take no more than a quarter of a GPU's free memory."""
     total = len(request.budget) * tiles
     most = TILES_AT_ONCE.get(model.device.type, TILES_AT_ONCE["cpu"])
     if model.device.type == "cuda":

@@ -71,7 +71,7 @@ def difference(means: np.ndarray) -> np.ndarray:
 
 
 def way(means: np.ndarray) -> np.ndarray:
-    """Where the first column lies on the way from the second (0) to the third (1)."""
+    """Position of the first column on the way from the second (0) to the third (1)."""
     return (means[..., 1] - means[..., 0]) / (means[..., 1] - means[..., 2])
 
 

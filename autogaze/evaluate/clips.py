@@ -119,7 +119,7 @@ def load_clips(
 
 
 def pick_frames(count: int, frames: int, stride: int | None) -> list[int]:
-    """Which frames of a clip of `count` are taken; fewer than `frames` where it is too short."""
+    """Indices of the frames that are taken of a clip of `count`; fewer than `frames` where it is too short."""
     if stride is None:
         return np.linspace(0, count - 1, frames).round().astype(int).tolist() if count >= frames else list(range(count))
     return list(range(0, count, stride))[:frames]

@@ -93,7 +93,7 @@ def _figure(panels: int) -> Figure:
 
 
 def _style(number: int, thick: bool) -> dict[str, Any]:
-    """How the curve of a method looks."""
+    """Style of the curve of a method."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],

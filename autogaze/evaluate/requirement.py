@@ -29,7 +29,7 @@ ALL = "all"  # kind that stands for every clip
 
 @dataclass(frozen=True)
 class RequirementRow:
-    """How much one model looks at in the clips of one kind."""
+    """One model in requirement mode on the clips of one kind."""
 
     method: str
     requirement: str  # OWN, COMMON or DEFAULT

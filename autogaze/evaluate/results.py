@@ -81,7 +81,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class RatioForLoss:
-    """How much a method must look at to reach a loss, read off its mean curve."""
+    """The ratio that a method needs to reach a loss, read off its mean curve."""
 
     method: str
     target: str

@@ -125,7 +125,7 @@ def ratios_for_loss(measurements: Sequence[Measurement], dense: float) -> list[R
 
 
 def ratio_at(curve: Sequence[tuple[float, float]], loss: float) -> float | None:
-    """Where a curve of (ratio, loss), ascending in ratio, first comes down to a loss; linear in the ratio's log."""
+    """The ratio where a curve of (ratio, loss) first comes down to a loss, ascending in ratio; linear in its log."""
     for (ratio_a, loss_a), (ratio_b, loss_b) in zip(curve, curve[1:], strict=False):
         if loss_a <= loss:
             return ratio_a

@@ -31,7 +31,7 @@ class ParityError(RuntimeError):
 
 @dataclass(frozen=True)
 class Parity:
-    """How an exported file compared with PyTorch."""
+    """Comparison of an exported file with PyTorch."""
 
     slots: int  # id slots compared, over all frames and samples
     equal: int  # of them equal: same id, chosen alike

@@ -44,7 +44,7 @@ class Report(Protocol):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run a file; see `Engine.load`. What a runtime does not have it refuses by name."""
+    """Options of running a file; see `Engine.load`. What a runtime does not have it refuses by name."""
 
     device: torch.device | None = None
     stream: Any = None

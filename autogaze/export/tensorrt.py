@@ -41,7 +41,7 @@ class BuildError(RuntimeError):
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How to build, besides what to export."""
+    """Options of a build, besides those of an export."""
 
     workspace_mib: int | None = None  # scratch memory that a kernel may use; None: all there is
     timing_cache: Path | None = None  # read if it exists, written after the build

@@ -1,4 +1,4 @@
-"""Which files are clips: the one list of suffixes, the one search of folders, the one check before a file is opened.
+"""Files of clips: the one list of suffixes, the one search of folders, the one check before a file is opened.
 
 A suffix only says which files of a folder are taken. What a file is, its first bytes say: a photo is a photo under any
 name (see `autogaze.media.photo`).
@@ -136,7 +136,7 @@ def content_hash(source: str | os.PathLike[str]) -> str:
 
 
 def why_no_clip_name(path: Path) -> str | None:
-    """Why a file cannot be part of a data set, whose tables keep names as UTF-8; None if it can."""
+    """The reason why a file cannot be part of a data set, whose tables keep names as UTF-8; None if it can."""
     try:
         path.as_posix().encode()
     except UnicodeEncodeError:

@@ -99,7 +99,7 @@ def _riff(data: mmap.mmap) -> str | None:
 
 
 def _avi_chunks(data: mmap.mmap, at: int, end: int) -> int | None:
-    """Where the chain of chunks is broken."""
+    """The place where the chain of chunks is broken."""
     while at + 8 <= end:
         kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         known = kind in _LISTS or kind[2:] in _CHUNKS or kind[:2] == b"ix"

@@ -112,7 +112,7 @@ class Decoder:
 
     @property
     def listed(self) -> int | None:
-        """How many frames the container says that it holds, by a count or by its duration."""
+        """The number of frames that the container says it holds, by a count or by its duration."""
         if self.stream.frames > 0:
             return int(self.stream.frames)
         if self.stream.duration and self.stream.time_base:

@@ -30,7 +30,7 @@ _ELEMENTS_AT_ONCE = {"cuda": 1 << 28, "cpu": 1 << 24}  # pixels resized together
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """How frames become the model's input; saved beside the weights in the published format."""
+    """Preprocessing of frames into the model's input; saved beside the weights in the published format."""
 
     size: tuple[int, int] | int = (224, 224)  # pixels: (height, width), or the shorter edge
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of RGB, after rescaling

@@ -1,4 +1,4 @@
-"""Where frames come from, behind one protocol: files, photos, addresses, cameras and arrays.
+"""Sources of frames behind one protocol: files, photos, addresses, cameras and arrays.
 
 A source gives chunks of consecutive frames. `prefetch` reads ahead in a thread, so that decoding (FFmpeg works outside
 the interpreter's lock) goes on while a device chooses; `to_device` copies through pinned memory, so that the copy goes

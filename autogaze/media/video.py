@@ -129,7 +129,7 @@ def read_video(
 
 
 def count_frames(path: str | os.PathLike[str], threads: int | None = 1) -> int:
-    """How many frames `read_chunks` gives, by counting: packets where each is one frame, else by decoding.
+    """The number of frames that `read_chunks` gives, by counting: packets where each is one frame, else by decoding.
 
     A container's own count may be duration x rate, and a sound track that outlasts the pictures makes it wrong.
     """
@@ -267,7 +267,7 @@ def _numbered(path: Path, wanted: list[int], threads: int | None) -> Iterator[tu
 
 @lru_cache(maxsize=256)
 def _ticks(path: Path, _changed_ns: int) -> tuple[int, ...]:
-    """When each frame is shown, on the stream's clock, by reading the packets' headers; empty where they don't tell."""
+    """Times of the frames on the stream's clock, by reading the packets' headers; empty where they don't tell."""
     with Decoder(path, 1) as decoder:
         if decoder.codec not in ONE_FRAME_A_PACKET or decoder.form.split(",")[0] not in SEEKABLE:
             return ()

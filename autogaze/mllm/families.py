@@ -1,4 +1,4 @@
-"""Which video LLMs can be gazed, and which cannot and why: two tables."""
+"""Video LLMs that can be gazed, and those that cannot and why: two tables."""
 
 from __future__ import annotations
 

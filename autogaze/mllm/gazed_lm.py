@@ -147,7 +147,7 @@ class GazedVideoLM:
         return [part if place is None else old.videos[place] for part, place in zip(features, known, strict=True)]
 
     def _choose(self, inputs: Inputs, owners: Sequence[int], known: Sequence[int | None], old: Prompt | None) -> Kept:
-        """Which units of every video are kept; of videos in an old prompt, those that were."""
+        """Masks of the units of every video that are kept; of videos in an old prompt, those that were."""
         grids = self.family.grids(inputs)
         kept = [torch.ones(grid.steps, grid.per_step, dtype=torch.bool) for grid in grids]
         new = [index for index, place in enumerate(known) if place is None]

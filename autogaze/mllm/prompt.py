@@ -81,7 +81,7 @@ class Prompt:
 
 
 def videos_of(rows: Sequence[Tensor], steps: Sequence[int]) -> tuple[int, ...]:
-    """Which prompt each video is in, by the steps that prompts hold.
+    """The prompt that each video is in, by the steps that prompts hold.
 
     Args:
         rows: (L,) bool of every prompt: tokens that stand for a step.

@@ -19,7 +19,7 @@ from autogaze.core.gaze import Gaze
 
 @dataclass(frozen=True)
 class UnitGrid:
-    """How many units a video has."""
+    """The number of units of a video."""
 
     steps: int
     rows: int
@@ -64,7 +64,7 @@ class Choice:
 
 
 def cells_of(gaze: Gaze) -> tuple[Tensor, Tensor]:
-    """When each cell of the finest scale was first covered, inf for never, and the loss predicted before that.
+    """Slot of the first look at each cell of the finest scale, inf for never, and the loss predicted before that.
 
     Returns:
         two of (B, T, rows, columns) float.
@@ -95,7 +95,7 @@ def cells_of(gaze: Gaze) -> tuple[Tensor, Tensor]:
 def keep_units(
     choices: Sequence[Choice], gazing_ratio: float | None, max_units: int | None = None, first_step: bool = True
 ) -> list[Tensor]:
-    """Which units of the videos of one prompt are kept.
+    """Choose the units of one prompt's videos that are kept.
 
     Every step keeps one unit at least. A step takes units in the gaze's order until its share is spent or the gaze
     stops. If all of it is more than `max_units`, a requirement common to the whole prompt is raised until it fits: the

@@ -191,7 +191,7 @@ class ResidualMap(nn.Module):
         return self.cover[ids] * chosen[..., None]
 
     def gains(self, errors: Tensor, level: Tensor) -> Tensor:
-        """How much each patch would lower the mean error of the frame's places: (..., P) float32.
+        """Gains: by how much each patch would lower the mean error of the frame's places, (..., P) float32.
 
         Args:
             errors: (..., N, scales + 1), of `errors`.

@@ -87,7 +87,7 @@ def epoch_size(recipe: TrainerRecipe) -> int:
 
 
 def device() -> torch.device:
-    """Where the parts of a run that Lightning does not drive happen."""
+    """The device of the parts of a run that Lightning does not drive."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

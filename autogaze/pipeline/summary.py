@@ -44,7 +44,7 @@ class Summary:
         return "\n".join([*rows, *([self.why()] if self.kept else [])])
 
     def why(self) -> str:
-        """Which model was kept, why, and how it stands beside an untrained one and a frame difference."""
+        """A line on which model was kept, why, and how it stands beside an untrained one and a frame difference."""
         losses = self.reconstruction_loss
         stages = [name for name in losses if name.startswith("NTP")]
         why = f"the lowest of {' and '.join(stages)}" if len(stages) > 1 else "the only trained one"

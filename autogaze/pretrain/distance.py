@@ -24,7 +24,7 @@ Target = tuple[Tensor, ...]  # what is kept of the true frames, the same number 
 
 
 class Distance(Protocol):
-    """How far pictures are from the true frames."""
+    """Distance of pictures from the true frames."""
 
     @property
     def width(self) -> int:

@@ -80,7 +80,7 @@ class OnPolicyModule(GazeModule):
 
 
 def imitation(logits: Tensor, gains: Tensor, chosen: Tensor, softness: float) -> Tensor:
-    """How far a policy is from the worth of patches: cross-entropy (...) in nats.
+    """Distance of a policy from the worth of patches: cross-entropy (...) in nats.
 
     Args:
         logits: (..., P) float, of the ids of patches.

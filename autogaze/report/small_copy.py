@@ -31,7 +31,7 @@ Rebuild = Callable[[np.ndarray, Gaze], tuple[np.ndarray, np.ndarray]]  # frames 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """Which frames of the video the page shows, and how large."""
+    """The frames of the video that the page shows, and their size."""
 
     stride: int
     size: tuple[int, int]  # (width, height) in pixels

@@ -1,4 +1,4 @@
-"""How long the phases of a training step take, without making the GPU wait."""
+"""Times of the phases of a training step, without making the GPU wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a run is, and the learning rate there.
+"""Progress of a run, and the learning rate there.
 
 Progress is the larger of steps taken / most steps and minutes spent / most minutes, so a run that is limited by the
 clock still decays its learning rate to the end.

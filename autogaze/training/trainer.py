@@ -133,7 +133,7 @@ def make_trainer(recipe: TrainerRecipe, folder: Path, callbacks: Iterable[pl.Cal
 
 
 def batches_of(recipe: TrainerRecipe, steps: int) -> int:
-    """How many batches make so many optimiser steps."""
+    """The number of batches in so many optimiser steps."""
     updates = recipe.updates_per_rollout if isinstance(recipe, RLRecipe) else 1
     return -(-steps * recipe.accumulate // updates)
 

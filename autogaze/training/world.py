@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun, SLURM or `launch` say in the environment.
+"""The place of this process among several, as torchrun, SLURM or `launch` say in the environment.
 
 torchrun and `launch` set RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT; `srun` sets
 SLURM_PROCID and its kin. torchrun inside of a SLURM job is torchrun. Lightning's own environments do the rest.

@@ -127,7 +127,7 @@ class GazedViT(nn.Module):
         return rows * self.patch_size, columns * self.patch_size
 
     def recommended(self, stream: bool = False) -> Plan:
-        """Which patches to give this ViT and how to spread them over a clip, with the reason (`autogaze.vit.plan`).
+        """Plan the patches to give this ViT, and their spread over a clip, with the reason (`autogaze.vit.plan`).
 
         Args:
             stream: frames come one by one, so that none can see a later one.

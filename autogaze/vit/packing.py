@@ -86,7 +86,7 @@ class PackedIds:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where tokens sit in packed rows, and which rows see which."""
+    """Places of tokens in packed rows, and which rows see which."""
 
     order: (
         Tensor | None

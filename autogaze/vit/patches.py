@@ -22,7 +22,7 @@ CUBIC = -0.75  # the cubic convolution constant of torch and OpenCV
 
 @dataclass(frozen=True, eq=False)
 class Taps:
-    """Where the pixels of every patch of a grid come from, in frames of one size."""
+    """Pixels that every patch of a grid is made of, in frames of one size."""
 
     rows: Tensor  # (patches_per_frame, patch_size, 4) int64, frame rows that a patch's row is made of
     row_weights: Tensor  # same shape, float32; sum to 1

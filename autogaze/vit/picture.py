@@ -24,7 +24,7 @@ class Picture:
 
     @classmethod
     def of(cls, packed: PackedIds, gaze: Gaze, attention: Attention, memory: Memory | None) -> Picture:
-        """Which row shows each cell of each frame; in a stream rows are counted behind the memory's slots."""
+        """The row that shows each cell of each frame; in a stream rows are counted behind the memory's slots."""
         (clips, frames, _), patches = gaze.ids.shape, gaze.grid.patches_per_frame
         table = row_of_patch(packed.ids, packed.clip, packed.frame, packed.offsets, frames, patches)
         newest_slot = table.unflatten(0, (clips, frames)).amax(1).flatten()

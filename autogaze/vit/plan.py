@@ -1,4 +1,4 @@
-"""Which patches a ViT should get, how they attend, and how a clip's budget is spread over its frames.
+"""Plans: the patches that a ViT should get, how they attend, and how a clip's budget is spread over its frames.
 
 A frozen ViT has never seen coarse patches, nor a frame of a few tokens: given those, it hardly knows a clip again. What
 works is to show it the finest scale alone, the first frame in full, then what changed, with attention that remembers
@@ -26,7 +26,7 @@ from autogaze.vit.packing import Attention
 
 @dataclass(frozen=True)
 class Plan:
-    """How a ViT gets its patches."""
+    """The way in which a ViT gets its patches."""
 
     attention: Attention = "memory"
     finest: bool = True  # patches of the finest scale alone

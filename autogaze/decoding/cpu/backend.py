@@ -58,7 +58,7 @@ def measured() -> bool:
 
 
 def means(model: GazeNetwork) -> str:
-    """How this back end decodes, for `autogaze info`."""
+    """A line on how this back end decodes, for `autogaze info`."""
     return "C++ compiled for this processor"
 
 
@@ -222,7 +222,7 @@ class NativeMemory(Memory):
             keys[:, :, places // BLOCK, :, places % BLOCK] = torch.view_as_real(pairs * turns[:, None]).flatten(-2)
 
     def _places(self) -> Tensor:
-        """Where the tokens held stand."""
+        """Places of the tokens held."""
         return torch.arange(self.start, self.start + self.length, device="cpu")
 
     def choose(

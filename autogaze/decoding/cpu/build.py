@@ -51,7 +51,7 @@ def processor() -> str:
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept: $XDG_CACHE_HOME or the system's usual place."""
+    """The folder of compiled libraries: $XDG_CACHE_HOME or the system's usual place."""
     try:
         home = Path.home()
     except RuntimeError as error:

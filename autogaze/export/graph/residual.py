@@ -121,7 +121,7 @@ class ResidualState:
         return self.nodes.concat([taken.reshape(0, scales + 1, -1), told], axis=2)
 
     def _row(self, block: int) -> int:
-        """Which row of the errors is that of a look at a scale: after the canvas come the blurred pictures."""
+        """The row of the errors after a look at a scale: after the canvas come the blurred pictures."""
         return 1 + (len(self.blurs) if block == 1 else self.blurs.index(block))
 
 

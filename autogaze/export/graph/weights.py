@@ -55,7 +55,7 @@ class EncoderWeights:
 
 @dataclass(frozen=True, eq=False)
 class ResidualWeights:
-    """How errors of cells are made of pixels, and scores of patches of them. N = side * side cells, P patches."""
+    """Weights of the residual map, for errors of cells and scores of patches. N = side * side cells, P patches."""
 
     weight: tuple[float, ...]  # of absolute differences and steps; of means of blocks too in a perceptual map
     response: tuple[float, ...]  # of a perceptual map: see `ResidualMap.response`; empty in others

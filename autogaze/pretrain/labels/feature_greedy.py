@@ -44,7 +44,7 @@ class PastedPictures:
 
 @dataclass(frozen=True)
 class FeatureSearch:
-    """How a search on features goes."""
+    """Settings of a search on features."""
 
     candidates: int = 12  # patches tried exactly at each pick
     picks: int = 1  # most patches taken at once, where they do not overlap

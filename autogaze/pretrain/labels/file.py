@@ -38,7 +38,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, eq=False)
 class Label:
-    """Where to look in one clip."""
+    """Labels of one clip: where to look."""
 
     recipe: ClipRecipe
     counts: np.ndarray  # (T,) int, choices of each frame
@@ -124,7 +124,7 @@ def read_labels(path: str | Path, provenance: dict[str, Any] | None = None) -> l
 
 
 def read_shards(path: str | Path) -> list[Shard]:
-    """Which shards a file of labels holds, in its order; an older file holds the first ones without a gap."""
+    """Shards that a file of labels holds, in its order; an older file holds the first ones without a gap."""
     provenance, metadata = read_provenance(path), pq.read_schema(path).metadata
     if b"autogaze.shards" in metadata:
         return [Shard(*values) for values in json.loads(metadata[b"autogaze.shards"])]
@@ -133,7 +133,7 @@ def read_shards(path: str | Path) -> list[Shard]:
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
-    """How a file of labels was made."""
+    """Settings that a file of labels was made with."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no labels at {path}; make them with `autogaze train --stage labels`")
     try:

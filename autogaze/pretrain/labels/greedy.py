@@ -34,7 +34,7 @@ ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBack
 
 @dataclass(frozen=True)
 class GreedySettings:
-    """How a search goes; the defaults of the fast mode keep within 3 % of exact (`python -m benchmarks.labels`)."""
+    """Settings of a search; the defaults of the fast mode keep within 3 % of exact (`python -m benchmarks.labels`)."""
 
     mode: Literal["fast", "exact"] = "fast"
     candidates: int = 0  # fast: patches tried a pass; 0 takes what the screening says untried
@@ -195,7 +195,7 @@ def _groups(sizes: Sequence[int], at_once: int) -> Iterator[tuple[slice, int]]:
 def apart(
     overlap: Tensor, ids: Tensor, gains: Tensor, usable: Tensor, limit: Tensor, worth: float
 ) -> tuple[Tensor, Tensor]:
-    """Which of some patches to take together: those that no better one shares a place with.
+    """Choose the patches to take together: those that no better one shares a place with.
 
     Args:
         overlap: (P, P) bool, patches that share a place.

@@ -42,7 +42,7 @@ MOST_RATIO = 0.5  # of a frame's patches
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """How labels are made."""
+    """Settings of making labels."""
 
     clips: int = 1024
     batch_clips: int = 32  # clips searched side by side; a shard holds so many
@@ -59,7 +59,7 @@ class LabelSettings:
 
     @property
     def shards(self) -> int:
-        """How many there will be."""
+        """The number of shards that there will be."""
         return -(-self.clips // self.batch_clips)
 
     def asked(self, number: int) -> int:

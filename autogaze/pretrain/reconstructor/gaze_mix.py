@@ -49,7 +49,7 @@ def sample_ratios(clips: int, device: torch.device, generator: torch.Generator |
 def sample_budgets(
     ratio: Tensor, frames: int, grid: PatchGrid, generator: torch.Generator | None = None, even: float = 0.3
 ) -> Tensor:
-    """How many patches each frame may spend, unevenly over the frames of a clip.
+    """Draw how many patches each frame may spend, unevenly over the frames of a clip.
 
     Args:
         ratio: (B,) mean share of patches a frame.
@@ -96,7 +96,7 @@ def sample_scores(video: Tensor, painter: Painter, generator: torch.Generator | 
 
 
 def change(video: Tensor, painter: Painter) -> Tensor:
-    """How much each patch would show that the frame before does not.
+    """Amounts that each patch would show and the frame before does not.
 
     Returns:
         (B, T, patches_per_frame) float: mean absolute change over the patch's place times the root of its area (as

@@ -104,7 +104,7 @@ class FrameLoss(nn.Module):
         return total
 
     def local(self, prediction: Tensor, target: Tensor, cells: tuple[int, int]) -> Tensor:
-        """Where the loss comes from: (N, 3, H, W) twice -> (N, *cells), with about the loss as its mean.
+        """The loss cell by cell: (N, 3, H, W) twice -> (N, *cells), with about the loss as its mean.
 
         Feature terms have no place and are left out; where they are all there is, the place is that of l1.
         """

@@ -107,7 +107,7 @@ def remembered(scale_image: Tensor, seen: Tensor, sides: tuple[int, int]) -> Ten
 
 
 def newest(ages_at: Tensor) -> Tensor:
-    """Which scale a place shows: the newest, the finer on a tie; from each scale's age there (..., scales, H, W)."""
+    """The scale that a place shows: the newest, the finer on a tie; from each scale's age there (..., scales, H, W)."""
     youngest, *finer = ages_at.unbind(-3)
     winner = torch.zeros_like(youngest, dtype=torch.int64)
     for k, age in enumerate(finer, start=1):  # 7 times faster on a CPU than argmin over the scales
@@ -171,7 +171,7 @@ def _down(length: int, cells: int, cell: float, patch: int) -> Tensor:
 
 
 def _cell(places: Tensor, cells: int, cell: float) -> Tensor:
-    """Which cell of a line each place (frame pixels) lies in."""
+    """The cell of a line that each place (frame pixels) lies in."""
     return (places.double() / cell).floor().long().clamp(max=cells - 1)
 
 

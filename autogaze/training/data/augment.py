@@ -1,4 +1,4 @@
-"""How a clip is cut from a file: a recipe that rebuilds it to the pixel, and the pixels' way from it.
+"""Cutting a clip from a file: a recipe that rebuilds it to the pixel, and the pixels' way from it.
 
 Every frame of a clip gets the same crop, flip, colour and time step; what a camera does to single frames is in
 camera.py. A recipe is a pure function of (seed, epoch,

@@ -1,4 +1,4 @@
-"""Which data a run trains on: the user's folder, photos that lie beside it, or scenes that the project renders."""
+"""Sources of a run's data: the user's folder, photos that lie beside it, or scenes that the project renders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where decoded frames come from: the files themselves (`Disk`), or every file decoded once (`CachedClips`).
+"""Stores of decoded frames: the files themselves (`Disk`), or every file decoded once (`CachedClips`).
 
 Both give the same frames, by number. `Disk` seeks to the clip instead of decoding from the start, and can keep what it
 decoded: one uint8 .npy a video, read through a memory map, until a bound is reached. `CachedClips` holds all frames on

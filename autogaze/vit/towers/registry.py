@@ -1,4 +1,4 @@
-"""Which ViTs can be gazed, and why others cannot.
+"""ViTs that can be gazed, and why others cannot.
 
 A new family of timm or transformers is a tower in `timm` or `hf_families` and its line in `TOWERS` there.
 """
