@@ -12,7 +12,7 @@ import pytest
 
 CHROMIUM = shutil.which("chromium")
 FAKE_CAMERA = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
-HERE = ("file:", "data:", "blob:", "http://127.0.0.1:", "ws://127.0.0.1:")
+HERE = ("file:", "data:", "blob:", "http://127.0.0.1:", "ws://127.0.0.1:", "http://[::1]:", "ws://[::1]:")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
 
 

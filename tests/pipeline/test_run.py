@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +31,9 @@ from autogaze.pipeline.summary import Summary
 from autogaze.pretrain.labels.file import Label, read_labels, write_labels
 from autogaze.training.data.clip import ClipRecipe
 from autogaze.training.data.sources import resolve
+from autogaze.training.launch import launch
 from autogaze.training.recipes import STAGES, load_recipes
+from autogaze.training.world import rank, wait
 
 SMALL = [
     "frames=2",
@@ -240,9 +244,21 @@ def test_labels_of_videos_that_are_not_in_the_data_are_refused(
     assert "elsewhere.mp4" in capsys.readouterr().err
 
 
-@pytest.mark.slow  # two new interpreters
-@pytest.mark.timeout(1200)
-def test_several_processes_make_the_labels_of_one(finished: Path, scenes: Path, tmp_path: Path) -> None:
+def test_several_processes_make_the_labels_of_one(
+    finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes by turns, in this one; in `tests.training.test_nodes` they are real ones."""
+
+    def by_turns(work: Callable[[Run], None], processes: int, run: Run) -> None:
+        for number in reversed(range(processes)):
+            with monkeypatch.context() as patched:
+                for name in ("RANK", "LOCAL_RANK"):
+                    patched.setenv(name, str(number))
+                for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+                    patched.setenv(name, str(processes))
+                work(run)
+
+    monkeypatch.setattr("autogaze.pipeline.stages.launch", by_turns)
     files = []
     for name, devices in (("one", 1), ("two", 2)):
         shutil.copytree(finished / "reconstructor", tmp_path / name / "reconstructor")
@@ -255,37 +271,50 @@ def test_several_processes_make_the_labels_of_one(finished: Path, scenes: Path, 
     assert not (tmp_path / "two" / "labels.shards").exists()
 
 
+def train_and_go_on_from_a_copy(whole: list[str], cut: list[str], begun: Path, copy: Path) -> None:
+    """What each of two processes does: a run to its end, and one that goes on from what was there in the middle."""
+
+    def take() -> None:
+        while not (begun / "reconstructor" / "last.ckpt").is_file():
+            time.sleep(0.01)
+        shutil.copytree(begun, copy, ignore=shutil.ignore_patterns(".*"))
+
+    taking = threading.Thread(target=take, daemon=True)
+    if rank() == 0:
+        taking.start()
+    assert main(whole) == 0
+    if rank() == 0:
+        taking.join()
+    wait()
+    step = torch.load(copy / "reconstructor" / "last.ckpt", weights_only=False)["global_step"]
+    assert step < 12, "copied too late"
+    assert main(cut) == 0
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # six new interpreters, on a machine that may do other things
+@pytest.mark.timeout(1200)  # new interpreters, on a machine that may do other things
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_killed_run_resumes_to_the_numbers_of_an_unbroken_one(devices: int, scenes: Path, tmp_path: Path) -> None:
-    arguments = ["train", "--data", str(scenes), "--stage", "reconstructor"]
-    settings = [
-        "frames=2",
-        "validate_clips=2",
-        "max_steps=12",
-        "batch_clips=1",
-        "validate_every=6",
-        "checkpoint_every=2",
-        "max_minutes=null",
-        "ema_decay=0.9",
-        f"devices={devices}",
-        "accelerator=cpu",
-    ]
-    assert main([*arguments, "--out", str(tmp_path / "whole"), *settings]) == 0
-    cut = tmp_path / "cut"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "autogaze.cli.main", *arguments, "--out", str(cut), *settings],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 600
-    while not (cut / "reconstructor" / "last.ckpt").is_file():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert main([*arguments, "--out", str(cut), "--resume", *settings]) == 0
+    words = ["train", "--data", str(scenes), "--stage", "reconstructor", "frames=2", "validate_clips=2", "max_steps=12"]
+    words += ["batch_clips=1", "validate_every=6", "checkpoint_every=2", "max_minutes=null", "ema_decay=0.9"]
+    words += [f"devices={devices}", "accelerator=cpu"]
+    whole, cut = ([*words, "--out", str(tmp_path / name)] for name in ("whole", "cut"))
+    if devices == 1:
+        assert main(whole) == 0
+        process = subprocess.Popen(
+            [sys.executable, "-m", "autogaze.cli.main", *cut],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 600
+        while not (tmp_path / "cut" / "reconstructor" / "last.ckpt").is_file():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert main([*cut, "--resume"]) == 0
+    else:
+        launch(train_and_go_on_from_a_copy, 2, whole, [*cut, "--resume"], tmp_path / "whole", tmp_path / "cut")
     curves = []
     for run in ("whole", "cut"):
         with (tmp_path / run / "reconstructor" / "metrics.csv").open() as file:

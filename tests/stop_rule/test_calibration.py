@@ -24,8 +24,8 @@ from autogaze.stop_rule.calibration import (
 from tests.rl.test_env import TINY, spotted_clip
 from tests.rl.test_module import CONFIG
 
-THRESHOLDS = torch.linspace(0.1, 0.9, 33).tolist()
-FRAMES = 40  # of a source
+THRESHOLDS = torch.linspace(0.1, 0.9, 17).tolist()
+FRAMES = 12  # of a source
 
 
 def made_up_trials(bias: float, noise: float, sources: int = 16, apart: float = 0.0, seed: int = 0) -> list[Trial]:

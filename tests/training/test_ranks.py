@@ -118,10 +118,19 @@ def check(folder: Path) -> list[str]:
     return [one["device"], other["device"]]
 
 
+def train_and_fail(folder: Path) -> None:
+    """NaN on rank 1 alone at the end; the other must not wait for it for ever."""
+    train(folder, "cpu")
+    module = make_module(max_steps=20, validate_every=20, devices=2)
+    fit(module, Shown(20, scale=float("nan") if rank() == 1 else 1.0), module.recipe, folder / "failed")
+
+
 @pytest.mark.timeout(1200)
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    launch(train, 2, tmp_path, "cpu")
+def test_two_processes_train_one_model_and_a_loss_that_is_no_number_on_one_ends_both(tmp_path: Path) -> None:
+    with pytest.raises(NotFiniteError, match="learning_rate"):
+        launch(train_and_fail, 2, tmp_path)
     assert check(tmp_path) == ["cpu", "cpu"] and not is_launched()
+    assert not (tmp_path / "failed" / "last.ckpt").exists()
 
 
 @pytest.mark.gpu
@@ -132,32 +141,10 @@ def test_two_gpus_train_one_model(tmp_path: Path) -> None:
     assert check(tmp_path) == ["cuda:0", "cuda:1"]
 
 
-def fail(folder: Path) -> None:
-    """NaN on rank 1 alone; the other must not wait for it for ever."""
-    module = make_module(max_steps=20, validate_every=20, devices=2)
-    fit(module, Shown(20, scale=float("nan") if rank() == 1 else 1.0), module.recipe, folder)
-
-
-@pytest.mark.timeout(1200)
-def test_a_loss_that_is_no_number_on_one_rank_ends_all(tmp_path: Path) -> None:
-    begun = time.monotonic()
-    with pytest.raises(NotFiniteError, match="learning_rate"):
-        launch(fail, 2, tmp_path)
-    assert time.monotonic() - begun < 600 and not (tmp_path / "last.ckpt").exists()
-
-
-def sleep(folder: Path) -> None:
-    """Write down which process this is, and do nothing that would notice the death of its parent."""
-    (folder / str(rank())).write_text(str(os.getpid()))
-    time.sleep(1000)
-
-
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
 def test_processes_end_with_the_command_that_started_them(tmp_path: Path) -> None:
-    command = (
-        "import pathlib, sys, tests.training.test_ranks as own; own.launch(own.sleep, 2, pathlib.Path(sys.argv[1]))"
-    )
+    command = "import pathlib, sys, tests.training.sleeper as own; own.launch(own.sleep, 2, pathlib.Path(sys.argv[1]))"
     parent = subprocess.Popen(
         [sys.executable, "-c", command, str(tmp_path)], preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
     )  # as a job behind "&"
