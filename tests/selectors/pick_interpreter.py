@@ -7,7 +7,7 @@ import json
 
 import torch
 
-import tests.decoding.interpreter  # noqa: F401, I001 - before Triton and what imports it
+import tests.decoding.cuda.interpreter  # noqa: F401, I001 - before Triton and what imports it
 from autogaze.core.grid import PatchGrid
 from autogaze.selectors.lattice import Lattice
 from autogaze.selectors.picks import Picks

@@ -30,7 +30,7 @@ static_assert(C % BLOCKS == 0 && COLUMNS % 8 == 0 && HIDDEN % BLOCKS == 0 && UNI
 static_assert(MIX_TILES * MIX_CHUNKS <= WARPS && HEAD_COLUMN_TILES <= WARPS && K <= WARPS, "one task a warp");
 static_assert(GATE_SHARES >= 1 && DOWN_SHARES >= 1, "a warp takes one share");
 
-enum Column { COLUMN_NAMES, STATE_COLUMNS };  // of `state`: see state.py
+enum Column { COLUMN_NAMES, STATE_COLUMNS };  // of `state`: see `COLUMNS` of buffers.py
 
 struct Arguments {
     const bf16* embedding;      // (VOCABULARY, C)

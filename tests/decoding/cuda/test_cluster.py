@@ -20,7 +20,7 @@ from autogaze.decoding.cuda.weights import lay_out
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.network.residual import patch_at
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 BASE = cluster.Shape(C=192, HEADS=6, LAYERS=4, HIDDEN=384, K=10, VOCABULARY=266)
 SMALL = cluster.Shape(C=64, HEADS=2, LAYERS=2, HIDDEN=64, K=3, VOCABULARY=21)  # the models of cluster_emulated.py
 BASE_KNOWING, SMALL_KNOWING = replace(BASE, PLACES=196, SCALES=4), replace(SMALL, PLACES=16, SCALES=2)
@@ -51,9 +51,9 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[cluster.Shape
                 "-I",
                 str(cluster.SOURCES),
                 "-I",
-                "tests/decoding",
+                "tests/decoding/cuda",
                 *defines,
-                "tests/decoding/cuda_emulator.cpp",
+                "tests/decoding/cuda/cuda_emulator.cpp",
                 "-o",
                 str(library),
             ],
@@ -69,7 +69,7 @@ def test_emulated_clusters_choose_what_the_reference_chooses(emulate: Callable[[
     pytest.importorskip("triton", reason="Triton comes with CUDA builds of PyTorch only")
     libraries = [str(emulate(shape)) for shape in (SMALL, SMALL_KNOWING)]
     run = subprocess.run(
-        [sys.executable, "-m", "tests.decoding.cluster_emulated", *libraries],
+        [sys.executable, "-m", "tests.decoding.cuda.cluster_emulated", *libraries],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-import tests.decoding.interpreter  # noqa: F401, I001 - before Triton and what imports it
+import tests.decoding.cuda.interpreter  # noqa: F401, I001 - before Triton and what imports it
 from autogaze import AutoGaze, Gaze
 from autogaze.decoding import clip
 from autogaze.decoding.clip import decode_clip

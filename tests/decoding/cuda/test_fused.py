@@ -20,7 +20,7 @@ from autogaze.decoding.request import make_request
 from autogaze.media.scenes import render_scene
 from autogaze.model import AutoGazeConfig
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 PASSES = ["perceptual", "published", "ratio", "per clip", "stop", "blocks"]
@@ -36,7 +36,7 @@ CASES = {  # parts of `fused_interpreter`, the first two with other block sizes 
 def test_kernels_choose_what_the_reference_chooses(part: str) -> None:
     pytest.importorskip("triton", reason="Triton comes with CUDA builds of PyTorch only")
     run = subprocess.run(
-        [sys.executable, "-m", "tests.decoding.fused_interpreter", part],
+        [sys.executable, "-m", "tests.decoding.cuda.fused_interpreter", part],
         cwd=ROOT,
         capture_output=True,
         text=True,

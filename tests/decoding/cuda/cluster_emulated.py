@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-import tests.decoding.interpreter  # noqa: F401, I001 - before Triton and what imports it
+import tests.decoding.cuda.interpreter  # noqa: F401, I001 - before Triton and what imports it
 from autogaze import AutoGaze
 from autogaze.decoding.clip import decode_clip
 from autogaze.decoding.cuda import cluster, kernels

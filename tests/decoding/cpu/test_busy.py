@@ -12,7 +12,7 @@ import pytest
 
 from autogaze.decoding.cpu.build import library
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MOST = 2.5  # times the processor time of one thread; threads that spin while they wait took 7 times (measured)
 GAZE = """
 import json, sys, time

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", reason="Triton comes with CUDA builds of PyTorch only")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(cache: Path, *arguments: str) -> dict:
     """The result of `compile_ahead`, in a process of its own: it gives Triton a device that is not there."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.decoding.compile_ahead", *arguments],
+        [sys.executable, "-m", "tests.decoding.cuda.compile_ahead", *arguments],
         cwd=ROOT,
         capture_output=True,
         env={**os.environ, "TRITON_CACHE_DIR": str(cache)},
