@@ -272,7 +272,7 @@ def test_several_processes_make_the_labels_of_one(
 
 
 def train_and_go_on_from_a_copy(whole: list[str], cut: list[str], begun: Path, copy: Path) -> None:
-    """What each of two processes does: a run to its end, and one that goes on from what was there in the middle."""
+    """The work of each of two processes: a run to its end, and one that goes on from what was there in the middle."""
 
     def take() -> None:
         while not (begun / "reconstructor" / "last.ckpt").is_file():

@@ -1,4 +1,4 @@
-"""What the processes of `test_ranks` do that are to end with their parent; it needs nothing that is slow to import."""
+"""Processes of `test_ranks` that are to end with their parent; it needs nothing that is slow to import."""
 
 from __future__ import annotations
 
