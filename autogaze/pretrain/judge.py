@@ -89,19 +89,14 @@ class PasteJudge:
         self.distances: dict[torch.device, Distance] = {}
 
     def to(self, device: torch.device) -> PasteJudge:
-        self.distance_on(device)
-        return self
-
-    def distance_on(self, device: torch.device) -> Distance:
-        """Its distance on a device, made on first use."""
         if device not in self.distances:
             self.distances = {device: self.make(device)}
-        return self.distances[device]
+        return self
 
     @torch.no_grad()
     def losses(self, video: Tensor, gaze: Gaze, truth: Tensor | None = None) -> Tensor:
         """See `AnyJudge.losses`."""
-        distance = self.distance_on(video.device)
+        distance = self.to(video.device).distances[video.device]
         shown = video if truth is None else truth
         losses = torch.empty(video.shape[:2], device=video.device)
         for i in range(0, len(shown), self.clips):

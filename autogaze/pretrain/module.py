@@ -11,11 +11,9 @@ from torch import Tensor
 from autogaze.model import AutoGaze
 from autogaze.pretrain.judge import AnyJudge
 from autogaze.pretrain.ntp import LEAST_LOSS, ntp_loss, task_loss_prediction_loss
-from autogaze.training.callbacks import RATE
 from autogaze.training.data.clip import Clip
 from autogaze.training.recipes import PretrainRecipe, TrainerRecipe
 
-GATE = "residual_map.gate."  # begins the names of its parameters
 VALIDATION_RATIO = 0.1  # budget at which validation compares models
 
 
@@ -58,16 +56,12 @@ class GazeModule(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        named = dict(self.model.named_parameters())
-        gate = [p for name, p in named.items() if name.startswith(GATE)]
-        matrices = [p for name, p in named.items() if p.ndim >= 2 and not name.startswith(GATE)]
-        vectors = [p for name, p in named.items() if p.ndim < 2 and not name.startswith(GATE)]
+        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.model.parameters() if p.ndim < 2]
         groups: list[dict[str, Any]] = [
             {"params": matrices, "weight_decay": self.recipe.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        if gate:
-            groups.append({"params": gate, "weight_decay": 0.0, RATE: self.recipe.gate_rate})
         return torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.95))
 
 

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autogaze.core.gaze import Gaze
 from autogaze.model import AutoGaze
-from autogaze.pretrain.judge import AnyJudge, PasteJudge
+from autogaze.pretrain.judge import AnyJudge
 from autogaze.pretrain.module import GazeModule, last_chosen
 from autogaze.pretrain.ntp import LEAST_LOSS, task_loss_prediction_loss
 from autogaze.rl.advantages import group_advantages, token_advantages
 from autogaze.rl.clock import PhaseClock
 from autogaze.rl.grpo import kl_divergence, policy_loss
-from autogaze.rl.leave_one_out import leave_one_out
 from autogaze.rl.reward import frame_rewards
 from autogaze.rl.rollouts import Rollouts
 from autogaze.training.data.clip import Clip
@@ -58,11 +56,6 @@ class GRPOModule(GazeModule):
 
     def __init__(self, model: AutoGaze, judge: AnyJudge, recipe: RLRecipe) -> None:
         super().__init__(model, judge, recipe)
-        if recipe.leave_out_frames and not isinstance(judge, PasteJudge):
-            raise ValueError(
-                "leave_out_frames needs a judge of pasted pictures: name l1 or features:MODEL in `judge`, and no "
-                "reconstructor, or set leave_out_frames to 0"
-            )
         self.automatic_optimization = False  # several updates a rollout, each in parts that fit the memory
         # In a list: the reference is no part of the module's parameters or checkpoints.
         self.reference = [copy.deepcopy(model).eval().requires_grad_(False)] if recipe.kl_weight else []
@@ -119,21 +112,9 @@ class GRPOModule(GazeModule):
         paid = _relative(loss, recipe.group_size) if recipe.relative_reward else loss
         rewards = frame_rewards(paid, gaze.counts, gaze.grid.patches_per_frame, recipe.length_price)
         centred = group_advantages(rewards.unflatten(0, (recipe.group_size, -1))).flatten(0, 1)
-        advantages = recipe.group_weight * token_advantages(centred, gaze.chosen, recipe.discount)
-        if recipe.leave_out_frames:
-            advantages = advantages + self._leave_out(repeated, gaze, video if truth is None else truth, loss, seed)
+        advantages = token_advantages(centred, gaze.chosen, recipe.discount)
         self.clock.mark("reward")
         return Rollouts(repeated, gaze, loss, advantages)
-
-    def _leave_out(self, video: Tensor, gaze: Gaze, truth: Tensor, loss: Tensor, seed: int) -> Tensor:
-        """(N, T, K) advantages of single ids, in the units of the rewards and as many as if all frames had some."""
-        recipe = self.recipe
-        assert isinstance(self.judge, PasteJudge)
-        draws = torch.Generator().manual_seed(seed)
-        found = leave_one_out(self.judge, video, gaze, truth, recipe.leave_out_frames, recipe.leave_out_ids, draws) * (
-            video.shape[1] / min(recipe.leave_out_frames, video.shape[1])
-        )
-        return found / _scale(loss, recipe.group_size)[..., None] if recipe.relative_reward else found
 
     def _temperature(self) -> float:
         return linear(self.recipe.temperature, self.recipe.final_temperature, self.run_progress)
@@ -194,10 +175,5 @@ class GRPOModule(GazeModule):
 
 def _relative(loss: Tensor, group_size: int) -> Tensor:
     """Losses (G * B, T) as shares of the mean of their clip's: a clip with few patches does not decide alone."""
-    return loss / _scale(loss, group_size)
-
-
-def _scale(loss: Tensor, group_size: int) -> Tensor:
-    """(G * B, 1): the mean of a clip's losses (G * B, T)."""
-    mean = loss.unflatten(0, (group_size, -1)).mean((0, 2), keepdim=True).clamp(min=LEAST_LOSS)
-    return mean.expand(group_size, -1, -1).flatten(0, 1)
+    grouped = loss.unflatten(0, (group_size, -1))
+    return (grouped / grouped.mean((0, 2), keepdim=True).clamp(min=LEAST_LOSS)).flatten(0, 1)

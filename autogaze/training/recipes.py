@@ -59,7 +59,6 @@ class TrainerRecipe(DataRecipe):
     batch_clips: int = 16  # clips a step on each device, before accumulation
     accumulate: int = 1  # batches a step
     learning_rate: float = 3e-4  # peak
-    gate_rate: float = 1.0  # learning rate of a perceptual map's gate, as a multiple of the others'
     final_learning_rate: float = 0.05  # share of the peak at the end
     warmup_steps: int = 50
     weight_decay: float = 0.05
@@ -80,7 +79,6 @@ class TrainerRecipe(DataRecipe):
             "batch_clips",
             "accumulate",
             "learning_rate",
-            "gate_rate",
             "devices",
             "validate_every",
             "validate_clips",
@@ -163,9 +161,6 @@ class RLRecipe(TrainerRecipe):
     judge: str = "reconstructor"  # terms and weights, see pretrain.judge
     group_size: int = 12  # rollouts a clip
     relative_reward: bool = False  # a frame's loss counts as a share of the mean loss of its clip's rollouts
-    group_weight: float = 1.0  # of what a rollout earns over the others of its clip
-    leave_out_frames: int = 0  # frames of each rollout whose ids are credited one by one, by leaving each out; 0: none
-    leave_out_ids: int = 24  # ids of such a frame that are left out, at most
     discount: float = 0.99  # per id between a choice and the frame's end that it is credited for
     temperature: float = 1.0  # of sampling, at the start
     final_temperature: float = 1.0  # at the end; linear in between
@@ -188,12 +183,6 @@ class RLRecipe(TrainerRecipe):
             raise ValueError(f"GRPO compares rollouts: group_size must be at least 2, got {self.group_size}")
         if not 0 < self.discount <= 1:
             raise ValueError(f"discount must be in (0, 1], got {self.discount}")
-        _positive(self, "leave_out_ids")
-        if min(self.leave_out_frames, self.group_weight) < 0:
-            raise ValueError(
-                f"leave_out_frames and group_weight must not be negative, got {self.leave_out_frames} and "
-                f"{self.group_weight}"
-            )
         _ratio_range(self)
 
 

@@ -3,7 +3,8 @@
 - An embedding of the scale, added to the tokens of each scale of patches.
 - With memory, an offset of the keys of each block by their age: how many frames ago a cell was last looked at, in the
   steps 1, 2-3, 4-7, 8-15 and 16 or more. A new token has none.
-- LoRA on the linear layers of the blocks (through `peft`), or all weights.
+- LoRA on the linear layers of the blocks (through `peft`), or all weights. Read from a file, LoRA is added to the
+  weights: encoding takes no longer than without.
 
 Embeddings and LoRA are zero at the start: before training nothing changes. A file holds everything as safetensors and
 knows which ViT it was made for: names and shapes of its weights, and some of them. Another one is refused. Layers have
@@ -130,7 +131,10 @@ def save_adapter(gazed: GazedViT, path: str | Path, facts: dict[str, Any] | None
     tensors = {f"embed.{name}": value for name, value in gazed.adapter.state_dict().items()}
     inside = {_today(name): value for name, value in gazed.tower.root.state_dict().items()}
     if gazed.adapter_config.weights == "lora":
-        tensors |= {f"lora.{name}": value for name, value in inside.items() if f".{NAME}." in name}
+        layers = {f"lora.{name}": value for name, value in inside.items() if f".{NAME}." in name}
+        if not layers:
+            raise ValueError("this adapter was read from a file and is part of the ViT's weights now: copy the file")
+        tensors |= layers
     elif gazed.adapter_config.weights == "all":
         tensors |= {f"model.{name}": value for name, value in inside.items()}
     metadata = {
@@ -167,6 +171,8 @@ def load_adapter(gazed: GazedViT, path: str | Path) -> dict[str, Any]:
     missing = gazed.tower.root.load_state_dict({own.get(name, name): v for name, v in inside.items()}, strict=False)
     if missing.unexpected_keys:
         raise ValueError(f"{path} does not fit this ViT: {', '.join(missing.unexpected_keys[:3])} ...")
+    if config.weights == "lora":
+        _merge_lora(gazed.tower.root)
     gazed.requires_grad_(any(trained))
     return dict(json.loads(metadata.get("facts", "{}")))
 
@@ -252,6 +258,16 @@ def _add_lora(root: nn.Module, rank: int, names: list[str]) -> None:
     except ImportError as error:
         raise explain(error, "LoRA") from error
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), root, NAME)
+
+
+def _merge_lora(root: nn.Module) -> None:
+    """Add LoRA to the weights of its layers, which take its place: encoding costs what it did without."""
+    from peft.tuners.lora import LoraLayer
+
+    for path, layer in [(path, layer) for path, layer in root.named_modules() if isinstance(layer, LoraLayer)]:
+        layer.merge()  # type: ignore[attr-defined]
+        parent, _, name = path.rpartition(".")
+        setattr(root.get_submodule(parent), name, layer.get_base_layer())
 
 
 @torch.no_grad()

@@ -70,7 +70,10 @@ def test_an_adapter_goes_back_into_its_own_vit(case: Case, tmp_path: Path) -> No
     again = GazedViT(case.build().eval(), "memory")
     again.model.load_state_dict(plain)
     assert load_adapter(again, tmp_path) == {"steps": 3}
-    assert torch.allclose(again(video, gaze).features, gazed(video, gaze).features, atol=1e-6)
+    torch.testing.assert_close(again(video, gaze).features, gazed(video, gaze).features, atol=1e-4, rtol=1e-4)
+    assert set(again.model.state_dict()) == set(plain)  # LoRA is part of the weights: nothing is computed beside them
+    with pytest.raises(ValueError, match="copy the file"):
+        save_adapter(again, tmp_path / "again.safetensors")
 
 
 @torch.no_grad()
@@ -84,7 +87,7 @@ def test_all_weights_can_be_an_adapter(tmp_path: Path) -> None:
     again = GazedViT(CASES[0].build().eval(), "memory")
     again.model.load_state_dict(plain)
     load_adapter(again, tmp_path / "adapter.safetensors")
-    assert torch.allclose(again(video, gaze).features, gazed(video, gaze).features, atol=1e-6)
+    torch.testing.assert_close(again(video, gaze).features, gazed(video, gaze).features, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

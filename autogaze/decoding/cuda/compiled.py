@@ -9,27 +9,20 @@ that was never seen costs no more than its buffers and graphs. Triton keeps what
 from __future__ import annotations
 
 import os
-import pickle
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
 
 from autogaze.decoding.cuda import cluster
 from autogaze.decoding.cuda.buffers import Buffers, Plan
-from autogaze.decoding.cuda.compile_apart import compile_apart
 from autogaze.decoding.cuda.tuning import ceil, frames_a_split, room_for_splits, tune
-from autogaze.decoding.cuda.weights import lay_out
 from autogaze.decoding.cuda.workspace import FEW_SLOTS, Workspace, can_launch_early
 from autogaze.network.network import GazeNetwork
 
@@ -114,33 +107,9 @@ def prepare(model: GazeNetwork, weights: dict[str, Tensor], dtype: torch.dtype, 
         if key in _prepared:
             return
         few, early = dtype == torch.bfloat16 and not samples, can_launch_early(device)
-        major, minor = torch.cuda.get_device_capability(device)
-        name = str(dtype).removeprefix("torch.")
         with torch.cuda.device(device), ThreadPoolExecutor(1) as executor:
             besides = executor.submit(cluster.why_not, device, cluster.shape_for(config)) if few else None
-            compile_apart(replace(config, calibration=()), name, samples, early, 10 * major + minor)
             load_all(compile_all(variants(model, weights, dtype, samples, early)), device)
             if besides is not None:
                 besides.result()
         _prepared.add(key)
-
-
-def main(text: str, index: str, count: str) -> None:
-    """Compile every `count`-th kernel, from number `index` on, for a device that this process does not have."""
-    config, named, samples, early, capability = pickle.loads(bytes.fromhex(text))  # as of `compile_apart`
-    driver.set_active(
-        SimpleNamespace(
-            get_current_target=lambda: GPUTarget("cuda", capability, 32),
-            get_current_device=lambda: 0,
-            get_current_stream=lambda device=None: 0,
-        )
-    )
-    model, dtype = GazeNetwork(config), getattr(torch, named)
-    weights = lay_out(model.gaze_decoder, dtype, model.residual_map)
-    found = variants(model, weights, dtype, samples, early)
-    for kernel, grid, arguments, constants in found[int(index) :: int(count)]:
-        kernel.warmup(*arguments, grid=grid, **constants)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -127,7 +127,7 @@ def paste(video: Tensor, gaze: Gaze) -> Tensor:
         (B, T, 3, H, W) float32; 0 where nothing was ever looked at.
     """
     check_video(video, gaze.grid)
-    painter = painter_of(gaze.grid, video.device)
+    painter = _painter(gaze.grid, video.device)
     seen = painter.split(last_seen(gaze.patch_mask()))
     images = painter.cut(video)
     at = [painter.spread(k, ages(part)) for k, part in enumerate(seen)]
@@ -149,8 +149,7 @@ def check_video(video: Tensor, grid: PatchGrid) -> None:
 
 
 @lru_cache(maxsize=8)
-def painter_of(grid: PatchGrid, device: torch.device) -> Painter:
-    """The painter of a grid, kept from call to call."""
+def _painter(grid: PatchGrid, device: torch.device) -> Painter:
     return Painter(grid).to(device)
 
 

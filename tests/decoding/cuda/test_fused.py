@@ -155,7 +155,7 @@ def test_gpu_a_clip_is_decoded_as_if_alone(models: tuple[AutoGaze, AutoGaze]) ->
     asked = float(loss[~loss.isnan()].quantile(0.4))
     expected = model.generate(video, gazing_ratio=0.2, task_loss_requirement=asked)
     for beside in (0.0, 9e9):
-        requirements = torch.tensor([asked, beside, asked, beside])
+        requirements = torch.tensor([asked, beside, asked, beside])[:, None]
         gaze = model.generate(video, gazing_ratio=0.2, task_loss_requirement=requirements)
         for i in (0, 2):
             assert torch.equal(gaze[i : i + 1].packed().ids, expected[i : i + 1].packed().ids)
