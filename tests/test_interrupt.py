@@ -62,7 +62,7 @@ def start(words: list[str]) -> subprocess.Popen[str]:
         ("autogaze.gaze_video:write_report", "SIGHUP", 143, "gaze VIDEO --out OUT --gazing-ratio 0.1"),
         ("autogaze.cli.gallery:contact_sheet", "SIGINT", 130, "gallery VIDEO --out OUT --frames 2"),
         ("autogaze.cli.evaluate:evaluate", "SIGTERM", 143, "evaluate --data DATA --frames 2 --ratios 0.1 --out OUT"),
-        ("autogaze.cli.calibrate:run_trials", "SIGINT", 130, "calibrate MODEL --data DATA --frames 2"),
+        ("autogaze.cli.calibrate:run_trials", "SIGINT", 130, "calibrate MODEL --data DATA --frames 2 --thresholds 0.5"),
         ("autogaze.export.onnx:check_file", "SIGTERM", 143, "export MODEL --onnx OUT/a.onnx"),
         ("autogaze.pretrain.labels.make:write_labels", "SIGTERM", 143, "labels"),
     ],
@@ -80,9 +80,10 @@ def test_a_signal_ends_every_verb_in_one_line_and_leaves_nothing_half_written(
             str(scenes),
             "--out",
             str(names["OUT"]),
-            *TRAIN[:4],
-            "max_steps=1",
-            "pretrain.on_policy=false",
+            "--stage",
+            "labels",
+            "frames=2",
+            "judge=l1",
         ]
     before = {path: path.read_bytes() for path in tiny_checkpoint.iterdir()}
     done = subprocess.run(
