@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,18 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+gc.disable()  # until all tests are imported, see autogaze.garbage
 
 
 def shared_dir() -> Path | None:
     """The folder of real clips and recorded cases: AUTOGAZE_SHARED, or `shared` beside the repository."""
     folder = Path(os.environ.get("AUTOGAZE_SHARED", ROOT.parent / "shared"))
     return folder if folder.is_dir() else None
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -83,6 +83,7 @@ def test_a_signal_ends_every_verb_in_one_line_and_leaves_nothing_half_written(
             "--stage",
             "labels",
             "frames=2",
+            "clips=2",
             "judge=l1",
         ]
     before = {path: path.read_bytes() for path in tiny_checkpoint.iterdir()}

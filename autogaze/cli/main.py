@@ -8,17 +8,17 @@ a verb that keeps something then has `kept(args, command) -> str`: what is kept,
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from autogaze.cli.completion import SHELLS, completion
 from autogaze.extras import explain
+from autogaze.garbage import imports_kept
 from autogaze.interrupt import InterruptError, interruptible
 
 VERBS = {  # verb: (module, one line of help)
@@ -43,9 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         _open_closed_descriptors()
         _let_threads_sleep()
-        gc.disable()  # PyTorch's half a million objects stay: looking through them takes 0.3 s of a short command
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = _Command(arguments)
+    command = _Command(arguments, alone=argv is None)
     with interruptible(command.report, last=argv is None) as interrupts:
         try:
             return command.run()
@@ -82,13 +81,13 @@ def _let_threads_sleep() -> None:
 
 
 class _Command:
-    """A verb with its arguments."""
+    """A verb with its arguments; `alone` if this process does nothing else."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self.arguments, self.args = arguments, argparse.Namespace()
+    def __init__(self, arguments: Sequence[str], alone: bool) -> None:
+        self.arguments, self.alone, self.args = arguments, alone, argparse.Namespace()
 
     def run(self) -> int:
-        self.args = _parse(self.arguments)
+        self.args = _parse(self.arguments, self.alone)
         return int(self.args.run(self.args))
 
     def report(self, error: InterruptError) -> None:
@@ -115,9 +114,9 @@ def _mistake(error: Exception, arguments: Sequence[str]) -> int:
     return 2
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def _parse(arguments: Sequence[str], alone: bool) -> argparse.Namespace:
     """Arguments of a verb. Its key=value words may stand anywhere: argparse takes only the first ones in a row."""
-    parser = _parser(arguments)
+    parser = _parser(arguments, alone)
     args, rest = parser.parse_known_args(arguments)
     takes = hasattr(args, "settings")
     strange = [word for word in rest if word.startswith("-") or "=" not in word or not takes]
@@ -128,7 +127,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str], alone: bool = False) -> argparse.ArgumentParser:
     """The parser, with the arguments of the one verb that is named, or of all for a script that completes them."""
     parser = argparse.ArgumentParser(prog="autogaze", description="Choose where in a video to look, before a ViT does.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
@@ -144,10 +143,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             with suppress(ModuleNotFoundError):  # of an extra that is not installed: the verb alone is completed
                 importlib.import_module(module).add_arguments(sub)
         elif verb == named:
-            command = importlib.import_module(module)
-            if not gc.isenabled():
-                gc.freeze()
-                gc.enable()
+            with imports_kept() if alone else nullcontext():
+                command = importlib.import_module(module)
             command.add_arguments(sub)
             sub.set_defaults(run=command.run)
             if hasattr(command, "kept"):

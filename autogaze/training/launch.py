@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ import torch
 from torch import multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+from autogaze.garbage import imports_kept
 from autogaze.interrupt import GRACE_OF_PARTS_S, InterruptError, interruptible
 
 
@@ -49,7 +51,7 @@ def launch(work: Callable[..., Any], processes: int, *arguments: Any) -> None:
     try:
         with _signals_blocked():
             context = multiprocessing.start_processes(
-                _process, (settings, work, arguments), processes, join=False, start_method="spawn"
+                _process, (settings, pickle.dumps((work, arguments))), processes, join=False, start_method="spawn"
             )
         assert context is not None
         while not context.join(grace_period=3.0):
@@ -92,13 +94,15 @@ def _end(processes: Iterable[BaseProcess]) -> None:
             process.join()
 
 
-def _process(number: int, settings: tuple[int, int, Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _process(number: int, settings: tuple[int, int, Any], pickled: bytes) -> None:
     # torch sends SIGINT when the parent dies. It must end the process also where a shell made the command ignore it (a
     # background job), and where the process waits for others in a collective, out of Python's reach.
     try:
         with interruptible(always=True, last=True, grace_s=GRACE_OF_PARTS_S):
             if hasattr(signal, "pthread_sigmask"):
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGHUP))
+            with imports_kept():  # of the modules that the work is in
+                work, arguments = pickle.loads(pickled)
             _work(number, settings, work, arguments)
     except InterruptError as error:
         sys.exit(error.exit_code)
