@@ -43,7 +43,7 @@ test-fast:
 	$(PYTEST) -q -n 2 -m "not slow and not gpu" $(FAST)
 
 demo: env
-	$(if $(filter $(DEMO)/scenes,$(DATA)),$(BIN)/python -m autogaze.media.scenes $(DATA) --clips 40)
+	$(if $(filter $(DEMO)/scenes,$(DATA)),$(BIN)/python -m autogaze.media.scenes $(DATA) --clips 40 --kinds harbour)
 	$(BIN)/autogaze train --preset tiny --data $(DATA) --out $(DEMO)/run $(TRAIN)
 	video=$$(find $(DATA) -type f -name '*.mp4' | sort | tail -n 1) && \
 	$(BIN)/autogaze gaze "$$video" --checkpoint $(DEMO)/run --gazing-ratio 0.1 --out $(DEMO)/gaze

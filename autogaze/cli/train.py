@@ -6,8 +6,10 @@ import argparse
 import errno
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+from autogaze.garbage import imports_kept, keeps_imports
 from autogaze.training.recipes import CALIBRATE, PRESETS, STAGES, load_recipes
 
 
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=PRESETS,
         default="tiny",
-        help="tiny: 2 CPU cores, about 7 minutes; base: the published size, a GPU (default: tiny)",
+        help="tiny: 2 CPU cores, about 5 minutes; base: the published size, a GPU (default: tiny)",
     )
     parser.add_argument("--config", type=Path, help="YAML recipe: flat for one stage, or one section a stage")
     parser.add_argument(
@@ -46,11 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; see `autogaze train --help`."""
     stages = STAGES if args.stage == "all" else (args.stage,)
-    settings = list(args.settings) + ([f"rl.algorithm={args.algorithm}"] if args.algorithm else [])
+    settings = list(args.settings)
+    if args.algorithm:
+        settings.append(f"rl.algorithm={args.algorithm}")
+    if args.algorithm == "ppo":
+        settings.insert(0, "rl.judge=reconstructor")  # the only one that PPO knows
     recipes = load_recipes(args.preset, args.config, settings, ("pretrain",) if stages == (CALIBRATE,) else stages)
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out must be a folder, {args.out} is a file")
-    from autogaze.pipeline import run as pipeline  # Lightning takes seconds to import: check the words first
+    with imports_kept() if keeps_imports() else nullcontext():
+        from autogaze.pipeline import run as pipeline  # Lightning takes seconds to import: check the words first
 
     try:
         summary = pipeline.train(stages, recipes, args.data, args.out, args.resume)

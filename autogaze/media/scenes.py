@@ -20,8 +20,10 @@ import numpy as np
 
 from autogaze.media.video import write_video
 
-Kind = Literal["pan", "object", "handheld", "zoom", "cut", "flicker", "static", "water"]
+Kind = Literal["pan", "object", "handheld", "zoom", "cut", "flicker", "static", "water", "harbour"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+MIXED = KINDS[:-1]  # that a seed chooses from
+WATER = (40.0, 110.0, 200.0)  # RGB
 
 
 def render_scene(
@@ -36,7 +38,8 @@ def render_scene(
         kind: one of `KINDS`; by default the seed chooses. "pan" moves the camera, "object" moves things before a
             still camera, "handheld" does both, "zoom" nears, "cut" changes the scene once, "flicker" changes the
             light, "static" stays as it is, "water" moves things before a still camera that also sees a surface whose
-            grain is new in every frame.
+            grain is new in every frame, "harbour" is a grey place by blue water that glitters, where things come to
+            stay: a look at them pays for long, one at the water for a moment, and the colour tells which is which.
 
     Returns:
         (frames, height, width, 3) uint8 RGB.
@@ -49,7 +52,9 @@ def render_scene(
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     rng = np.random.default_rng([seed, 0])
-    kind = kind or KINDS[int(rng.integers(len(KINDS)))]
+    kind = kind or MIXED[int(rng.integers(len(MIXED)))]
+    if kind == "harbour":
+        return _harbour(rng, frames, size)
     if kind == "cut":
         first = int(rng.integers(1, frames)) if frames > 1 else 1
         parts = [
@@ -73,6 +78,7 @@ def write_scenes(
     fps: float = 12.0,
     seed: int = 0,
     share_val: float = 0.2,
+    kinds: Sequence[Kind] = MIXED,
 ) -> dict[str, int]:
     """Render clips into `folder`/train and `folder`/val; returns how many went where.
 
@@ -83,11 +89,30 @@ def write_scenes(
     counts = {"train": 0, "val": 0}
     for k in range(clips):
         split = "val" if k in of_val else "train"
-        kind = KINDS[k % len(KINDS)]
+        kind = kinds[k % len(kinds)]
         scene = render_scene(seed + k, frames, size, kind)
         write_video(Path(folder) / split / f"{kind}-{seed + k:04d}.mp4", scene, fps)
         counts[split] += 1
     return counts
+
+
+def _harbour(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> np.ndarray:
+    (height, width), least = size, min(size)
+    place = _greyed(_world(rng, size)[:height, :width])
+    water = _Surface.draw(rng, size, share=(0.2, 0.2), strength=(20, 30))
+    scene = []
+    for t in range(frames):
+        for _ in range(int(rng.poisson(2.0)) if t else 0):
+            cover = _shape(rng, height, width, rng.uniform(0, 1, 2) * (width, height), rng.uniform(0.05, 0.1) * least)
+            place = _blend(place, _greyed(_texture(rng, height, width)), cover)
+        blue = np.array(WATER, np.float32)
+        scene.append(water.over(_blend(place, np.broadcast_to(blue, place.shape), 0.6 * water.cover), rng))
+    return np.stack(scene)
+
+
+def _greyed(picture: np.ndarray) -> np.ndarray:
+    """With little of its colours left."""
+    return (0.3 * picture + 0.7 * picture.mean(-1, keepdims=True)).astype(np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,15 +134,21 @@ class _Surface:
     strength: float  # standard deviation of the light
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, size: tuple[int, int]) -> _Surface:
-        """A surface of a quarter to two fifths of the frame, in one or two pieces."""
+    def draw(
+        cls,
+        rng: np.random.Generator,
+        size: tuple[int, int],
+        share: tuple[float, float] = (0.25, 0.4),
+        strength: tuple[float, float] = (20, 35),
+    ) -> _Surface:
+        """A surface of such a share of the frame, in one or two pieces."""
         height, width = size
         hills = cv2.resize(
             rng.standard_normal((4, 4)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
         )
-        cover = (hills > np.quantile(hills, 1 - rng.uniform(0.25, 0.4))).astype(np.float32)
+        cover = (hills > np.quantile(hills, 1 - rng.uniform(*share))).astype(np.float32)
         grain_px = max(1, round(rng.uniform(0.02, 0.04) * min(size)))
-        return cls(cv2.GaussianBlur(cover, (0, 0), 1.5)[..., None], grain_px, rng.uniform(20, 35))
+        return cls(cv2.GaussianBlur(cover, (0, 0), 1.5)[..., None], grain_px, rng.uniform(*strength))
 
     def over(self, frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         height, width = frame.shape[:2]
@@ -246,9 +277,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=32, help="frames a clip (default 32)")
     parser.add_argument("--height", type=int, default=224, help="pixels (default 224)")
     parser.add_argument("--width", type=int, default=224, help="pixels (default 224)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=MIXED, help="that take turns (default: all mixed)")
     parser.add_argument("--seed", type=int, default=0, help="of the first clip (default 0)")
     args = parser.parse_args(argv)
-    counts = write_scenes(args.out, args.clips, args.frames, (args.height, args.width), seed=args.seed)
+    counts = write_scenes(
+        args.out, args.clips, args.frames, (args.height, args.width), seed=args.seed, kinds=args.kinds
+    )
     print(f"{args.out}: {counts['train']} clips to train, {counts['val']} to validate", file=sys.stderr)
     return 0
 

@@ -19,7 +19,8 @@ contrast is, but whether it is there. The weighted sum of three statistics of a 
 of blocks of 4 pixels, in which the noise of single pixels is small) is divided by a power of the cell's own contrast,
 raised to a power, and multiplied by a factor of the level. The numbers were searched for with DINOv2 as the judge
 (docs/log.md). What a difference means depends on what it is in: a *gate* reads the visual token of each cell and
-multiplies its errors, each level's by its own factor. It is 1 in a new map and is trained.
+multiplies its errors, each level's by its own factor. It is 1 in a new map and is trained; `measure_plainly` leaves
+nothing of a perceptual map but its gate.
 
 A sensor's noise changes every pixel of every frame, and hardly anything that a ViT sees; so a map may compare frames
 that were smoothed a little before (`residual_blur_px` of the config, done where frames lose their colours).
@@ -86,6 +87,12 @@ class ResidualMap(nn.Module):
         for k, patches in enumerate(patch_at(grid, side, "cpu")):
             cover[patches, torch.arange(side**2, device="cpu")] = k + 1
         self._constants = Constants(cover=cover, share=(cover > 0).float().t() / side**2)
+
+    def measure_plainly(self) -> None:
+        """Let a new perceptual map measure differences as other maps do; its gate can be trained all the same."""
+        assert self.response is not None
+        self.weight.data.copy_(torch.tensor((L1, STEPS, 0.0)))
+        self.response.data.copy_(torch.tensor((CONTRAST_FLOOR, 0.0, 1.0, *(1.0 for _ in self.blocks))))
 
     @property
     def cover(self) -> Tensor:

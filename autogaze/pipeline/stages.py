@@ -201,14 +201,17 @@ def untrained(recipe: PretrainRecipe) -> AutoGaze:
     """The model that pretraining starts from."""
     torch.manual_seed(recipe.seed)
     config = AutoGazeConfig.tiny() if recipe.size == "tiny" else AutoGazeConfig.base()
-    return AutoGaze(
+    model = AutoGaze(
         replace(
             config,
             residual_map=recipe.residual_map,
-            perceptual=recipe.perceptual,
+            perceptual=recipe.perceptual or recipe.gated,
             residual_blur_px=recipe.residual_blur_px,
         )
     )
+    if model.residual_map is not None and recipe.gated and not recipe.perceptual:
+        model.residual_map.measure_plainly()
+    return model
 
 
 def train_rl(run: Run) -> Any:

@@ -11,9 +11,11 @@ from torch import Tensor
 from autogaze.model import AutoGaze
 from autogaze.pretrain.judge import AnyJudge
 from autogaze.pretrain.ntp import LEAST_LOSS, ntp_loss, task_loss_prediction_loss
+from autogaze.training.callbacks import RATE
 from autogaze.training.data.clip import Clip
 from autogaze.training.recipes import PretrainRecipe, TrainerRecipe
 
+GATE = "residual_map.gate."  # begins the names of its parameters
 VALIDATION_RATIO = 0.1  # budget at which validation compares models
 
 
@@ -56,12 +58,14 @@ class GazeModule(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.model.parameters() if p.ndim < 2]
+        named = dict(self.model.named_parameters())
+        gate = [named.pop(name) for name in list(named) if name.startswith(GATE)]
         groups: list[dict[str, Any]] = [
-            {"params": matrices, "weight_decay": self.recipe.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
+            {"params": [p for p in named.values() if p.ndim >= 2], "weight_decay": self.recipe.weight_decay},
+            {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
+        if gate:
+            groups.append({"params": gate, "weight_decay": 0.0, RATE: getattr(self.recipe, "gate_rate", 1.0)})
         return torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.95))
 
 

@@ -26,6 +26,8 @@ from autogaze.training.ranks import share
 from autogaze.training.recipes import TrainerRecipe
 from autogaze.training.schedule import learning_rate, progress
 
+RATE = "rate"  # of a group of parameters: its learning rate, as a multiple of the run's
+
 
 class NotFiniteError(ValueError):
     """The loss became NaN or infinite; the last checkpoint is intact."""
@@ -63,7 +65,7 @@ class Pace(pl.Callback):
             self.recipe.final_learning_rate,
         )
         for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
-            group["lr"] = rate
+            group["lr"] = rate * group.get(RATE, 1.0)
         self._over = done >= 1.0
 
     def on_train_batch_end(

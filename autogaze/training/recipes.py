@@ -126,6 +126,8 @@ class PretrainRecipe(TrainerRecipe):
     size: Literal["tiny", "base"] = "tiny"  # base: the published size
     residual_map: bool = True  # patches are scored by what is wrong without them; False: as published
     perceptual: bool = False  # of a residual map: differences count as features see them, through a learned gate
+    gated: bool = False  # of a residual map that is not perceptual: the gate, and differences as they are
+    gate_rate: float = 1.0  # learning rate of the gate, as a multiple of the others'
     residual_blur_px: float = 0.0  # sigma by which frames are smoothed before a residual map compares them
     start: str | None = None  # go on from shipped weights, a folder or a run, with its size and parts; None: new
     labels: str | None = None  # files, joined by commas; a clip in several counts as in the last; None: the run's own
@@ -142,7 +144,7 @@ class PretrainRecipe(TrainerRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "calibration_thresholds")
+        _positive(self, "calibration_thresholds", "gate_rate")
         if self.calibration_clips < 0:
             raise ValueError(f"calibration_clips must not be negative, got {self.calibration_clips}")
         if self.softness < 0:

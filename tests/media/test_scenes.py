@@ -35,6 +35,16 @@ def test_what_moves_is_what_the_kind_says() -> None:
     assert mean_change("pan") > 0.05 and mean_change("zoom") > 0.02 and mean_change("flicker") > 0.2
 
 
+def test_in_a_harbour_blue_water_glitters_and_what_comes_stays() -> None:
+    scene = render_scene(3, 16, (96, 96), "harbour").astype(int)
+    moved = np.abs(np.diff(scene, axis=0)).max(-1) > 12  # (15, 96, 96)
+    water = moved.mean(0) > 0.2
+    red, _, blue = scene[0][water].mean(0)
+    assert 0.15 < water.mean() < 0.25 and blue > red + 60
+    dry = moved[:, ~water]
+    assert 0.02 < dry.any(0).mean() < 0.6 and np.quantile(dry.sum(0), 0.99) <= 3, "a place changes once or twice"
+
+
 def test_a_cut_changes_nearly_everything_once() -> None:
     change = changes(render_scene(1, 12, (96, 96), "cut"))
     assert (change > 0.7).sum() == 1
@@ -59,3 +69,5 @@ def test_the_command_writes_clips_to_train_and_to_validate(tmp_path: Path) -> No
     assert len(list(tmp_path.glob("train/*.mp4"))) == 4
     (held_out,) = tmp_path.glob("val/*.mp4")
     assert (probe(held_out).width, probe(held_out).frames) == (48, 3)
+    assert main([str(tmp_path / "a"), "--clips", "2", "--frames", "2", "--height", "32", "--kinds", "harbour"]) == 0
+    assert {path.name[:8] for path in (tmp_path / "a").rglob("*.mp4")} == {"harbour-"}

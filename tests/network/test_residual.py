@@ -57,6 +57,16 @@ def test_errors_of_a_place_are_those_of_its_pixels() -> None:
     torch.testing.assert_close(errors[0, row * 14 + column, 1], 2.0 * d.abs().mean() + 0.5 * steps)
 
 
+def test_a_perceptual_map_that_measures_plainly_is_a_plain_one_with_a_gate() -> None:
+    frame, canvas = torch.randn(2, 1, 1, 224, 224)
+    plain, gated = rule(), ResidualMap(GRID, 14, 16, perceptual=True)
+    assert not torch.allclose(gated.errors(frame, canvas), plain.errors(frame, canvas), rtol=0.1)
+    gated.measure_plainly()
+    torch.testing.assert_close(gated.errors(frame, canvas), plain.errors(frame, canvas), atol=1e-6, rtol=1e-5)
+    visual = torch.randn(1, 196, 192)
+    assert not torch.allclose(gated.errors(frame, canvas, visual), plain.errors(frame, canvas), rtol=0.1)
+
+
 def test_a_place_that_is_only_held_counts_once_to_four_times_what_is_wrong_with_it() -> None:
     errors = torch.tensor([[[now, 0.9, 0.5, 0.1, 0.0]] for now in (0.0, 0.005, 0.03, 0.2)])
     held = predicted_loss(errors, torch.zeros(4, 1, dtype=torch.int64))

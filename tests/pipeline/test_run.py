@@ -49,6 +49,8 @@ SMALL = [
     "pretrain.calibration_thresholds=2",
     "max_minutes=null",
     "pretrain.on_policy=false",
+    "pretrain.judge=reconstructor",
+    "rl.judge=reconstructor",
 ]
 
 
@@ -112,6 +114,7 @@ def test_labels_that_nothing_reads_are_not_made(capsys: pytest.CaptureFixture[st
     assert recipes.pretrain.on_policy and not needed("labels", STAGES, recipes)
     assert "no labels are needed" in capsys.readouterr().err
     assert needed("labels", ("labels",), recipes) and needed("labels", STAGES, load_recipes("base"))
+    assert not needed("reconstructor", STAGES, recipes) and needed("reconstructor", ("reconstructor",), recipes)
 
 
 def test_a_reconstructor_is_trained_only_if_a_judge_needs_it() -> None:

@@ -93,6 +93,16 @@ def make_module(**changes: object) -> PretrainModule:
     return PretrainModule(AutoGaze(CONFIG), Judge(Reconstructor(TINY)), recipe)
 
 
+def test_the_gate_learns_at_its_own_rate(tmp_path: Path) -> None:
+    module = make_module(max_steps=2, learning_rate=1e-3, gate_rate=5.0, warmup_steps=1, final_learning_rate=1.0)
+    module.model = AutoGaze(replace(CONFIG, residual_map=True, perceptual=True))
+    fit(module, Shown(2), module.recipe, tmp_path)
+    (*others, gate) = module.trainer.optimizers[0].param_groups
+    assert module.model.residual_map is not None and module.model.residual_map.gate is not None
+    assert {id(p) for p in gate["params"]} == {id(p) for p in module.model.residual_map.gate.parameters()}
+    assert gate["lr"] == pytest.approx(5e-3) and {group["lr"] for group in others} == {1e-3}
+
+
 def test_imitates_what_it_is_shown_and_tells_the_losses(tmp_path: Path) -> None:
     module = make_module()
     result = fit(module, Shown(40), module.recipe, tmp_path)

@@ -18,7 +18,7 @@ from autogaze.training.data.store import Disk, expected_gib
 from autogaze.training.recipes import DataRecipe
 
 SCENES = "scenes"  # the name that asks for rendered scenes
-SCENE_CLIPS, SCENE_FRAMES = 40, 24
+SCENE_CLIPS, SCENE_FRAMES = 40, 32
 INDEX, PHOTO_INDEX = "clips.parquet", "photos.parquet"
 RESIDENT_GIB = 32.0  # most memory that decoded clips may take
 RESIDENT_SHARE = 0.25  # of the memory there is: a stage also holds the model, and a GPU is shared with others
@@ -37,7 +37,7 @@ def resolve(data: str | None, run: Path) -> Path:
         folder = run / SCENES
         if not (folder / "val").is_dir():
             print(f"rendering {SCENE_CLIPS} scenes into {folder}", file=sys.stderr)
-            write_scenes(folder, SCENE_CLIPS, SCENE_FRAMES)
+            write_scenes(folder, SCENE_CLIPS, SCENE_FRAMES, kinds=("harbour",))
         return folder
     folder = Path(data).expanduser()
     if not folder.is_dir() and not (folder.suffix.lower() == ".txt" and folder.is_file()):
