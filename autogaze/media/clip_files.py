@@ -20,9 +20,9 @@ from autogaze.media.container import looks_like_text, what_is_broken
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob"),
     *(".wmv", ".asf", ".3gp", ".ogv", ".mxf", ".mjpeg", ".mjpg", ".h264", ".264", ".h265", ".265", ".y4m"),
-    *(".gif", ".apng"),
+    *(".gif", ".apng", ".3g2", ".f4v", ".qt", ".divx", ".ogm", ".m2v", ".mpe", ".dv", ".hevc"),
 )
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jfif", ".jpe", ".heic", ".heif")
 CLIP_SUFFIXES = VIDEO_SUFFIXES + PHOTO_SUFFIXES
 OVERLAY, ARRAYS, SUMMARY, REPORT = "overlay.mp4", "gaze.npz", "gaze.json", "report.html"  # what `autogaze gaze` writes
 SHEET = "contact-sheet.png"  # what `autogaze gallery` writes beside its pictures

@@ -13,6 +13,11 @@ import re
 from pathlib import Path
 
 _BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"moof", b"mfra", b"sidx", b"styp", b"pdin"}
+_BOXES_OF_BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"mvex", b"moof", b"traf"}
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")  # the identity of a header
+_ASF_FACTS = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+_KLV = bytes.fromhex("060e2b34")  # every key of an MXF begins so
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
 _CLUSTER, _GROUP = 0x1F43B675, 0xA0
 _ELEMENTS = {
@@ -55,6 +60,10 @@ def what_is_broken(path: Path) -> str | None:
             return _gif(data)
         if head[:4] == b"\0\0\1\xba":
             return _program(data)
+        if data[:16] == _ASF:
+            return _asf(data)
+        if head[:4] == _KLV:
+            return _mxf(data)
         if head[:9] == b"YUV4MPEG2":
             return _uncompressed(data)
         if head[:3] == b"\0\0\1" or head[:4] == b"\0\0\0\1":  # the bare stream of a codec, which tells no lengths
@@ -77,8 +86,24 @@ def _boxes(data: mmap.mmap) -> str | None:
         if size < 8 or not (kind in _BOXES or kind.isalnum()):  # behind the index it may be padding
             return None if indexed else _DAMAGED.format(at, length)
         indexed |= kind in (b"moov", b"moof")
+        broken = _inner_boxes(data, at + 8, at + size) if kind in _BOXES_OF_BOXES and at + size <= length else None
+        if broken is not None:
+            return _DAMAGED.format(broken, length)
         at += size
     return _missing(at, length)
+
+
+def _inner_boxes(data: mmap.mmap, at: int, end: int) -> int | None:
+    """The place where the boxes of an index are no chain."""
+    while at + 8 <= end:
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if size < 8 or at + size > end:
+            return at
+        broken = _inner_boxes(data, at + 8, at + size) if kind in _BOXES_OF_BOXES else None
+        if broken is not None:
+            return broken
+        at += size
+    return None
 
 
 def _riff(data: mmap.mmap) -> str | None:
@@ -199,6 +224,37 @@ def _program(data: mmap.mmap) -> str | None:
     return _missing(at if at >= length else at + 6, length)
 
 
+def _asf(data: mmap.mmap) -> str | None:
+    """ASF and WMV: objects, one of which holds packets of one size, as the header says."""
+    at, length, packet = 0, len(data), 0
+    while at + 24 <= length:
+        kind, size = data[at : at + 16], int.from_bytes(data[at + 16 : at + 24], "little")
+        if size < 24:
+            return _DAMAGED.format(at, length)
+        if kind == _ASF:
+            facts = data.find(_ASF_FACTS, at, min(at + size, length))
+            packet = int.from_bytes(data[facts + 92 : facts + 96], "little") if facts >= 0 else 0
+        if kind == _ASF_DATA and packet:
+            end = min(at + size, length)
+            marks = data[at + 50 : end : packet]  # with bit 7: how many bytes of error correction follow
+            if marks[0] & 0x80 and 0 in marks:
+                return _DAMAGED.format(at + 50 + marks.index(0) * packet, length)
+        at += size
+    return _missing(at, length)
+
+
+def _mxf(data: mmap.mmap) -> str | None:
+    """MXF: keys, each with the length of its value."""
+    at, length = 0, len(data)
+    while at + 17 <= length:
+        if data[at : at + 4] != _KLV:
+            return _DAMAGED.format(at, length)
+        first = data[at + 16]
+        more = first & 0x7F if first & 0x80 else 0
+        at += 17 + more + (int.from_bytes(data[at + 17 : at + 17 + more], "big") if more else first)
+    return _missing(at, length)
+
+
 def _packets(data: mmap.mmap) -> str | None:
     """MPEG transport streams: packets of one size, each with its first byte."""
     length = len(data)
@@ -206,7 +262,11 @@ def _packets(data: mmap.mmap) -> str | None:
         if length > 2 * packet and all(data[first + k * packet] == 0x47 for k in range(min(5, length // packet))):
             if length % packet:
                 return _TRUNCATED.format(packet - length % packet)
-            return None if data[length - packet + first] == 0x47 else _UNFINISHED
+            if data[length - packet + first] != 0x47:
+                return _UNFINISHED
+            starts = data[first::packet]
+            lost = len(starts) - len(starts.lstrip(b"\x47"))
+            return None if lost == len(starts) else _DAMAGED.format(lost * packet, length)
     return None
 
 

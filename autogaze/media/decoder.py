@@ -28,6 +28,8 @@ URL_SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", 
 SECONDS_TO_ANSWER = 15.0  # that a server has to open a stream, and then to send the next packet
 MOST_FPS = 1000.0
 ENTERED_ANYWHERE = {"mpegts", "mpeg", "h264", "hevc", "m4v", "mpegvideo", "mpegtsraw", "rtsp", "rtp", "hls", "sdp"}
+ONE_FRAME_A_PACKET = {"h264", "hevc", "av1", "vp9", "mjpeg", "ffv1", "prores", "gif", "png", "apng"}
+TIMED = {"mov", "matroska", "flv", "mpegts"}  # containers in which a packet carries the time of its own frame
 STRICT_CODECS = {"mjpeg", "mpeg1video", "mpeg2video"}  # whose decoders paint over damage, if not asked to give up
 _TO_CONVERT = "try converting it to H.264 in MP4"
 
@@ -99,6 +101,11 @@ class Decoder:
         return str(self.stream.codec_context.codec.name)
 
     @property
+    def coding(self) -> str:
+        """What the stream is coded in, whoever decodes it: "av1" for libdav1d."""
+        return str(self.stream.codec_context.codec.canonical_name)
+
+    @property
     def tick(self) -> Fraction:
         """Seconds a unit of the stream's clock."""
         return self.stream.time_base or Fraction(1, av.time_base)  # a video stream that was opened has one
@@ -139,11 +146,12 @@ class Decoder:
             VideoError: at damage.
         """
         begun, late = False, entered or self.may_begin_late
-        joint = _Joint()
+        joint, owed = _Joint(), _Owed(self)
         try:
             for packet in self.container.demux(self.stream):
                 if joint.is_damage(packet, begun):
                     raise self.damaged()
+                owed.add(packet)
                 try:
                     decoded = packet.decode()
                 except av.FFmpegError as error:
@@ -156,9 +164,12 @@ class Decoder:
                             raise self.damaged()
                         continue
                     begun = True
+                    owed.settle(frame)
                     yield frame
         except av.FFmpegError as error:
             raise self.damaged(error) from error
+        if owed.is_damage():
+            raise self.damaged()
         if not begun:
             raise VideoError(
                 f"{self.name}: no frame can be decoded (codec {self.codec!r}): a damaged file, or a codec that is not "
@@ -236,6 +247,34 @@ class _Joint:
         if packet.is_corrupt and begun and not self.waiting:
             self.waiting = self.NEAR
         return overdue
+
+
+class _Owed:
+    """Times of packets whose frame did not come: decoders pass over some damaged frames without a word.
+
+    What is shown before the first frame that came may be missing: it needs frames that a cut took away.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.counts = decoder.coding in ONE_FRAME_A_PACKET and decoder.form.split(",")[0] in TIMED
+        self.times: set[int] = set()
+        self.first: int | None = None
+        self.last = -(1 << 63)  # when the last packet is decoded
+
+    def add(self, packet: av.Packet) -> None:
+        if self.counts and packet.size and packet.pts is not None and not packet.is_discard:
+            self.times.add(packet.pts)
+        if packet.dts is not None:
+            self.counts &= packet.dts >= self.last  # recordings that were joined start their clocks again
+            self.last = packet.dts
+
+    def settle(self, frame: av.VideoFrame) -> None:
+        self.first = frame.pts if self.first is None else self.first
+        self.counts &= frame.pts is not None and not frame.interlaced_frame  # a packet may be one field
+        self.times.discard(frame.pts)  # type: ignore[arg-type]
+
+    def is_damage(self) -> bool:
+        return self.counts and self.first is not None and any(time > self.first for time in self.times)
 
 
 def time_of(frame: av.VideoFrame) -> Fraction | None:

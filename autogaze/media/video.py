@@ -20,14 +20,13 @@ import av
 import numpy as np
 
 from autogaze.media.clip_files import VideoError, is_url, locate, shown
-from autogaze.media.decoder import Decoder, VideoInfo, time_of
+from autogaze.media.decoder import ONE_FRAME_A_PACKET, Decoder, VideoInfo, time_of
 from autogaze.media.photo import is_photo, is_webp_animation, photo_format, read_animation, read_photo
 from autogaze.media.writer import VideoWriter, open_writer, write_video  # noqa: F401 (one import for both)
 
 FRAMES_AT_ONCE = 16
 BYTES_AT_ONCE = 128 << 20  # of decoded frames: 16 frames of 1080p, 5 of 4K
 PHOTO_FPS = 25.0
-ONE_FRAME_A_PACKET = {"h264", "hevc", "av1", "vp9", "mjpeg", "ffv1", "prores", "gif", "png", "apng"}
 INDEXED = {"mov", "matroska", "avi", "flv", "gif", "apng"}  # containers that begin with what can be decoded
 SEEKABLE = {"mov", "matroska"}  # whose packets carry the time of their frame
 SEEK_FROM = 64  # frames; fewer are decoded faster than found
@@ -59,9 +58,10 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         height, width = read_photo(Path(source)).shape[:2]
         return VideoInfo(Path(source), width, height, PHOTO_FPS, 1, photo_format(Path(source)))
     if not isinstance(source, str) and is_webp_animation(Path(source)):
-        (picture, _), *others = read_animation(Path(source))
-        fps = len(others) / others[-1][1] if others else PHOTO_FPS
-        return VideoInfo(Path(source), picture.shape[1], picture.shape[0], fps, 1 + len(others), "webp")
+        facts = [(picture.shape, time_s) for picture, time_s in read_animation(Path(source))]
+        (height, width, _), last_s = facts[0][0], facts[-1][1]
+        fps = (len(facts) - 1) / last_s if last_s else PHOTO_FPS
+        return VideoInfo(Path(source), width, height, fps, len(facts), "webp")
     with Decoder(source, threads=1) as decoder:
         return _describe(decoder, decoder.rgb(next(decoder.frames())).shape)
 

@@ -151,3 +151,44 @@ def test_an_animated_webp_is_a_video(tmp_path: Path) -> None:
     info = probe(tmp_path / "a.webp")
     assert (info.frames, info.width, info.fps) == (6, 48, 10) and count_frames(tmp_path / "a.webp") == 6
     assert np.array_equal(read_frames(tmp_path / "a.webp", [4]).frames, read.frames[4:5])
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mkv", ".mp4"])
+def test_small_damage_is_refused_or_loses_no_frame(suffix: str, whole: dict[str, bytes], tmp_path: Path) -> None:
+    """Decoders pass over a frame that is damaged badly enough, and over lost packets, without a word."""
+    data, path, random = whole[suffix], tmp_path / f"a{suffix}", np.random.default_rng(1)
+    refused = 0
+    for start in random.integers(len(data) // 4, len(data) - 400, 12):
+        path.write_bytes(data[:start] + bytes(300) + data[start + 300 :])
+        try:
+            assert len(read_video(path, threads=1)) == FRAMES
+        except VideoError:
+            refused += 1
+    assert refused
+
+
+@pytest.mark.parametrize(("suffix", "codec", "form", "pixels"), [
+    (".wmv", "wmv2", "asf", "yuv420p"),
+    (".mxf", "mpeg2video", "mxf", "yuv422p"),
+])  # fmt: skip
+def test_holes_between_packets_are_seen(suffix: str, codec: str, form: str, pixels: str, tmp_path: Path) -> None:
+    path = tmp_path / f"clip{suffix}"
+    with av.open(str(path), "w", format=form) as file:
+        stream = file.add_stream(codec, 25)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, pixels
+        for frame in scene(20):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode(None))
+    assert len(read_video(path)) == 20
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 3] + bytes(4000) + data[len(data) // 3 + 4000 :])
+    with pytest.raises(VideoError, match=f"clip{suffix} is damaged"):
+        read_video(path)
+
+
+def test_an_index_that_was_overwritten_is_damage(whole: dict[str, bytes], tmp_path: Path) -> None:
+    data, path = whole[".mp4"], tmp_path / "a.mp4"
+    at = data.index(b"stbl") + 4
+    path.write_bytes(data[:at] + bytes(8) + data[at + 8 :])
+    with pytest.raises(VideoError, match="a.mp4 is damaged at byte"):
+        probe(path)

@@ -70,3 +70,23 @@ def test_what_moves_is_no_photo_and_heic_is_named(tmp_path: Path) -> None:
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(12) + b"\0\0\0\x08free")
     with pytest.raises(VideoError, match="phone.heic is a HEIC photo"):
         read_video(tmp_path / "phone.heic")
+
+
+def test_damaged_avif_and_numbers_without_a_range_are_one_line(tmp_path: Path) -> None:
+    photo().save(tmp_path / "a.avif")
+    data = bytearray((tmp_path / "a.avif").read_bytes())
+    data[-60:-20] = bytes(40)
+    (tmp_path / "a.avif").write_bytes(data)
+    with pytest.raises(VideoError, match=r"a\.avif is a damaged photo"):
+        read_video(tmp_path / "a.avif")
+    Image.fromarray(np.full((8, 8), 200, np.int32)).save(tmp_path / "b.tif")  # would be black as one of 16 bits
+    with pytest.raises(VideoError, match=r"b\.tif is a photo of 32-bit numbers"):
+        read_video(tmp_path / "b.tif")
+
+
+def test_an_avif_under_a_general_brand_is_no_heic(tmp_path: Path) -> None:
+    photo().save(tmp_path / "a.avif")
+    data = (tmp_path / "a.avif").read_bytes()
+    assert data[8:12] == b"avif" and b"avif" in data[16:32]
+    (tmp_path / "a.avif").write_bytes(data[:8] + b"mif1" + data[12:])
+    assert read_video(tmp_path / "a.avif").frames.shape == (1, 40, 80, 3)
