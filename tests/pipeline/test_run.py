@@ -35,6 +35,8 @@ from autogaze.training.launch import launch
 from autogaze.training.recipes import STAGES, load_recipes
 from autogaze.training.world import rank, wait
 
+COMPARED = ["pretrain.frames=2", "pretrain.validate_clips=2"]  # on what, and calibrated, whatever the stages
+COMPARED += ["pretrain.calibration_clips=2", "pretrain.calibration_thresholds=2"]
 SMALL = [
     "frames=2",
     "validate_clips=2",
@@ -46,9 +48,9 @@ SMALL = [
     "labels.mean_ratio=0.02",
     "rl.group_size=2",
     "rl.max_gazing_ratio=0.05",
-    "pretrain.calibration_thresholds=2",
     "max_minutes=null",
     "pretrain.on_policy=false",
+    *COMPARED,
     "pretrain.judge=reconstructor",
     "rl.judge=reconstructor",
 ]
@@ -225,7 +227,7 @@ def test_rl_alone_needs_no_reconstructor_if_its_judge_needs_none(scenes: Path, t
     """A perceptual map with a gate and smoothed frames learns too, each clip's losses as shares of their mean."""
     start = AutoGaze(replace(AutoGazeConfig.tiny(), perceptual=True, residual_blur_px=0.8))
     start.save_pretrained(tmp_path / "start")
-    settings = [*SMALL[:6], "group_size=2", "max_gazing_ratio=0.05", "pretrain.calibration_thresholds=2"]
+    settings = [*SMALL[:6], "group_size=2", "max_gazing_ratio=0.05", *COMPARED]
     more = ["judge=l1", "relative_reward=true", f"start={tmp_path / 'start'}", "learning_rate=0.01"]
     run = tmp_path / "run"
     assert main(["train", "--stage", "rl", "--data", str(scenes), "--out", str(run), *settings, *more]) == 0
