@@ -8,7 +8,7 @@ Lightning.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _used = False  # in this process
@@ -17,19 +17,36 @@ _used = False  # in this process
 @contextmanager
 def imports_kept() -> Iterator[None]:
     """Leave alone what is made in this block, and all that is there at its end; for processes of our own only."""
-    global _used
     if not gc.isenabled():  # somebody else's choice
         yield
         return
-    _used = True
-    gc.disable()
+    _begin()
     try:
         yield
     finally:
-        gc.freeze()
-        gc.enable()
+        end_imports()
+
+
+class ImportsKept:
+    """Pickled for a new process, in front of other things: importing what they need is not searched for garbage there
+    until `end_imports`."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _begin, ()
+
+
+def end_imports() -> None:
+    """Keep what is there, and search what comes."""
+    gc.freeze()
+    gc.enable()
 
 
 def keeps_imports() -> bool:
-    """Whether this process has used `imports_kept` before."""
+    """Whether this process has left imports alone before."""
     return _used
+
+
+def _begin() -> None:
+    global _used
+    _used = True
+    gc.disable()

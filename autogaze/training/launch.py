@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -26,7 +25,7 @@ import torch
 from torch import multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from autogaze.garbage import imports_kept
+from autogaze.garbage import ImportsKept, end_imports
 from autogaze.interrupt import GRACE_OF_PARTS_S, InterruptError, interruptible
 
 
@@ -51,7 +50,7 @@ def launch(work: Callable[..., Any], processes: int, *arguments: Any) -> None:
     try:
         with _signals_blocked():
             context = multiprocessing.start_processes(
-                _process, (settings, pickle.dumps((work, arguments))), processes, join=False, start_method="spawn"
+                _process, (ImportsKept(), settings, work, arguments), processes, join=False, start_method="spawn"
             )
         assert context is not None
         while not context.join(grace_period=3.0):
@@ -94,15 +93,16 @@ def _end(processes: Iterable[BaseProcess]) -> None:
             process.join()
 
 
-def _process(number: int, settings: tuple[int, int, Any], pickled: bytes) -> None:
+def _process(
+    number: int, _: None, settings: tuple[int, int, Any], work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    end_imports()
     # torch sends SIGINT when the parent dies. It must end the process also where a shell made the command ignore it (a
     # background job), and where the process waits for others in a collective, out of Python's reach.
     try:
         with interruptible(always=True, last=True, grace_s=GRACE_OF_PARTS_S):
             if hasattr(signal, "pthread_sigmask"):
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGHUP))
-            with imports_kept():  # of the modules that the work is in
-                work, arguments = pickle.loads(pickled)
             _work(number, settings, work, arguments)
     except InterruptError as error:
         sys.exit(error.exit_code)
