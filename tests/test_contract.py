@@ -61,7 +61,7 @@ def test_the_package_says_its_version_and_that_it_is_typed() -> None:
 
 @pytest.mark.slow
 def test_a_user_script_passes_strict_type_checks(tmp_path: Path) -> None:
-    """A script that uses the package passes `mypy --strict`, and one that misuses it does not."""
+    """A script that uses the package passes `mypy --strict`."""
     pytest.importorskip("mypy")
     config, script, wrong = (tmp_path / name for name in ("mypy.ini", "user.py", "wrong.py"))
     libraries = "torch.*,numpy.*,cv2.*,PIL.*,av.*"  # which take three quarters of the time to read
