@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -28,9 +29,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.touch(exist_ok=False)
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            error.filename = str(path)  # of a full disk the system tells no name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
         _unfinished.discard(temporary)
+
+
+def check_folder(folder: Path) -> Path:
+    """A folder that files can be written to, there or not, before any work is done for them; `~` is expanded.
+
+    Raises:
+        ValueError: if it is a file, or would lie in one.
+    """
+    folder = folder.expanduser()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there} exists and is not a folder: nothing can be written to it")
+    return folder
 
 
 def remove_unfinished() -> None:

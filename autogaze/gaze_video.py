@@ -26,7 +26,7 @@ from autogaze.core.tiling import check_stride
 from autogaze.decoding.frames import FrameGazer
 from autogaze.decoding.limits import DEFAULT, Default, choose_limits
 from autogaze.files import atomic_path
-from autogaze.media.clip_files import ARRAYS, OVERLAY, REPORT, SUMMARY, content_hash
+from autogaze.media.clip_files import ARRAYS, OVERLAY, REPORT, SUMMARY, content_hash, shown
 from autogaze.media.source import prefetch
 from autogaze.media.video import FrameChunk, VideoInfo, read_chunks
 from autogaze.media.writer import VideoWriter, open_writer
@@ -101,7 +101,7 @@ class GazeSummary:
         mean = self.patches / max(1, self.frames)
         return (
             f"{self.video['name']}: {self.frames} frames, {mean:.1f} of {self.patches_per_frame} patches a frame "
-            f"({self.ratio:.1%}), gazing at {speed:.0f} frames/s -> {out}"
+            f"({self.ratio:.1%}), gazing at {speed:.0f} frames/s -> {shown(out)}"
         )
 
 

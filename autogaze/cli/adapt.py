@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from autogaze.adapt.recipe import load_recipe
+from autogaze.files import check_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Adapt a ViT; see `autogaze adapt --help`."""
     recipe = load_recipe(args.preset, args.settings, attention=args.attention, weights=args.weights)
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out must be a folder, {args.out} is a file")
+    args.out = check_folder(args.out)
     if (args.out / "adapter.safetensors").exists() and not args.resume:
         raise ValueError(f"{args.out} holds an adapter already: use --resume, or another --out")
     from autogaze.adapt.run import adapt  # Lightning takes seconds to import: check the words first

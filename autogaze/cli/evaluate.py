@@ -23,7 +23,7 @@ from autogaze.evaluate.methods import known_methods, make_methods
 from autogaze.evaluate.plot import plot_features, plot_losses
 from autogaze.evaluate.results import Results
 from autogaze.evaluate.table import markdown
-from autogaze.files import write_text
+from autogaze.files import check_folder, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,6 +108,7 @@ def wanted_disturbances(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
+    args.out = None if args.out is None else check_folder(args.out)
     results = evaluate_folder(args)
     if args.out is not None:
         results.save(args.out / "results.json")
@@ -136,6 +137,8 @@ def evaluate_folder(args: argparse.Namespace) -> Results:
         args.data.resolve().name,
         sampling_in_words(args.stride),
     )
+    if args.batch < 1:
+        raise ValueError(f"batch must be positive, got {args.batch}")
     device = pick_device(args.device)
     reconstructor = load_reconstructor(args.reconstructor).to(device)
     viewers = load_viewers(args.features, device)

@@ -27,8 +27,8 @@ from autogaze.core.overlay import Overlay
 from autogaze.device import pick_device
 from autogaze.evaluate.clips import pick_frames
 from autogaze.evaluate.disturbances import noise
-from autogaze.files import atomic_path
-from autogaze.media.clip_files import SHEET
+from autogaze.files import atomic_path, check_folder
+from autogaze.media.clip_files import SHEET, shown
 from autogaze.media.preprocess import Preprocessor
 from autogaze.media.video import VideoInfo, count_frames, read_frames
 from autogaze.model import AutoGaze
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"frames and stills must be positive, got {args.frames} and {args.stills}")
     if args.noise < 0:
         raise ValueError(f"noise must not be negative, got {args.noise:g}")
+    args.out = check_folder(args.out)
     infos = open_all(args.video)
     choose, preprocessor = _chooser(args)
     entries, rows = [], []
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         entry, sheet_row = draw_clip(name, clip, gaze, args.out, args.stills)
         entries.append(entry)
         rows.append(sheet_row)
-        print(f"{name}: {entry.ratio:.1%} of the patches", file=sys.stderr)
+        print(f"{shown(name)}: {entry.ratio:.1%} of the patches", file=sys.stderr)
     _write(args.out / SHEET, contact_sheet(rows))
     if args.json:
         print(json.dumps({"out": str(args.out), "videos": [asdict(entry) for entry in entries]}))

@@ -168,7 +168,9 @@ class _Version(argparse.Action):
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.strerror}: {error.filename}"
+        from autogaze.media.clip_files import shown
+
+        return f"{error.strerror}: {shown(error.filename) if isinstance(error.filename, str) else error.filename}"
     return " ".join(str(error).split())
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from autogaze.files import check_folder
 from autogaze.media.clip_files import ARRAYS, OVERLAY, REPORT, SUMMARY, content_hash, find_clips, is_url, shown
 from autogaze.media.video import VideoError, VideoInfo, probe
 
@@ -46,9 +47,7 @@ def output_folders(videos: Sequence[VideoInfo | Path], out: Path) -> list[Path]:
     Raises:
         ValueError: if `out` is a file, or one video's `out` is taken.
     """
-    out = out.expanduser()
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} exists and is not a folder")
+    out = check_folder(out)
     paths = [video.path if isinstance(video, VideoInfo) else video for video in videos]
     if len(paths) == 1:
         other = holds_other(out, paths[0])

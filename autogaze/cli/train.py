@@ -9,6 +9,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from autogaze.files import check_folder
 from autogaze.garbage import imports_kept, keeps_imports
 from autogaze.training.recipes import CALIBRATE, PRESETS, STAGES, load_recipes
 
@@ -54,8 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.algorithm == "ppo":
         settings.insert(0, "rl.judge=reconstructor")  # the only one that PPO knows
     recipes = load_recipes(args.preset, args.config, settings, ("pretrain",) if stages == (CALIBRATE,) else stages)
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out must be a folder, {args.out} is a file")
+    args.out = check_folder(args.out)
     with imports_kept() if keeps_imports() else nullcontext():
         from autogaze.pipeline import run as pipeline  # Lightning takes seconds to import: check the words first
 

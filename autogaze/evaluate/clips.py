@@ -87,7 +87,7 @@ def load_clips(
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
+        raise FileNotFoundError(f"no folder {folder}" + (": it is a file" if folder.exists() else ""))
     if frames < 1 or (stride is not None and stride < 1) or (limit is not None and limit < 1):
         raise ValueError(f"frames, stride and limit must be positive, got {frames}, {stride} and {limit}")
     preprocessor = preprocessor or Preprocessor()

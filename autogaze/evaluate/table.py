@@ -17,7 +17,7 @@ def markdown(results: Results) -> str:
         f"everything is looked at. In brackets: 95 % bootstrap interval over sources.\n"
     )
     if protocol.skipped:
-        head += f"\nLeft out, not readable: {', '.join(protocol.skipped)}.\n"
+        head += f"\nLeft out, not readable or too short: {', '.join(protocol.skipped)}.\n"
     parts = [
         head,
         loss_table(results),

@@ -60,7 +60,7 @@ def find_clips(folder: str | os.PathLike[str], suffixes: tuple[str, ...] = CLIP_
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {shown(folder)}")
+        raise FileNotFoundError(f"no folder {shown(folder)}" + (": it is a file" if folder.exists() else ""))
     return sorted(_walk(folder, suffixes), key=lambda path: path.relative_to(folder).as_posix())
 
 

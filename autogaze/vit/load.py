@@ -170,7 +170,10 @@ def _from_timm(name: str) -> LoadedViT:
     if not timm.is_model(plain):
         raise FileNotFoundError(f"no ViT {name!r}: neither a folder, nor a hub id owner/name, nor a model of timm")
     options: dict[str, Any] = {"dynamic_img_size": True} if plain.startswith(("vit_", "deit", "eva02")) else {}
-    model: Any = timm.create_model(plain, pretrained=True, num_classes=0, **options)
+    try:
+        model: Any = timm.create_model(plain, pretrained=True, num_classes=0, **options)
+    except (OSError, ValueError, RuntimeError) as error:  # no weights of it, or no way to them
+        raise FileNotFoundError(f"no weights of ViT {name!r}: {' '.join(str(error).split())[:200]}") from error
     return LoadedViT(name, model, tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]), "timm")
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import autogaze
 from autogaze.cli.main import VERBS, main
+from autogaze.media.scenes import render_scene
+from autogaze.media.video import write_video
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -66,3 +69,31 @@ def test_a_pipe_that_closes_is_no_crash(tiny_checkpoint: object) -> None:
     command = f"{sys.executable} -m autogaze.cli.main info {tiny_checkpoint} | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [
+    ("evaluate", "--data", "."),
+    ("gallery", "."),
+    ("gaze", "no.mp4"),
+    ("train",),
+    ("adapt", "--vit", "no"),
+])  # fmt: skip
+def test_an_output_that_is_a_file_is_refused_first(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken\n").touch()
+    video = tmp_path / "no.mp4"
+    write_video(video, render_scene(0, 1, (32, 32)), 25)
+    named = [str(video) if word == "no.mp4" else word for word in words]
+    assert main([*named, "--out", str(tmp_path / "taken\n")]) == 2
+    assert "exists and is not a folder" in capsys.readouterr().err
+
+
+def test_a_batch_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--data", str(tmp_path), "--batch", "0"]) == 2
+    assert capsys.readouterr().err == "autogaze: batch must be positive, got 0\n"
+
+
+def test_names_are_printed_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "autogaze-base", "--data", str(tmp_path / "no\nfolder")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
