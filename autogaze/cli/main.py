@@ -168,9 +168,8 @@ class _Version(argparse.Action):
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
-        from autogaze.media.clip_files import shown
-
-        return f"{error.strerror}: {shown(error.filename) if isinstance(error.filename, str) else error.filename}"
+        name = str(error.filename).replace("\n", "\\n")
+        return f"{error.strerror}: {name}"
     return " ".join(str(error).split())
 
 
