@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 from autogaze import Gaze, PatchGrid
 from autogaze.vit import GazedViT
 
-pytest.importorskip("timm")
+timm = pytest.importorskip("timm")
 pytest.importorskip("transformers")
 
 from tests.vit.vit_models import CASES, Case  # noqa: E402
@@ -383,3 +383,17 @@ def test_gradient_checkpointing_gives_the_same_gradient() -> None:
         GazedViT(model)(video, gaze).features.square().sum().backward()
         gradients.append(model.blocks[0].attn.qkv.weight.grad.clone())
     assert torch.allclose(*gradients, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["blocks", "patch_drop"])
+def test_hooks_on_what_is_never_called_are_refused(part: str) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32).eval()
+    gazed = GazedViT(model)
+    model.get_submodule(part).register_forward_hook(lambda _, __, output: output * 2)
+    grid = PatchGrid((16, 32), 16)
+    gaze = Gaze.from_patch_mask(torch.ones(1, 1, grid.patches_per_frame, dtype=torch.bool), grid)
+    with pytest.raises(ValueError, match=f"{part} of this ViT .* has a forward hook"):
+        gazed(torch.zeros(1, 1, 3, 32, 32), gaze)
+    setattr(model, part, torch.nn.Flatten(0))
+    with pytest.raises(ValueError, match="Flatten|patch_drop"):
+        GazedViT(model)

@@ -108,6 +108,7 @@ _BLOCKS = {
     "ParallelThingsBlock": _parallel_things,
     "ParallelScalingBlock": _parallel_scaling,
 }
+_STACKS = ("Sequential", "ModuleList")
 _ATTENTIONS = ("Attention", "EvaAttention", "AttentionRope")
 
 
@@ -125,6 +126,9 @@ class TimmTower(Tower):
 
     def parts(self) -> Iterator[Part]:
         yield Part("", self.root, hooked=False)
+        yield Part("blocks", self.model.blocks, _STACKS, hooked=False)
+        if (drop := getattr(self.model, "patch_drop", None)) is not None:
+            yield Part("patch_drop", drop, ("Identity",), hooked=False)
         for index, block in enumerate(self.model.blocks):
             yield Part(f"blocks.{index}", opened(block), tuple(_BLOCKS), block=True)
             for path, attn in _attentions(block):
@@ -143,6 +147,8 @@ class TimmTower(Tower):
         super().check()
 
     def _kind_of_blocks(self) -> str:
+        if (stack := plain_class(self.model.blocks).__name__) not in _STACKS:
+            raise ValueError(f"GazedViT needs the blocks of a ViT in one of {', '.join(_STACKS)}, got {stack}")
         kinds = {plain_class(opened(block)).__name__ for block in self.model.blocks}
         if len(kinds) != 1:
             raise ValueError(f"GazedViT needs blocks of one kind, got {sorted(kinds)}")
