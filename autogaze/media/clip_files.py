@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,10 +54,12 @@ def find_clips(folder: str | os.PathLike[str], suffixes: tuple[str, ...] = CLIP_
     """Every video and photo below a folder, sorted by name.
 
     Links to folders are followed, once each. Names that start with a dot are passed over, and so is what this project
-    wrote: the overlay in a folder with a `gaze.json`, the gallery's contact sheet.
+    wrote: the overlay in a folder with a `gaze.json`, the gallery's contact sheet. A folder below that may not be
+    read is left out, by name on stderr.
 
     Raises:
         FileNotFoundError: if there is no such folder.
+        PermissionError: if it may not be read.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -146,7 +149,13 @@ def why_no_clip_name(path: Path) -> str | None:
 
 def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     seen = {folder.resolve()}
-    for root, folders, names in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        if error.filename == str(folder):
+            raise error
+        print(f"skipped {shown(error.filename)}: {error.strerror}", file=sys.stderr)
+
+    for root, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         here = Path(root)
         folders[:] = [name for name in folders if not name.startswith(".") and _is_new(here / name, seen)]
         ours = {SHEET, OVERLAY} if SUMMARY in names else {SHEET}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -115,3 +116,23 @@ def test_addresses_are_opened_or_refused_as_such() -> None:
         probe("s3://bucket/x.mp4")
     with pytest.raises(VideoError, match="http://127.0.0.1:9/x.mp4 cannot be opened"):
         probe("http://127.0.0.1:9/x.mp4")
+
+
+def test_folders_that_may_not_be_read_are_named(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data" / "secret").mkdir(parents=True)
+    shutil.copy(clip, tmp_path / "data" / "a.mp4")
+    real, closed = os.scandir, [tmp_path / "data" / "secret"]
+
+    def scandir(path: str) -> object:  # permissions do not stop the tests' user where it is root
+        if Path(path) in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert find_clips(tmp_path / "data") == [tmp_path / "data" / "a.mp4"]
+    assert capsys.readouterr().err == f"skipped {tmp_path / 'data' / 'secret'}: Permission denied\n"
+    closed.append(tmp_path / "data")
+    with pytest.raises(PermissionError, match="data"):
+        find_clips(tmp_path / "data")
