@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autogaze.core.checks import check_values
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
 from autogaze.decoding.limits import DEFAULT, Limit, given_limits
@@ -120,6 +121,7 @@ class Engine:
             Gaze of (B, T, budget).
         """
         video = _pixels(self.metadata, video, 5)
+        finish = _check(self.metadata, video)
         request = self._request(video.shape[0], video.shape[1], gazing_ratio, task_loss_requirement)
         largest, parts = self.metadata.batch[1], []
         for start in range(0, len(video), largest):
@@ -128,6 +130,7 @@ class Engine:
             parts.append(decode(video[part], _asked(request, part)))
         with self.session.scope():
             joined = {name: torch.cat([part[name] for part in parts]) for name in GAZE}
+        finish()
         self.session.hand_over(joined.values())
         return Gaze(joined["ids"], joined["chosen"], self.grid, joined["task_loss"])
 
@@ -274,7 +277,11 @@ class EngineStream:
         if len(pixels) != self.batch:
             raise ValueError(f"this stream takes {self.batch} frames side by side, got {len(pixels)}")
         with self._one_at_a_time, self.session.scope():
+            # on a GPU once a stream: whoever looks has to wait
+            finish = _check(self.metadata, pixels) if self.frame == 0 or not pixels.is_cuda else None
             values = self.run(pixels)
+            if finish is not None:
+                finish()
         self.session.hand_over(values.values())
         return Gaze(values["ids"][:, None], values["chosen"][:, None], self.metadata.grid, values["task_loss"][:, None])
 
@@ -316,6 +323,13 @@ def _pixels(metadata: Metadata, pixels: Any, ndim: int) -> Tensor:
             f"expected {wanted} ({lead}{', '.join(map(str, shape))}), got {tensor.dtype} {tuple(tensor.shape)}{advice}"
         )
     return tensor if uint8 else tensor.float()
+
+
+def _check(metadata: Metadata, pixels: Tensor) -> Callable[[], None]:
+    """Refuse preprocessed pixels that cannot be right, as `AutoGaze` does; see `check_values`."""
+    if metadata.pixels == "uint8":
+        return lambda: None
+    return check_values(pixels, *metadata.preprocessor.value_range)
 
 
 def _asked(request: Request, part: slice) -> dict[str, Tensor]:

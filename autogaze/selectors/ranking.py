@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autogaze.core.checks import check_video
+from autogaze.core.checks import check_finite, check_video
 from autogaze.core.gaze import Gaze
 from autogaze.core.grid import PatchGrid
 from autogaze.decoding.request import PerFrame, make_request
@@ -40,8 +40,12 @@ def open_video(video: Tensor, grid: PatchGrid, gazing_ratio: PerFrame) -> tuple[
     Returns:
         the video as float32 at the grid's frame size, (B, T, 3, height_px, width_px), and the budget (B, T) int64 on
         the video's device.
+
+    Raises:
+        ValueError: if it is no clip, or (on a CPU, where looking costs little) holds NaN or infinite values.
     """
     check_video(video)
+    check_finite(video)
     budget = make_request(grid, video.shape[0], video.shape[1], gazing_ratio).budget.to(video.device)
     size = (grid.height_px, grid.width_px)
     if video.shape[-2:] != size:

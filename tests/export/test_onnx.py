@@ -315,3 +315,17 @@ def test_the_published_recordings_are_reproduced(shared: Path, tmp_path: Path) -
 def _export(model: AutoGaze, path: Path) -> Path:
     export_onnx(model, path, ExportOptions(gazing_ratio=0.3))
     return path
+
+
+@pytest.mark.filterwarnings("ignore:video has values")
+def test_pixels_that_cannot_be_right_are_refused(frame_file: Path) -> None:
+    engine, video = Engine.load(frame_file, "cpu", threads=1), clips(1, 2)
+    for wrong, message in (
+        (video * float("nan"), "NaN or infinite"),
+        ((video + 1) * 127, "preprocessed pixels lie in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.generate(wrong, 0.3)
+        with pytest.raises(ValueError, match=message):
+            engine.stream(0.3).step(wrong[:, 0])
+    assert engine.generate(video, 0.3).counts.all()

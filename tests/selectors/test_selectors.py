@@ -176,3 +176,12 @@ def test_a_gpu_chooses_what_the_cpu_chooses(name: str) -> None:
     select = make_selector(name, GRID)
     here, there = select(video, 0.1, seeded()).patch_mask(), select(video.cuda(), 0.1, seeded()).patch_mask().cpu()
     assert float((here & there).sum() / here.sum()) >= 0.95  # sums in another order decide ties otherwise
+
+
+@pytest.mark.parametrize("name", sorted(SELECTORS))
+def test_values_that_are_no_pixels_are_refused(name: str) -> None:
+    for wrong in (float("nan"), float("inf")):
+        video = moving_square(2)
+        video[0, 1, 2, 3, 4] = wrong
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            make_selector(name, GRID)(video, 0.1, seeded())
