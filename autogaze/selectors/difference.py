@@ -112,7 +112,7 @@ class DifferenceSelector:
         error, seen_error = self._errors_along(video, gaze, foresight)
         clip, frame, at = chosen.any(-1).nonzero(as_tuple=True)
         search = _Search(self.lattice, error[clip, frame], seen_error[clip, frame], before[clip, frame, at])
-        gains = torch.full((*ids.shape, gaze.grid.patches_per_frame), NEVER, device=video.device)
+        gains = torch.full((*ids.shape, gaze.grid.patches_per_frame), NEVER, dtype=video.dtype, device=video.device)
         for pick in range(group):
             gains[clip, frame, at, pick] = found = search.gains()
             search.take(found)
@@ -145,7 +145,7 @@ class DenoisedDifferenceSelector(DifferenceSelector):
 
     def compared(self, video: Tensor) -> Tensor:
         """Blurred with the binomial kernel of 5 pixels a side, whose deviation is 1 pixel."""
-        line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=video.device) / 16
+        line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=video.dtype, device=video.device) / 16
         planes = F.pad(video.flatten(0, 2)[:, None], (2, 2, 2, 2), mode="replicate")
         planes = F.conv2d(F.conv2d(planes, line.view(1, 1, 1, 5)), line.view(1, 1, 5, 1))
         return planes.view(video.shape)

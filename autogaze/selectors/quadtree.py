@@ -9,6 +9,7 @@ Frames are treated one by one: what was already seen earlier is paid for again.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import torch
@@ -41,7 +42,7 @@ class QuadTreeSelector(ScoringSelector):
         low, high = grey.amin((1, 2, 3), keepdim=True), grey.amax((1, 2, 3), keepdim=True)
         bins = ((grey - low) / (high - low).clamp(min=1e-6) * _BINS).long().clamp(max=_BINS - 1)
         share = [self.lattice.means(self.lattice.pool((bins == level).float())) for level in range(_BINS)]
-        return -sum(torch.special.xlogy(part, part) for part in share) / torch.log(torch.tensor(2.0))
+        return -sum(torch.special.xlogy(part, part) for part in share) / math.log(2)
 
     def leaves(self, entropy: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """The patches left, and those that were split, when everything above the threshold (B, T) is split.
@@ -66,7 +67,7 @@ class QuadTreeSelector(ScoringSelector):
             up, here = self.lattice.steps[k - 1], self.lattice.steps[k]
             (rows, columns), (up_rows, up_columns) = self.grid.sides[k], self.grid.sides[k - 1]
             row, column = (
-                ((2 * torch.arange(count) + 1) * here // (2 * up)).clamp(max=most - 1)
+                ((2 * torch.arange(count, device="cpu") + 1) * here // (2 * up)).clamp(max=most - 1)
                 for count, most in ((rows, up_rows), (columns, up_columns))
             )
             parents.append((row[:, None] * up_columns + column).flatten())

@@ -93,4 +93,4 @@ def best_first(scores: Tensor, budget: Tensor, grid: PatchGrid) -> Gaze:
 def uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Uniform numbers in [0, 1) on a device, the same for a generator wherever the video is."""
     source = generator.device if generator is not None else "cpu"
-    return torch.rand(shape, generator=generator, device=source).to(device)
+    return torch.rand(shape, generator=generator, device=source, dtype=torch.float32).to(device)

@@ -40,13 +40,13 @@ def image_signature(frames: Tensor) -> Tensor:
 
 def _dct_basis(size: int) -> Tensor:
     """(size, size) orthonormal DCT-II: row k is the k-th cosine."""
-    k, n = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
-    basis = torch.cos(pi * (n + 0.5) * k / size) * (2.0 / size) ** 0.5
+    n = torch.arange(size, dtype=torch.float64, device="cpu")
+    basis = torch.cos(pi * (n + 0.5) * n[:, None] / size) * (2.0 / size) ** 0.5
     basis[0] /= 2.0**0.5
     return basis
 
 
 def _gaussian(sigma: float) -> Tensor:
-    offsets = torch.arange(-round(3 * sigma), round(3 * sigma) + 1, dtype=torch.float64)
+    offsets = torch.arange(-round(3 * sigma), round(3 * sigma) + 1, dtype=torch.float64, device="cpu")
     weights = torch.exp(-0.5 * (offsets / sigma).square())
     return weights / weights.sum()

@@ -16,7 +16,7 @@ UNEVEN = PatchGrid((48, 96), 16, frame_size=(96, 160))  # a frame that is not sq
 
 def moving_square(frames: int = 5, size: tuple[int, int] = (224, 224), seed: int = 0) -> Tensor:
     """(1, T, 3, H, W): a bright textured square of 32 px that steps right over a still, textured background."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     background = torch.rand(3, *size, generator=generator) * 0.4 - 0.7
     video = background.repeat(1, frames, 1, 1, 1)
     patch = torch.rand(3, 32, 32, generator=generator) * 0.4 + 0.5
@@ -26,7 +26,7 @@ def moving_square(frames: int = 5, size: tuple[int, int] = (224, 224), seed: int
 
 
 def seeded(seed: int = 1) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 @pytest.mark.parametrize("name", sorted(set(SELECTORS) - USES_FEWER))
@@ -185,3 +185,18 @@ def test_values_that_are_no_pixels_are_refused(name: str) -> None:
         video[0, 1, 2, 3, 4] = wrong
         with pytest.raises(ValueError, match="NaN or infinite"):
             make_selector(name, GRID)(video, 0.1, seeded())
+
+
+@pytest.mark.parametrize("name", sorted(SELECTORS))
+def test_defaults_of_torch_change_nothing(name: str) -> None:
+    video = moving_square(2)
+    expected = make_selector(name, GRID)(video, 0.1, seeded())
+    with torch.device("meta"):
+        assert make_selector(name, GRID)(video, 0.1, seeded()).ids.equal(expected.ids)
+    before = torch.get_default_dtype()
+    try:
+        for dtype in (torch.float64, torch.bfloat16):
+            torch.set_default_dtype(dtype)
+            assert make_selector(name, GRID)(video, 0.1, seeded()).ids.equal(expected.ids)
+    finally:
+        torch.set_default_dtype(before)
