@@ -236,7 +236,9 @@ def _check_same(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> No
     if found["shapes"] != wanted["shapes"]:
         raise ValueError(f"{path} was made for another ViT ({wanted['class']}), this {found['class']} has other layers")
     for name, values in wanted["weights"].items():
-        own, theirs = torch.tensor(found["weights"].get(name, [])), torch.tensor(values)
+        own, theirs = (
+            torch.tensor(x, dtype=torch.float32, device="cpu") for x in (found["weights"].get(name, []), values)
+        )
         if own.shape != theirs.shape or (own - theirs).abs().max() > SAME_WITHIN * theirs.abs().max():
             raise ValueError(f"{path} was made for a ViT with other weights: {name} is not the same")
 
@@ -275,7 +277,7 @@ def _shapes(gazed: GazedViT) -> tuple[int, list[tuple[int, int]]]:
     """Width of the ViT and (heads, head size) of the keys of each attention: found by encoding one patch."""
     tower = gazed.tower
     weight = next(tower.root.parameters())
-    patch = torch.zeros(1, 3, tower.patch_size, tower.patch_size, device=weight.device)
+    patch = torch.zeros(1, 3, tower.patch_size, tower.patch_size, dtype=weight.dtype, device=weight.device)
     keys: list[tuple[int, int]] = []
 
     def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:

@@ -59,8 +59,8 @@ def cells_to_patches(grid: PatchGrid, device: torch.device) -> list[Tensor]:
     finest = grid.scales[-1] // grid.patch_size
     for k, (height, width) in enumerate(grid.sides):
         share = (grid.scales[k] // grid.patch_size) / finest
-        row = ((torch.arange(rows) + 0.5) * share).long().clamp(max=height - 1)
-        column = ((torch.arange(columns) + 0.5) * share).long().clamp(max=width - 1)
+        row = ((torch.arange(rows, dtype=torch.float32, device="cpu") + 0.5) * share).long().clamp(max=height - 1)
+        column = ((torch.arange(columns, dtype=torch.float32, device="cpu") + 0.5) * share).long().clamp(max=width - 1)
         result.append((row[:, None] * width + column).to(device))
     return result
 

@@ -50,13 +50,13 @@ def shifts(looks: Looks, sides: tuple[int, int]) -> Tensor:
     padded = F.pad(seen, (REACH,) * 4, mode="replicate")
     steps = [(y, x) for y in range(-REACH, REACH + 1) for x in range(-REACH, REACH + 1)]
     best = difference(now, seen) * STAY
-    found = torch.zeros(*best.shape, 2, device=now.device)
+    found = torch.zeros(*best.shape, 2, dtype=now.dtype, device=now.device)
     for y, x in steps:
         part = padded[..., REACH + y : REACH + y + height, REACH + x : REACH + x + width]
         cost = difference(now, part) + STEP_PRICE * spread * (y * y + x * x) ** 0.5
         better = cost < best
         best = torch.where(better, cost, best)
-        found = torch.where(better[..., None], torch.tensor((float(y), float(x)), device=now.device), found)
+        found = torch.where(better[..., None], found.new_tensor((float(y), float(x))), found)
     return found / SAMPLES
 
 
@@ -75,8 +75,8 @@ def moved(maps: Tensor, looks: Looks, known: Tensor) -> Tensor:
     rows, columns = maps.shape[-2:]
     shift = shifts(looks, (rows, columns))
     still = (shift == 0).all(-1) | looks.fresh.view(known.shape)
-    y = torch.arange(rows, device=maps.device)[:, None] + 0.5 + shift[..., 0]
-    x = torch.arange(columns, device=maps.device) + 0.5 + shift[..., 1]
+    y = torch.arange(rows, dtype=shift.dtype, device=maps.device)[:, None] + 0.5 + shift[..., 0]
+    x = torch.arange(columns, dtype=shift.dtype, device=maps.device) + 0.5 + shift[..., 1]
     place = torch.stack([2 * x / columns - 1, 2 * y / rows - 1], -1)
     read = F.grid_sample(maps.float(), place, padding_mode="border", align_corners=False)
     certain = F.grid_sample(known[:, None].float(), place, padding_mode="border", align_corners=False)[:, 0]

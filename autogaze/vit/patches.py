@@ -96,7 +96,8 @@ def _taps(grid: PatchGrid, height: int, width: int, device: torch.device) -> Tap
             copied = range(grid.offsets[k], grid.offsets[k] + rows * columns)
         row_index, row_weights = (x.unflatten(0, (rows, -1)) for x in _bicubic(rows * grid.patch_size, height, down))
         index, weights = (x.unflatten(0, (columns, -1)) for x in _bicubic(columns * grid.patch_size, width, right))
-        row, column = torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)
+        row = torch.arange(rows, device="cpu").repeat_interleave(columns)
+        column = torch.arange(columns, device="cpu").repeat(rows)
         per_scale.append((row_index[row], row_weights[row], index[column], weights[column]))
     tables = [torch.cat(parts).to(device) for parts in zip(*per_scale, strict=True)]
     return Taps(tables[0], tables[1], tables[2], tables[3], copied)
@@ -104,12 +105,13 @@ def _taps(grid: PatchGrid, height: int, width: int, device: torch.device) -> Tap
 
 def _bicubic(count: int, length: int, step: float) -> tuple[Tensor, Tensor]:
     """Source indices and weights (count, 4) of pixels `step` apart over a line of `length`; the border is repeated."""
-    place = (torch.arange(count) + 0.5) * step - 0.5  # float32, as torch rounds
+    taps = torch.arange(-1, 3, dtype=torch.float32, device="cpu")  # float32, as torch rounds
+    place = (torch.arange(count, dtype=torch.float32, device="cpu") + 0.5) * step - 0.5
     first = place.floor()
-    distance = (place - first)[:, None] - torch.arange(-1, 3)
+    distance = (place - first)[:, None] - taps
     away = distance.abs()
     near = ((CUBIC + 2) * away - (CUBIC + 3)) * away**2 + 1  # up to 1 pixel away
     far = CUBIC * (((away - 5) * away + 8) * away - 4)  # 1 to 2 pixels away
     weights = torch.where(away <= 1, near, far)
-    index = (first[:, None] + torch.arange(-1, 3)).clamp(0, length - 1)
+    index = (first[:, None] + taps).clamp(0, length - 1)
     return index.long(), weights.float()
