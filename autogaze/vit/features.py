@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
 from autogaze.vit.memory import each_once, row_of_patch, shown_in_frame
-from autogaze.vit.motion import Looks, moved
+from autogaze.vit.motion import Side, moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class PackedFeatures:
     head: Callable[[PoolInput], Tensor] = field(repr=False)
     shown: Tensor | None = None  # (B * T, cells) with memory: row of [kept, features] that shows each cell, or -1
     kept: Tensor | None = field(repr=False, default=None)  # (slots, D) features from before this call of a stream
-    looks: Looks | None = field(repr=False, default=None)  # with memory: what is there and was seen of each cell
+    sides: Callable[[], list[Side]] | None = field(repr=False, default=None)  # with memory: what a map is read from
 
     @property
     def frames(self) -> int:
@@ -65,11 +65,11 @@ class PackedFeatures:
         """Features as a map, for detection and segmentation heads.
 
         A cell of the finest scale takes the feature of the finest chosen patch that covers its centre; with memory,
-        of the newest one, from this frame or an earlier one.
+        of the newest one, from this frame or an earlier one; with attention "nearest" of the one nearest in time.
 
         Args:
             follow: with memory, cells that were not looked at again follow what moved in the frames
-                (`autogaze.vit.motion`).
+                (`autogaze.vit.motion`); with attention "nearest" they lie between the looks before and after.
             fill: where no chosen patch covers, or with memory has ever covered, a cell.
 
         Returns:
@@ -81,10 +81,20 @@ class PackedFeatures:
             table = row_of_patch(self.ids, self.clip, self.frame, self.offsets, self.frames, patches)
             shown = shown_in_frame(table, self.grid)
         parts = [self.features, self.features.new_full((1, self.features.shape[-1]), fill)]
-        maps = torch.cat(parts if self.kept is None else [self.kept, *parts])[shown]  # row -1 is the filling
-        maps = maps.unflatten(1, self.grid.sides[-1]).permute(0, 3, 1, 2)
-        if follow and self.looks is not None:
-            maps = moved(maps, self.looks, (shown >= 0).unflatten(1, self.grid.sides[-1]))
+        rows = torch.cat(parts if self.kept is None else [self.kept, *parts])  # row -1 is the filling
+
+        def read(shown: Tensor) -> Tensor:
+            return rows[shown].unflatten(1, self.grid.sides[-1]).permute(0, 3, 1, 2)
+
+        sides = self.sides() if follow and self.sides is not None else []
+        if not sides:
+            maps = read(shown)
+        else:
+            maps = torch.zeros_like(read(sides[0].shown))
+            for side in sides:
+                found = moved(read(side.shown), side.looks, (side.shown >= 0).unflatten(1, self.grid.sides[-1]))
+                share = 1.0 if side.share is None else side.share.unflatten(1, self.grid.sides[-1])[:, None]
+                maps += (share * found).to(maps.dtype)
         return maps.unflatten(0, (self.prefix.shape[0], self.frames))
 
     def _of_whole_picture(self, shown: Tensor) -> PoolInput:

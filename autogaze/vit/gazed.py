@@ -185,7 +185,7 @@ class GazedViT(nn.Module):
         task = _Encoding(packed, taps, gaze.grid, (clips, frames, slots), static, picture, memory)
         features, prefix = self.encode(video, task)
         joint = self.attention == "joint"
-        looks = None if picture is None else picture.looks(video, gaze.grid.sides[-1], memory)
+        sides = None if picture is None else picture.read(video, gaze.grid.sides[-1], memory)
         kept = None if memory is None or memory.features is None or picture is None else memory.features
         if memory is not None and picture is not None:
             kept = features.new_zeros(len(picture.newest_slot), features.shape[-1]) if kept is None else kept
@@ -203,7 +203,7 @@ class GazedViT(nn.Module):
             self.tower.pool,
             None if picture is None else picture.shown,
             kept,
-            looks,
+            sides,
         )
 
     def encode(self, video: Tensor, task: _Encoding) -> tuple[Tensor, Tensor]:

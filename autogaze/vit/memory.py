@@ -8,7 +8,8 @@ a frame of which nothing is chosen, but for rounding.
 A patch takes over the cells whose centre it covers (of a frame's own patches the finest). Packed rows run through a
 clip in time, so the newest row of a cell is the largest one up to a frame: a running maximum.
 
-`attention="nearest"` does the same for whole clips with the token that is nearest in time, also a later one.
+`attention="nearest"` does the same for whole clips with the token that is nearest in time, also a later one. Its
+`dense()` reads a cell between the looks before and after a frame.
 
 `Memory` keeps that between calls, for streams: keys and values of every block, one slot a patch of the grid. It does
 not grow.
@@ -101,22 +102,29 @@ def newest(shown: Tensor, frames: int, kept: Tensor | None = None) -> Tensor:
     return of_clip.cummax(1).values.flatten(0, 1)
 
 
-def nearest(shown: Tensor, frames: int, of_row: Tensor) -> Tensor:
-    """(B * T, cells) int64: the row that shows each cell nearest in time, before or after; of two, the earlier one.
+def around(shown: Tensor, frames: int, rows: int) -> tuple[Tensor, Tensor]:
+    """(B * T, cells) int64 each: the newest row that shows each cell up to a frame, and the first from it on.
 
     Args:
         shown: (B * T, cells), as `shown_in_frame` gives it.
-        of_row: (N,) int64, frame of each row.
+        rows: of all frames.
     """
-    if len(of_row) == 0:
-        return shown
-    past = newest(shown, frames)
-    none = len(of_row)
-    ahead = shown.where(shown >= 0, none).unflatten(0, (-1, frames)).flip(1).cummin(1).values.flip(1).flatten(0, 1)
-    now = (torch.arange(len(shown), device=shown.device) % frames)[:, None]
-    waited = (now - of_row[past.clamp(min=0)]).where(past >= 0, frames)
-    awaited = (of_row[ahead.clamp(max=none - 1)] - now).where(ahead < none, frames)
-    return torch.where(awaited < waited, ahead, past)
+    ahead = shown.where(shown >= 0, rows).unflatten(0, (-1, frames)).flip(1).cummin(1).values.flip(1).flatten(0, 1)
+    return newest(shown, frames), ahead.where(ahead < rows, NOTHING)
+
+
+def distances(past: Tensor, ahead: Tensor, frames: int, of_row: Tensor) -> tuple[Tensor, Tensor]:
+    """(B * T, cells) int64 each: frames from the look before a frame to it, and from it to the one after; where there
+    is none, more than there are.
+
+    Args:
+        past, ahead: as `around` gives them.
+        of_row: (N,) int64, frame of each row, N >= 1.
+    """
+    now = (torch.arange(len(past), device=past.device) % frames)[:, None]
+    none = 2 * frames
+    waited = (now - of_row[past.clamp(min=0)]).where(past >= 0, none)
+    return waited, (of_row[ahead.clamp(min=0)] - now).where(ahead >= 0, none)
 
 
 def each_once(rows: Tensor, scales: int) -> tuple[Tensor, Tensor]:

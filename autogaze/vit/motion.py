@@ -31,6 +31,15 @@ class Looks:
     fresh: Tensor  # (B * T, cells) bool: looked at in this frame
 
 
+@dataclass(frozen=True, eq=False)
+class Side:
+    """A look at each cell that a map is read from."""
+
+    shown: Tensor  # (B * T, cells) int64: row of [kept, features], or -1
+    looks: Looks
+    share: Tensor | None = None  # (B * T, cells) float of the map; None: all of it
+
+
 def thumbnails(video: Tensor, sides: tuple[int, int]) -> Tensor:
     """(B * T, cells, 3, SAMPLES, SAMPLES) float32 samples of the cells of (B, T, 3, H, W) frames."""
     rows, columns = sides

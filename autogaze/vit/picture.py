@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from autogaze.core.gaze import Gaze
-from autogaze.vit.memory import Memory, kept_slots, nearest, newest, row_of_patch, shown_in_frame
-from autogaze.vit.motion import Looks, thumbnails
+from autogaze.vit.memory import Memory, around, distances, kept_slots, newest, row_of_patch, shown_in_frame
+from autogaze.vit.motion import Looks, Side, thumbnails
 from autogaze.vit.packing import Attention, PackedIds
 
 
@@ -21,6 +22,8 @@ class Picture:
     newest_slot: Tensor  # (B * P,) int64: packed row of the newest token of every patch of the grid, or -1
     frames: int  # T
     of_row: Tensor  # (slots + N,) int64: frame of each row, negative before this call
+    past: Tensor | None = None  # of whole clips, as `shown`: the last look at each cell up to a frame, and
+    ahead: Tensor | None = None  # the next one from it on
 
     @classmethod
     def of(cls, packed: PackedIds, gaze: Gaze, attention: Attention, memory: Memory | None) -> Picture:
@@ -31,7 +34,11 @@ class Picture:
         shown = shown_in_frame(table, gaze.grid)
         of_row = packed.frame
         if attention == "nearest":
-            return cls(nearest(shown, frames, of_row), newest_slot, frames, of_row)
+            if len(of_row) == 0:
+                return cls(shown, newest_slot, frames, of_row)
+            past, ahead = around(shown, frames, len(of_row))
+            waited, awaited = distances(past, ahead, frames, of_row)
+            return cls(torch.where(awaited < waited, ahead, past), newest_slot, frames, of_row, past, ahead)
         if memory is None:
             return cls(newest(shown, frames), newest_slot, frames, of_row)
         slots = clips * patches
@@ -45,6 +52,23 @@ class Picture:
         if len(self.of_row) == 0:
             return torch.zeros_like(rows)
         return (now - self.of_row[rows]).abs()
+
+    def read(self, video: Tensor, sides: tuple[int, int], memory: Memory | None) -> Callable[[], list[Side]]:
+        """What a dense map is read from, once it is asked for: the look of each cell, or those before and after."""
+        if self.past is None or self.ahead is None:
+            side = Side(self.shown, self.looks(video, sides, memory))
+            return lambda: [side]
+        return lambda: self.before_and_after(video, sides)
+
+    def before_and_after(self, video: Tensor, sides: tuple[int, int]) -> list[Side]:
+        """The looks at each cell before and after a frame. The nearer one counts more, by the root of its distance:
+        what was best on validation clips."""
+        assert self.past is not None and self.ahead is not None
+        waited, awaited = (away.float() for away in distances(self.past, self.ahead, self.frames, self.of_row))
+        share = awaited.sqrt() / (waited.sqrt() + awaited.sqrt()).clamp(min=1)
+        share = share.where(self.ahead >= 0, 1.0).where(self.past >= 0, 0.0).where(waited > 0, 1.0)
+        parts = ((self.past, share), (self.ahead, 1 - share))
+        return [Side(rows, replace(self, shown=rows).looks(video, sides, None), part) for rows, part in parts]
 
     def looks(self, video: Tensor, sides: tuple[int, int], memory: Memory | None) -> Looks:
         """Each cell as it is and as it was seen; a stream's memory takes it in at once, a clip when it is asked."""

@@ -148,6 +148,32 @@ def test_the_nearest_look_may_come_later_and_all_looks_are_dense(case: Case) -> 
 
 
 @torch.no_grad()
+def test_between_two_looks_a_map_is_read_from_both() -> None:
+    """A picture that fades into another: the map between the looks is nearer to the dense one than either look's."""
+    grid = PatchGrid((64,), 8)
+    torch.manual_seed(0)
+    first, last = torch.nn.functional.interpolate(torch.randn(2, 3, 8, 8), (64, 64), mode="bilinear").split(1)
+    video = torch.stack([torch.lerp(first, last, t / 3) for t in range(4)], 1)
+    mask = torch.zeros(1, 4, 64, dtype=torch.bool)
+    mask[:, [0, 3]] = True
+    gazed = GazedViT(CASES[0].build().eval(), "nearest")
+    features = gazed(video, Gaze.from_patch_mask(mask, grid))
+    dense = gazed(video, Gaze.from_patch_mask(torch.ones_like(mask), grid)).dense()
+    assert features.sides is not None
+    before, after = features.sides()
+    assert before.share is not None and after.share is not None
+    root = 2**0.5
+    expected = torch.tensor([1.0, root / (1 + root), 1 / (1 + root), 1.0])
+    torch.testing.assert_close(before.share, expected[:, None].expand(4, 64))
+    torch.testing.assert_close(after.share, 1 - before.share)
+    both, nearest = (
+        torch.cosine_similarity(features.dense(follow=follow), dense, dim=2)[0, 1:3].mean() for follow in (True, False)
+    )
+    assert both > nearest + 0.002
+    torch.testing.assert_close(features.dense()[:, [0, 3]], features.dense(follow=False)[:, [0, 3]])
+
+
+@torch.no_grad()
 def test_kept_features_follow_what_moves() -> None:
     """The camera goes right by one cell a frame: what was seen in a cell is then found in the one left of it."""
     grid = PatchGrid((64,), 8)
