@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autogaze.core.grid import PatchGrid
 from autogaze.vit.memory import each_once, row_of_patch, shown_in_frame
-from autogaze.vit.motion import Side, moved
+from autogaze.vit.motion import Side, joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +87,7 @@ class PackedFeatures:
             return rows[shown].unflatten(1, self.grid.sides[-1]).permute(0, 3, 1, 2)
 
         sides = self.sides() if follow and self.sides is not None else []
-        if not sides:
-            maps = read(shown)
-        else:
-            maps = torch.zeros_like(read(sides[0].shown))
-            for side in sides:
-                found = moved(read(side.shown), side.looks, (side.shown >= 0).unflatten(1, self.grid.sides[-1]))
-                share = 1.0 if side.share is None else side.share.unflatten(1, self.grid.sides[-1])[:, None]
-                maps += (share * found).to(maps.dtype)
+        maps = joined(sides, read, self.grid.sides[-1]) if sides else read(shown)
         return maps.unflatten(0, (self.prefix.shape[0], self.frames))
 
     def _of_whole_picture(self, shown: Tensor) -> PoolInput:

@@ -19,6 +19,8 @@ SAMPLES = 4  # of a cell, each way
 REACH = 8  # samples: the longest shift, two cells
 WINDOW = 8  # samples that are compared: the cell and half a cell around it
 STAY = 0.97  # a shift must lower the difference to this share of staying
+AGE_POWER, DOUBT = 0.25, 0.02  # of looks before and after that are joined; best on validation clips
+FRESH = 1e9  # weight of a look of the frame itself, over which the others vanish
 STEP_PRICE = 1e-4  # of the pixels' spread, a sample of shift: of two equal shifts the shorter one
 
 
@@ -37,7 +39,7 @@ class Side:
 
     shown: Tensor  # (B * T, cells) int64: row of [kept, features], or -1
     looks: Looks
-    share: Tensor | None = None  # (B * T, cells) float of the map; None: all of it
+    away: Tensor | None = None  # (B * T, cells) frames from the look to each frame; where it is the only one, None
 
 
 def thumbnails(video: Tensor, sides: tuple[int, int]) -> Tensor:
@@ -49,8 +51,9 @@ def thumbnails(video: Tensor, sides: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def shifts(looks: Looks, sides: tuple[int, int]) -> Tensor:
-    """(B * T, rows, columns, 2) float32: how many cells down and right of each cell its content was when seen."""
+def shifts(looks: Looks, sides: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(B * T, rows, columns, 2) float32: how many cells down and right of each cell its content was when seen; and
+    (B * T, rows, columns) how much it differs from there all the same, as a share of the pixels' spread."""
     now = looks.now()
     seen = _pictures(looks.seen(now), sides)
     now = _pictures(now, sides)
@@ -66,7 +69,7 @@ def shifts(looks: Looks, sides: tuple[int, int]) -> Tensor:
         better = cost < best
         best = torch.where(better, cost, best)
         found = torch.where(better[..., None], found.new_tensor((float(y), float(x))), found)
-    return found / SAMPLES
+    return found / SAMPLES, best / spread
 
 
 def difference(now: Tensor, then: Tensor) -> Tensor:
@@ -75,14 +78,15 @@ def difference(now: Tensor, then: Tensor) -> Tensor:
     return F.avg_pool2d(cells, WINDOW, SAMPLES, (WINDOW - SAMPLES) // 2, count_include_pad=False)[:, 0]
 
 
-def moved(maps: Tensor, looks: Looks, known: Tensor) -> Tensor:
-    """Maps (S, D, rows, columns) of which cells that were not looked at again follow what was seen in them.
+def moved(maps: Tensor, looks: Looks, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (S, D, rows, columns) of which cells that were not looked at again follow what was seen in them; and the
+    difference of each cell that is left, as `shifts` gives it.
 
     Args:
         known: (S, rows, columns) bool, cells that were ever seen; others are neither read nor changed.
     """
     rows, columns = maps.shape[-2:]
-    shift = shifts(looks, (rows, columns))
+    shift, left = shifts(looks, (rows, columns))
     still = (shift == 0).all(-1) | looks.fresh.view(known.shape)
     y = torch.arange(rows, dtype=shift.dtype, device=maps.device)[:, None] + 0.5 + shift[..., 0]
     x = torch.arange(columns, dtype=shift.dtype, device=maps.device) + 0.5 + shift[..., 1]
@@ -90,7 +94,28 @@ def moved(maps: Tensor, looks: Looks, known: Tensor) -> Tensor:
     read = F.grid_sample(maps.float(), place, padding_mode="border", align_corners=False)
     certain = F.grid_sample(known[:, None].float(), place, padding_mode="border", align_corners=False)[:, 0]
     whole = certain > 0.999
-    return torch.where((~still & whole & known)[:, None], read.to(maps.dtype), maps)
+    return torch.where((~still & whole & known)[:, None], read.to(maps.dtype), maps), left
+
+
+def joined(sides: list[Side], read: Callable[[Tensor], Tensor], shape: tuple[int, int]) -> Tensor:
+    """The map (S, D, rows, columns) that the looks of all sides give together. A look counts the less the longer ago
+    it was, and the less alike it is to what is there; one of the frame itself counts alone.
+
+    Args:
+        read: the map of rows (S, cells).
+        shape: rows and columns.
+    """
+    total, weights = torch.zeros(()), torch.zeros(())
+    for side in sides:
+        known = (side.shown >= 0).unflatten(1, shape)
+        found, left = moved(read(side.shown), side.looks, known)
+        if side.away is None:
+            return found
+        away = side.away.unflatten(1, shape).float()
+        weight = away.clamp(min=1).pow(-AGE_POWER) / (left + DOUBT)
+        weight = weight.masked_fill(away == 0, FRESH).masked_fill(~known, 1 / FRESH)[:, None]
+        total, weights = total + weight * found, weights + weight
+    return (total / weights).to(found.dtype)
 
 
 def _pictures(cells: Tensor, sides: tuple[int, int]) -> Tensor:

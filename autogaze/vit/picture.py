@@ -61,14 +61,13 @@ class Picture:
         return lambda: self.before_and_after(video, sides)
 
     def before_and_after(self, video: Tensor, sides: tuple[int, int]) -> list[Side]:
-        """The looks at each cell before and after a frame. The nearer one counts more, by the root of its distance:
-        what was best on validation clips."""
+        """The looks at each cell before and after a frame."""
         assert self.past is not None and self.ahead is not None
-        waited, awaited = (away.float() for away in distances(self.past, self.ahead, self.frames, self.of_row))
-        share = awaited.sqrt() / (waited.sqrt() + awaited.sqrt()).clamp(min=1)
-        share = share.where(self.ahead >= 0, 1.0).where(self.past >= 0, 0.0).where(waited > 0, 1.0)
-        parts = ((self.past, share), (self.ahead, 1 - share))
-        return [Side(rows, replace(self, shown=rows).looks(video, sides, None), part) for rows, part in parts]
+        away = distances(self.past, self.ahead, self.frames, self.of_row)
+        return [
+            Side(rows, replace(self, shown=rows).looks(video, sides, None), frames)
+            for rows, frames in zip((self.past, self.ahead), away, strict=True)
+        ]
 
     def looks(self, video: Tensor, sides: tuple[int, int], memory: Memory | None) -> Looks:
         """Each cell as it is and as it was seen; a stream's memory takes it in at once, a clip when it is asked."""

@@ -161,11 +161,8 @@ def test_between_two_looks_a_map_is_read_from_both() -> None:
     dense = gazed(video, Gaze.from_patch_mask(torch.ones_like(mask), grid)).dense()
     assert features.sides is not None
     before, after = features.sides()
-    assert before.share is not None and after.share is not None
-    root = 2**0.5
-    expected = torch.tensor([1.0, root / (1 + root), 1 / (1 + root), 1.0])
-    torch.testing.assert_close(before.share, expected[:, None].expand(4, 64))
-    torch.testing.assert_close(after.share, 1 - before.share)
+    assert before.away is not None and after.away is not None
+    assert before.away[:, 0].tolist() == [0, 1, 2, 0] and after.away[:, 0].tolist() == [0, 2, 1, 0]
     both, nearest = (
         torch.cosine_similarity(features.dense(follow=follow), dense, dim=2)[0, 1:3].mean() for follow in (True, False)
     )
