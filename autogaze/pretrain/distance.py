@@ -150,7 +150,8 @@ def resized(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
 def unit_range(pictures: Tensor, preprocessor: Preprocessor) -> Tensor:
     """Preprocessed pixels (..., 3, H, W) as float32 in [0, 1]."""
     mean, std = (
-        torch.tensor(values, device=pictures.device).view(3, 1, 1) for values in (preprocessor.mean, preprocessor.std)
+        torch.tensor(values, dtype=torch.float32, device=pictures.device).view(3, 1, 1)
+        for values in (preprocessor.mean, preprocessor.std)
     )
     pixels = pictures.float() * std + mean + (1.0 if preprocessor.offset else 0.0)
     return pixels / (255 * preprocessor.rescale_factor)

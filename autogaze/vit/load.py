@@ -51,7 +51,7 @@ class LoadedViT:
     def normalise(self, frames: Tensor) -> Tensor:
         """Frames (N, 3, H, W) in [0, 1] as the model wants them."""
         mean, std = (
-            torch.tensor(values, dtype=frames.dtype, device=frames.device).view(3, 1, 1)
+            torch.tensor(values, dtype=torch.float32, device=frames.device).view(3, 1, 1)
             for values in (self.mean, self.std)
         )
         return (frames - mean) / std

@@ -42,8 +42,10 @@ class Painter(nn.Module):
             at = {}
             for axis, length, cells, fine in axes:
                 places = {
-                    "full": torch.arange(length) + 0.5,
-                    "small": (torch.arange(fine * self.small_side[k]) + 0.5) * finest / self.small_side[k],
+                    "full": torch.arange(length, dtype=torch.float32) + 0.5,
+                    "small": (torch.arange(fine * self.small_side[k], dtype=torch.float32) + 0.5)
+                    * finest
+                    / self.small_side[k],
                 }
                 self._keep(f"down_{axis}{k}", _down(length, cells, cell, patch))
                 for canvas, place in places.items():
@@ -53,7 +55,11 @@ class Painter(nn.Module):
                 self._keep(f"{canvas}_patch{k}", at[canvas, "y"][:, None] * k_columns + at[canvas, "x"])
 
     def _keep(self, name: str, value: Tensor) -> None:
-        if value.ndim == 2 and len(value) == value.shape[1] and torch.equal(value, torch.eye(len(value))):
+        if (
+            value.ndim == 2
+            and len(value) == value.shape[1]
+            and torch.equal(value, torch.eye(len(value), dtype=value.dtype))
+        ):
             self._identity.add(name)
         self.register_buffer(name, value, persistent=False)
 

@@ -124,3 +124,17 @@ def test_newest_prefers_the_finer_scale_on_a_tie() -> None:
 def test_a_video_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"video must be \(B, T, 3, 64, 64\) float, got .* \(1, 2, 3, 32, 32\)"):
         paste(torch.zeros(1, 2, 3, 32, 32), one_gaze({}, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
+    grid = PatchGrid((32, 64, 1024))  # places that bfloat16 cannot tell apart
+    video = torch.rand(1, 1, 3, 1024, 1024)
+    gaze = gaze_at(torch.rand(1, 1, grid.patches_per_frame) < 0.5, grid)
+    expected, before = paste(video, gaze), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        found = paste(video, gaze)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, expected)
