@@ -105,7 +105,7 @@ def joined(sides: list[Side], read: Callable[[Tensor], Tensor], shape: tuple[int
         read: the map of rows (S, cells).
         shape: rows and columns.
     """
-    total, weights = torch.zeros(()), torch.zeros(())
+    total = weights = torch.zeros((), dtype=torch.float32, device="cpu")  # of no dimension: adds to any device
     for side in sides:
         known = (side.shown >= 0).unflatten(1, shape)
         found, left = moved(read(side.shown), side.looks, known)
