@@ -87,6 +87,8 @@ def test_it_works_under_inference_mode() -> None:
         (torch.zeros(3, 3, 8, 8), r"got torch.float32 \(3, 3, 8, 8\)"),
         (torch.zeros(1, 2, 4, 8, 8), r"\(B, T, 3, H, W\)"),
         (torch.zeros(1, 0, 3, 8, 8), "must not be empty"),
+        (torch.zeros(1, 2, 3, 8, 8, device="meta"), "on the meta device"),
+        (torch.zeros(1, 2, 3, 8, 8).to_sparse(), "a torch.sparse_coo tensor"),
         (np.zeros((1, 2, 3, 8, 8)), "got ndarray"),
     ],
 )

@@ -23,6 +23,9 @@ def check_video(video: Tensor) -> None:
         )
     if 0 in video.shape:
         raise ValueError(f"video must not be empty, got {tuple(video.shape)}")
+    if video.is_meta or video.layout != torch.strided:
+        kind = "on the meta device: it has a shape, but no pixels" if video.is_meta else f"a {video.layout} tensor"
+        raise ValueError(f"video must hold its pixels densely, got one that is {kind}")
 
 
 def check_finite(video: Tensor) -> None:

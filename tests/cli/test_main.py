@@ -41,6 +41,22 @@ def test_wrong_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixt
     assert stop.value.code == 2 and "usage: autogaze" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gaze", "x.mp4", "--out", ""], "the word after --out is empty"),
+        (["gaze", ""], "the word after gaze is empty"),
+        (["train", "--data=", "--out", "run"], "--data= is empty"),
+    ],
+)
+def test_an_empty_word_is_not_the_present_folder(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_settings_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "workers=1", "--out", "run", "--json", "max_minute=3", "--preset", "tiny"]
     assert main(words) == 2 and "unknown key 'max_minute' (did you mean max_minutes?)" in capsys.readouterr().err
