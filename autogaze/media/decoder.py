@@ -115,7 +115,10 @@ class Decoder:
         """Frames a second, 25 where the file says nothing that can be."""
         # FFmpeg's guess is the average, but where a container counts fields (H.264 in AVI) the codec's own rate.
         rates = (self.stream.guessed_rate, self.stream.average_rate, self.stream.base_rate)
-        return next((float(rate) for rate in rates if rate and 0 < rate <= MOST_FPS), 25.0)
+        likely = next((float(rate) for rate in rates if rate and 0 < rate <= MOST_FPS), None)
+        if likely is None and self.stream.frames > 1 and self.stream.duration:  # beyond belief, or true
+            return float(self.stream.frames / (self.stream.duration * self.tick))
+        return likely or 25.0
 
     @property
     def listed(self) -> int | None:

@@ -123,6 +123,11 @@ def test_slow_and_fast_rates_keep_every_frame_and_its_time(suffix: str, fps: flo
     assert read.times_s[0] == 0 and np.all(np.diff(read.times_s) > 0)
 
 
+def test_a_rate_beyond_belief_is_right_where_the_count_says_so_too(tmp_path: Path) -> None:
+    encode(tmp_path / "clip.mp4", scene(20), fps=5000)
+    assert probe(tmp_path / "clip.mp4").fps == pytest.approx(5000, rel=0.05)
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_far_frames_are_found_by_seeking(suffix: str, tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (300, 4, 4, 3), np.uint8).repeat(12, 1).repeat(12, 2)
