@@ -17,6 +17,10 @@ if __name__ == "__main__":
     module, function = sys.argv[1].split(":")
     number = signal.Signals[sys.argv[2]]
     del sys.argv[1:3]
+    if number is signal.SIGINT:
+        signal.signal(number, signal.default_int_handler)  # it is ignored in what a shell runs in the background,
+    else:
+        signal.signal(number, signal.SIG_DFL)  # and SIGHUP under nohup
     home = importlib.import_module(module)
     original = getattr(home, function)
 
