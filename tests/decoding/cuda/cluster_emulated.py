@@ -1,8 +1,8 @@
 """Run by test_cluster.py in a process of its own: frames whose ids are decoded by the cluster kernel.
 
-Everything runs on the CPU: prefills under Triton's interpreter, all that follows their logits through the libraries
-given as arguments (`cuda_emulator.cpp`, for models without paste error and with it). Prints one JSON object a case: how
-what the cluster chose differs from what the reference chose.
+Everything runs on the CPU: prefills under Triton's interpreter, all that follows their logits through a library
+(`cuda_emulator.cpp`). Arguments: "heads" or "map", for models without and with a residual map, and the library made for
+them. Prints one JSON object a case: how what the cluster chose differs from what the reference chose.
 """
 
 import copy
@@ -119,11 +119,8 @@ def compare_first(gazer: AutoGaze, video: torch.Tensor, name: str) -> None:
     compare(name + "one stops", gazer, video[:, :2], gazing_ratio=0.4, task_loss_requirement=asked)
 
 
-def main(without: str, knowing: str) -> None:
-    kernels.choose = None  # Triton's choice is not asked
-    emulated = {False: Emulated(without), True: Emulated(knowing)}
-    cluster.load_kernel = lambda device, shape: emulated[shape.PLACES > 0]
-    cluster.takes = lambda buffers: True
+def compare_heads() -> None:
+    """Models that read the loss from their heads."""
     gazer, video = model(), torch.randn(2, 3, 3, 64, 64)
     losses = compare("ratio", gazer, video, gazing_ratio=0.9)
     stop = max(0.0, float(losses[~losses.isnan()].quantile(0.3)))
@@ -138,19 +135,26 @@ def main(without: str, knowing: str) -> None:
     compare_first(gazer, video, "heads: ")
     compare("scales", gazer, video, gazing_ratio=0.9, scales=(64,))
     compare("window", model(window=2), torch.randn(1, 5, 3, 64, 64), gazing_ratio=0.6)
-    gazer = model(residual_map=True)
-    losses = compare("paste error", gazer, video, gazing_ratio=0.6)
+
+
+def compare_maps() -> None:
+    """Models with a residual map."""
+    gazer, video = model(residual_map=True), torch.randn(2, 3, 3, 64, 64)
+    losses = compare("ratio", gazer, video, gazing_ratio=0.6)
     stop = max(0.0, float(losses[~losses.isnan()].quantile(0.3)))
-    compare(
-        "paste error, stop",
-        gazer,
-        video[:, :2],
-        gazing_ratio=1.0,
-        task_loss_requirement=torch.tensor([[stop], [stop / 2]]),
-    )
-    compare_first(gazer, video, "paste error: ")
-    compare("paste error, scales", gazer, video, gazing_ratio=0.9, scales=(64,))
-    compare("paste error, window", model(window=2, residual_map=True), torch.randn(1, 4, 3, 64, 64), gazing_ratio=0.4)
+    asked = torch.tensor([[stop], [stop / 2]])
+    compare("stop", gazer, video[:, :2], gazing_ratio=1.0, task_loss_requirement=asked)
+    compare_first(gazer, video, "map: ")
+    compare("scales", gazer, video, gazing_ratio=0.9, scales=(64,))
+    compare("window", model(window=2, residual_map=True), torch.randn(1, 4, 3, 64, 64), gazing_ratio=0.4)
+
+
+def main(kind: str, library: str) -> None:
+    kernels.choose = None  # Triton's choice is not asked
+    emulated = Emulated(library)
+    cluster.load_kernel = lambda device, shape: emulated
+    cluster.takes = lambda buffers: True
+    {"heads": compare_heads, "map": compare_maps}[kind]()
 
 
 main(*sys.argv[1:])
