@@ -148,14 +148,20 @@ def save_adapter(gazed: GazedViT, path: str | Path, facts: dict[str, Any] | None
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
 
 
-def load_adapter(gazed: GazedViT, path: str | Path) -> dict[str, Any]:
+def load_adapter(gazed: GazedViT, path: str | Path, scale: float = 1.0) -> dict[str, Any]:
     """Put an adapter from a file into the ViT that it was made for; returns the facts of its training.
+
+    Args:
+        scale: of what it changes, in [0, 1]. Weights between a frozen and a trained network are often better than
+            either, arXiv:2109.01903.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no adapter, or was made for another ViT or attention.
     """
     path = Path(path).expanduser()
+    if not 0 <= scale <= 1:
+        raise ValueError(f"the scale of an adapter must be in [0, 1], got {scale}")
     metadata, config, tensors = _read(path)
     _check_same(fingerprint(inner(gazed.model)), json.loads(metadata["model"]), path)
     if gazed.attention != config.attention:
@@ -165,16 +171,28 @@ def load_adapter(gazed: GazedViT, path: str | Path) -> dict[str, Any]:
     trained = [parameter.requires_grad for parameter in gazed.model.parameters()]
     install(gazed, config)
     assert gazed.adapter is not None
-    gazed.adapter.load_state_dict({n.removeprefix("embed."): v for n, v in tensors.items() if n.startswith("embed.")})
+    learned = {name.removeprefix("embed."): scale * v for name, v in tensors.items() if name.startswith("embed.")}
+    gazed.adapter.load_state_dict(learned)
     inside = {name.partition(".")[2]: value for name, value in tensors.items() if not name.startswith("embed.")}
-    own = {_today(name): name for name in gazed.tower.root.state_dict()}
-    missing = gazed.tower.root.load_state_dict({own.get(name, name): v for name, v in inside.items()}, strict=False)
+    before = gazed.tower.root.state_dict()
+    own = {_today(name): name for name in before}
+    named = {own.get(name, name): value for name, value in inside.items()}
+    if scale != 1:
+        named = {name: _scaled(name, value, before.get(name), scale) for name, value in named.items()}
+    missing = gazed.tower.root.load_state_dict(named, strict=False)
     if missing.unexpected_keys:
         raise ValueError(f"{path} does not fit this ViT: {', '.join(missing.unexpected_keys[:3])} ...")
     if config.weights == "lora":
         _merge_lora(gazed.tower.root)
     gazed.requires_grad_(any(trained))
     return dict(json.loads(metadata.get("facts", "{}")))
+
+
+def _scaled(name: str, value: Tensor, before: Tensor | None, scale: float) -> Tensor:
+    """A weight part of the way from what it was; of LoRA's pairs of matrices one is scaled."""
+    if f".{NAME}." in name:
+        return scale * value if ".lora_B." in name else value
+    return value if before is None or not value.is_floating_point() else torch.lerp(before.to(value), value, scale)
 
 
 def adapter_attention(path: str | Path) -> Attention:

@@ -87,6 +87,8 @@ class GazedViT(nn.Module):
         size: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
+        *,
+        adapter_scale: float = 1.0,
     ) -> GazedViT:
         """Load a pretrained ViT, in evaluation mode, and perhaps an adapter that was trained for it.
 
@@ -95,6 +97,7 @@ class GazedViT(nn.Module):
             adapter: a file of `autogaze adapt`, its folder, or a shipped one: "dinov2-small-nearest".
             attention: as in `GazedViT`; by default the adapter's, or for a frozen ViT "nearest" (see `recommended`).
             size: pixels a side of the frames.
+            adapter_scale: 1 for the ViT as it was adapted, 0 for the frozen one; in between is often better than both.
 
         Raises:
             FileNotFoundError: if there is no such model or adapter.
@@ -107,7 +110,7 @@ class GazedViT(nn.Module):
         gazed = cls(loaded.model, attention, size)
         gazed._pixels = loaded.mean, loaded.std
         if adapter is not None:
-            load_adapter(gazed, adapter)
+            load_adapter(gazed, adapter, adapter_scale)
         return gazed
 
     @property

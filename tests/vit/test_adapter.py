@@ -76,6 +76,33 @@ def test_an_adapter_goes_back_into_its_own_vit(case: Case, tmp_path: Path) -> No
         save_adapter(again, tmp_path / "again.safetensors")
 
 
+@pytest.mark.parametrize("weights", ["lora", "all", "none"])
+@torch.no_grad()
+def test_an_adapter_can_be_taken_in_part(weights: str, tmp_path: Path) -> None:
+    """At 0 it changes nothing, at 1 all that it learned; in between its changes are scaled."""
+    torch.manual_seed(0)
+    model = CASES[0].build().eval()
+    plain = {name: value.clone() for name, value in model.state_dict().items()}
+    gazed = GazedViT(model, "memory")
+    video, gaze = _input(8)
+    dense = gazed(video, gaze).features
+    install(gazed, AdapterConfig("memory", 2, weights, 2))
+    _disturb(gazed)
+    save_adapter(gazed, tmp_path / "adapter.safetensors")
+    found = {}
+    for scale in (0.0, 0.5, 1.0):
+        again = GazedViT(CASES[0].build().eval(), "memory")
+        again.model.load_state_dict(plain)
+        load_adapter(again, tmp_path, scale)
+        found[scale] = again(video, gaze).features, {n: v.clone() for n, v in again.model.state_dict().items()}
+    torch.testing.assert_close(found[0.0][0], dense)
+    torch.testing.assert_close(found[1.0][0], gazed(video, gaze).features, atol=1e-4, rtol=1e-4)
+    for name, value in found[0.5][1].items():
+        torch.testing.assert_close(value, (found[0.0][1][name] + found[1.0][1][name]) / 2)
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\], got 1.5"):
+        load_adapter(gazed, tmp_path, 1.5)
+
+
 @torch.no_grad()
 def test_all_weights_can_be_an_adapter(tmp_path: Path) -> None:
     gazed = GazedViT(CASES[0].build().eval(), "memory")
