@@ -75,8 +75,7 @@ def fit(
         return result
     last = folder / LAST
     folder.mkdir(parents=True, exist_ok=True)
-    if is_launched():
-        quiet_lightning()
+    quiet_lightning()
     if rank() == 0:
         write_text(folder / RECIPE, yaml.safe_dump(asdict(recipe), sort_keys=False))
     trainer = make_trainer(recipe, folder, callbacks)

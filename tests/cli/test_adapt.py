@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,8 @@ def test_a_vit_is_adapted_and_a_run_goes_on(
     words += [*SETTINGS, "validate_every=4", "checkpoint_every=4"]
     assert main([*words, "max_steps=4"]) == 0
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    chatty = logging.getLogger("pytorch_lightning.trainer.connectors.checkpoint_connector")
+    assert not chatty.isEnabledFor(logging.INFO)  # how Lightning writes its checkpoints
     assert first["steps"] == 4 and Path(first["adapter"]).stat().st_size < 2**20
     assert main([*words, "max_steps=12", "--resume"]) == 0
     second = json.loads(capsys.readouterr().out.splitlines()[-1])
