@@ -120,7 +120,7 @@ def _parse(arguments: Sequence[str], alone: bool) -> argparse.Namespace:
     for before, word in zip(["autogaze", *arguments], arguments, strict=False):
         if not word or (word.startswith("--") and word.endswith("=")):  # an empty path would be the present folder
             named = f"{word} is" if word else f"the word after {before} is"
-            parser.error(f"{named} empty: is a variable of the shell not set?")
+            raise ValueError(f"{named} empty: is a variable of the shell not set?")
     args, rest = parser.parse_known_args(arguments)
     takes = hasattr(args, "settings")
     strange = [word for word in rest if word.startswith("-") or "=" not in word or not takes]

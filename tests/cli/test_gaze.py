@@ -281,7 +281,7 @@ def test_a_folder_is_gazed_at_without_what_was_written_there(
 
 @pytest.mark.parametrize(
     "source, message",
-    [("7", "7 is no file: cameras"), ("ftp://a/b.mp4", "ftp:// cannot be"), ("", "the name of the video is empty")],
+    [("7", "7 is no file: cameras"), ("ftp://a/b.mp4", "ftp:// cannot be"), ("", "the word after gaze is empty")],
 )
 def test_cameras_and_unknown_addresses_are_refused_as_such(
     source: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
