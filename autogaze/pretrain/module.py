@@ -65,7 +65,8 @@ class GazeModule(pl.LightningModule):
             {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
         if gate:
-            groups.append({"params": gate, "weight_decay": 0.0, RATE: getattr(self.recipe, "gate_rate", 1.0)})
+            rate = self.recipe.gate_rate if isinstance(self.recipe, PretrainRecipe) else 1.0
+            groups.append({"params": gate, "weight_decay": 0.0, RATE: rate})
         return torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.95))
 
 
